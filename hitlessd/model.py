@@ -95,7 +95,7 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class SystemdAddress:
-    """`sd@NAME`: whatever address the sockets have that systemd passes under FileDescriptorName=NAME (systemd.socket(5))."""
+    """`sd@NAME`: the addresses of the sockets that systemd passes under FileDescriptorName=NAME (systemd.socket(5))."""
 
     name: str
 
