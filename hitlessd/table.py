@@ -35,7 +35,7 @@ class _Header(IntEnum):
 
 
 class Column(IntEnum):
-    """What a row counts; the names are those of HAProxy's CSV (management guide, 9.1). New ones are added at the end."""
+    """What a row counts, by the names of HAProxy's CSV (management guide, 9.1). New ones are added at the end."""
 
     SCUR = 0  # sessions now
     SMAX = 1  # most sessions at once that one worker has seen
@@ -98,7 +98,7 @@ def row_keys(config: Config) -> list[RowKey]:
 
 
 class Table:
-    """A mapped table. `keys[i]` names row i; `index[key]` finds it. The descriptor and the mapping live until close()."""
+    """A mapped table. `keys[i]` names row i; `index[key]` finds it. Descriptor and mapping live until close()."""
 
     def __init__(self, fd: int, mapping: mmap.mmap, keys: Sequence[RowKey]) -> None:
         self.fd = fd
@@ -143,7 +143,7 @@ class Table:
 
     @classmethod
     def attach(cls, fd: int) -> Table:
-        """Map a table that another process made; takes the descriptor over. Raises PeerError if it is not a sound table."""
+        """Map a table that another process made; takes the descriptor over. Raises PeerError if it is not sound."""
         try:
             size = os.fstat(fd).st_size
             seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
