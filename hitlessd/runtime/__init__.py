@@ -1,0 +1,1 @@
+"""The runtime API: HAProxy's stats socket, in its words and formats."""
