@@ -1,0 +1,46 @@
+"""The configuration reader: files in, one checked and frozen Config out. Only the public face is here.
+
+files (reading) -> ini (sections and options with their lines) -> sections (merging) -> build (values and checks);
+problems collects what is wrong on the way. The reference for the format is docs/configuration.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hitlessd.errors import ConfigError
+from hitlessd.model import Config, SourceFile
+
+from .build import build
+from .files import SIZE_LIMIT, gather, read_files
+from .problems import Problems
+from .resolve import Names, Resolver, system_resolver
+from .sections import merge
+
+__all__ = ["SIZE_LIMIT", "Resolver", "load", "parse", "read_files", "system_resolver"]
+
+
+def load(paths: Sequence[str], *, resolver: Resolver = system_resolver) -> Config:
+    """Read files and drop-in directories as one configuration.
+
+    Host names of servers are resolved here, which may take as long as the system's name servers take.
+    Raises ConfigError with every problem found.
+    """
+    problems = Problems()
+    files = gather(paths, problems)
+    return _parse(files, resolver, problems)
+
+
+def parse(files: Sequence[SourceFile], *, resolver: Resolver = system_resolver) -> Config:
+    """As load(), from texts that were read before. Raises ConfigError with every problem found."""
+    return _parse(tuple(files), resolver, Problems())
+
+
+def _parse(files: tuple[SourceFile, ...], resolver: Resolver, problems: Problems) -> Config:
+    names = Names(resolver)
+    whole = not problems  # files that could not be read may hold what would be missed
+    merged = merge(files, problems)
+    config = build(merged, files, names, problems, whole=whole)
+    if problems:
+        raise ConfigError(problems.errors())
+    return config
