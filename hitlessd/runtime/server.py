@@ -1,39 +1,380 @@
-"""Sockets and clients of the runtime API on the main process's loop: accept, read lines, write answers, time out."""
+"""Sockets and clients of the runtime API on the main process's loop: accept, read lines, write answers, time out.
+
+Nothing that a client does may block the loop or grow memory: a line has a limit, no further command is executed while
+answers are unread, unread answers have a limit, silence has a limit, and so has the number of clients.
+"""
 
 from __future__ import annotations
 
+import errno
+import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from hitlessd.model import StatsSocket
-from hitlessd.runtime.control import Control, LoopLike
+from hitlessd.errors import PeerError
+from hitlessd.model import StatsSocket, UnixAddress
+from hitlessd.runtime.client import EXPORT_LIMIT, LINE_LIMIT, Client, is_privileged, restored, takeover_refusal
+from hitlessd.runtime.commands import Call, Session, execute, reload_answer, split_line
+from hitlessd.runtime.control import Control, LoopLike, ReloadOutcome, TimerLike
 
 __all__ = ["RuntimeServer"]
+
+CLIENTS = 10  # HAProxy's `stats maxconn`; for peers that are neither root nor of our uid
+PRIVILEGED_CLIENTS = 100  # for those that are
+UNREAD_PAUSE = 65536  # bytes of unread answers from which on a client's next command waits
+UNREAD_LIMIT = 32 << 20  # bytes of unread answers, all clients together
+
+_TURN = 0.01  # seconds that one client may work before others get their turn
+_ACCEPTS = 32  # connections accepted in one go
+_RETRY = 0.1  # seconds until accepting is tried again when descriptors are short
+_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_GONE = select.EPOLLHUP | select.EPOLLERR
+_READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
 
 
 class RuntimeServer:
     """Serves the runtime API on any number of listening sockets. `log(severity, message, **fields)`."""
 
     def __init__(self, loop: LoopLike, control: Control, log: Callable[..., None]) -> None:
-        raise NotImplementedError
+        self._loop = loop
+        self._control = control
+        self._log = log
+        self._listeners: dict[socket.socket, StatsSocket] = {}
+        self._clients: list[Client] = []
+        self._clock: TimerLike | None = None
+        self._due = 0.0  # loop time at which the clock rings
+        self._retry: TimerLike | None = None
+        self._logged = float("-inf")
+        self._unlogged = 0
+
+    # Listeners
 
     def add_listener(self, stats: StatsSocket, sock: socket.socket) -> None:
         """Accept on `sock`, a non-blocking listening socket that stays the caller's to close. Raises OSError."""
-        raise NotImplementedError
+        self._loop.add(sock.fileno(), _READ, lambda _events: self._accept(sock))
+        self._listeners[sock] = stats
 
     def remove_listener(self, sock: socket.socket) -> None:
         """Stop accepting on `sock`, before it is closed or handed over. Its clients stay; an unknown one is ignored."""
-        raise NotImplementedError
+        if self._listeners.pop(sock, None) is not None:
+            self._loop.remove(sock.fileno())
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_ACCEPTS):
+            stats = self._listeners.get(listener)
+            if stats is None:
+                return
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _CAPACITY:
+                    self._pause(error)
+                    return
+                continue
+            sock.setblocking(False)
+            client = Client(sock, stats, Session(stats.level), self._loop.time())
+            client.session.privileged = is_privileged(client.credentials)
+            if self._make_room(client):
+                self._serve(client)
+            else:
+                sock.close()
+
+    def _pause(self, error: OSError) -> None:
+        """Short of descriptors: free one, and stay away from the listeners for a moment instead of spinning on them."""
+        self._limited_log("warning", f"cannot accept on the runtime API: {error.strerror}")
+        if idle := self._longest_idle(self._clients):
+            self._drop(idle)
+        if self._retry is None:
+            for sock in self._listeners:
+                self._loop.remove(sock.fileno())
+            self._retry = self._loop.call_later(_RETRY, self._resume)
+
+    def _resume(self) -> None:
+        self._retry = None
+        for sock, stats in list(self._listeners.items()):
+            self._loop.remove(sock.fileno())  # one that was added meanwhile
+            self.add_listener(stats, sock)
+
+    def _make_room(self, newcomer: Client) -> bool:
+        """See to it that idle clients cannot lock others out, and ordinary ones never the operator."""
+        privileged = newcomer.session.privileged
+        peers = [client for client in self._clients if client.session.privileged == privileged]
+        if len(peers) < (PRIVILEGED_CLIENTS if privileged else CLIENTS):
+            return True
+        if victim := self._longest_idle(peers):
+            self._limited_log("notice", f"dropping the {victim}: too many clients, and it is idle longest")
+            self._drop(victim)
+            return True
+        self._limited_log("warning", f"refusing a {newcomer}: too many clients")
+        return False
+
+    @staticmethod
+    def _longest_idle(clients: Sequence[Client]) -> Client | None:
+        idle = [client for client in clients if client.waiting is None]
+        return min(idle, key=lambda client: client.active, default=None)
+
+    # Clients
+
+    def _serve(self, client: Client) -> None:
+        self._clients.append(client)
+        client.events = _READ
+        self._loop.add(client.sock.fileno(), _READ, lambda events: self._ready(client, events))
+        self._arm(client)
+
+    def _drop(self, client: Client) -> None:
+        """Forget a client and close its connection."""
+        if self._release(client):
+            client.sock.close()
+
+    def _release(self, client: Client) -> bool:
+        if not client.alive:
+            return False
+        client.alive = False
+        self._clients.remove(client)
+        self._loop.remove(client.sock.fileno())
+        return True
+
+    def _arm(self, client: Client) -> None:
+        """Have the clock ring when this client may have been silent for too long, if it would ring later."""
+        due = client.active + client.session.timeout
+        if client.waiting is not None or (self._clock is not None and self._due <= due):
+            return
+        if self._clock is not None:
+            self._clock.cancel()
+        self._due = due
+        self._clock = self._loop.call_later(max(0.0, due - self._loop.time()), self._tick)
+
+    def _tick(self) -> None:
+        """Drop who has been silent for too long; come again when the next one may be due."""
+        self._clock = None
+        now = self._loop.time()
+        for client in list(self._clients):
+            if client.waiting is not None:
+                continue
+            if client.active + client.session.timeout > now:
+                self._arm(client)
+                continue
+            if client.output:
+                self._limited_log("notice", f"dropping the {client}: it does not read its answer")
+            self._drop(client)
+
+    def _ready(self, client: Client, events: int) -> None:
+        if events & _READ and client.events & _READ:
+            self._read(client)
+        elif events & _GONE:
+            # Nothing is left to read, and nobody is left to answer.
+            self._drop(client)
+            return
+        self._advance(client)
+
+    def _read(self, client: Client) -> None:
+        try:
+            data = client.sock.recv(LINE_LIMIT - len(client.input))
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop(client)
+            return
+        client.active = self._loop.time()
+        client.input += data
+        client.ended = not data
+
+    def _advance(self, client: Client) -> None:
+        """Execute what can be executed, send what can be sent, and wait for what is needed next."""
+        until = self._loop.time() + _TURN
+        more = True
+        while client.alive:
+            self._flush(client)
+            if not more or not client.alive:
+                break
+            more = self._step(client) and self._loop.time() < until
+        if not client.alive:
+            return
+        if client.waiting is None and not self._has_work(client):
+            # As with HAProxy, an unfinished line is not executed, and without a prompt the connection ends as soon as
+            # nothing more has arrived.
+            client.closing |= client.ended or (client.asked and not client.session.prompt and not client.input)
+        if client.closing and not client.output:
+            self._drop(client)
+            return
+        events = 0
+        # Who waits for a reload is read from too, so that its end is noticed.
+        if not client.closing and not client.ended and len(client.input) < LINE_LIMIT:
+            events |= _READ if len(client.output) < UNREAD_PAUSE else 0
+        if client.output or self._has_work(client):
+            events |= _WRITE
+        if events != client.events:
+            client.events = events
+            self._loop.modify(client.sock.fileno(), events)
+
+    @staticmethod
+    def _has_work(client: Client) -> bool:
+        return client.waiting is None and not client.closing and bool(client.commands or b"\n" in client.input)
+
+    def _step(self, client: Client) -> bool:
+        """Execute one command; False when that must wait or there is none."""
+        if client.waiting is not None or client.closing or len(client.output) >= UNREAD_PAUSE:
+            return False
+        if not client.commands and not self._next_line(client):
+            return False
+        if client.alive and client.commands:
+            self._execute(client, client.commands.popleft())
+        return client.alive
+
+    def _next_line(self, client: Client) -> bool:
+        end = client.input.find(b"\n")
+        if end >= LINE_LIMIT or (end < 0 and len(client.input) >= LINE_LIMIT):
+            client.output += f"cannot read the command: longer than {LINE_LIMIT} bytes\n\n".encode()
+            client.input.clear()
+            client.closing = True
+            self._limited_log("notice", f"dropping the {client}: its command is longer than {LINE_LIMIT} bytes")
+            return False
+        if end < 0:
+            return False
+        line = bytes(client.input[:end])
+        del client.input[: end + 1]
+        if not client.asked:
+            client.asked = True
+            if line.split(None, 1)[:1] in ([b"_getsocks"], [b"_takeover"]):
+                self._give_away(client, line)
+                return True
+        client.commands.extend(split_line(line))
+        return True
+
+    def _execute(self, client: Client, command: bytes) -> None:
+        def call(words: Sequence[str]) -> Call:
+            sockets = tuple(dict.fromkeys(self._listeners.values()))
+            promise = lambda number: setattr(client, "waiting", number)  # noqa: E731
+            return Call(words, client.session, self._control, sockets, self._loop.time(), done, promise)
+
+        def done(outcome: ReloadOutcome) -> None:
+            self._reloaded(client, outcome)
+
+        try:
+            answer = execute(command, call)
+        except Exception as error:
+            # Main must outlive any mistake in here.
+            self._log("err", f"cannot execute a runtime API command: {type(error).__name__}: {error}")
+            answer = "cannot execute the command: internal error\n"
+            client.waiting = None
+        self._arm(client)
+        if client.session.closing:
+            client.closing = True
+            client.commands.clear()
+        elif isinstance(answer, str):
+            self._answer(client, answer)
+
+    def _answer(self, client: Client, text: str) -> None:
+        client.output += text.encode("latin-1", "replace")
+        client.output += b"\n> " if client.session.prompt else b"\n"
+        self._flush(client)
+        unread = sum(len(each.output) for each in self._clients)
+        if unread > UNREAD_LIMIT:
+            worst = max(self._clients, key=lambda each: len(each.output))
+            self._log("warning", f"dropping the {worst}: it does not read, and {len(worst.output)} bytes are waiting")
+            self._drop(worst)
+
+    def _reloaded(self, client: Client, outcome: ReloadOutcome) -> None:
+        if not client.alive or client.waiting is None:
+            return
+        client.waiting = None
+        client.active = self._loop.time()
+        self._arm(client)
+        self._answer(client, reload_answer(outcome))
+        if client.alive:
+            self._advance(client)
+
+    def _flush(self, client: Client) -> None:
+        if not client.alive or not client.output:
+            return
+        try:
+            sent = client.sock.send(client.output)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop(client)
+            return
+        client.active = self._loop.time()
+        del client.output[:sent]
+
+    def _give_away(self, client: Client, line: bytes) -> None:
+        """The first line is not for us: whoever answers it gets the connection."""
+        verb, _, rest = line.strip().partition(b" ")
+        stats, credentials = client.stats, client.credentials
+        unix = isinstance(stats.address, UnixAddress)
+        if verb == b"_getsocks":
+            if not stats.expose_fd_listeners or not unix:
+                self._drop(client)
+                return
+        elif refusal := takeover_refusal(stats, credentials):
+            self._log("warning", f"refusing a {client}: {refusal}")
+            client.output += refusal.encode("latin-1", "replace") + b"\n"
+            client.closing = True
+            return
+        self._release(client)
+        already = bytes(client.input)
+        try:
+            if verb == b"_getsocks":
+                self._control.getsocks(client.sock, stats, credentials, already)
+            else:
+                assert credentials is not None
+                self._control.takeover(client.sock, rest.strip(), stats, credentials, already)
+        except BaseException:
+            client.sock.close()
+            raise
+
+    # Handover
 
     def export_clients(self) -> list[tuple[socket.socket, dict[str, Any]]]:
         """Give every client away, for a successor: the socket, and what import_client() needs (JSON)."""
-        raise NotImplementedError
+        exported = []
+        for client in list(self._clients):
+            self._flush(client)
+            if not client.alive or (client.closing and not client.output):
+                self._drop(client)
+            elif len(client.output) > EXPORT_LIMIT:
+                self._log("notice", f"dropping the {client}: it does not read, and a successor takes over")
+                self._drop(client)
+            else:
+                self._release(client)
+                exported.append((client.sock, client.state(self._loop.time())))
+        return exported
 
     def import_client(self, sock: socket.socket, state: dict[str, Any]) -> None:
         """Serve a client that another server exported. Owns `sock` from here on. Raises PeerError, `sock` closed."""
-        raise NotImplementedError
+        try:
+            sock.setblocking(False)
+            client, waiting = restored(sock, state, self._loop.time())
+            self._serve(client)
+        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+            sock.close()
+            raise PeerError(f"cannot take over a runtime API client: {type(error).__name__}: {error}") from None
+        if waiting is not None:
+            client.waiting = waiting
+            client.waiting = self._control.resume_reload(waiting, lambda outcome: self._reloaded(client, outcome))
+        self._advance(client)
 
     def close(self) -> None:
         """Forget the listeners and close every client, sending what the kernel takes at once."""
-        raise NotImplementedError
+        for sock in list(self._listeners):
+            self.remove_listener(sock)
+        for client in list(self._clients):
+            self._flush(client)
+            self._drop(client)
+        for timer in (self._clock, self._retry):
+            if timer is not None:
+                timer.cancel()
+        self._clock = self._retry = None
+
+    def _limited_log(self, severity: str, message: str) -> None:
+        """At most one line a second: what is logged here, a hostile client can make happen as often as it likes."""
+        now = self._loop.time()
+        if now - self._logged < 1.0:
+            self._unlogged += 1
+            return
+        suffix = f" ({self._unlogged} similar messages suppressed)" if self._unlogged else ""
+        self._logged, self._unlogged = now, 0
+        self._log(severity, message + suffix)

@@ -1,0 +1,117 @@
+"""A client of the runtime API: its buffers, its rights, and the form in which it moves to a successor."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import struct
+from collections import deque
+from typing import Any
+
+from hitlessd.model import InetAddress, StatsSocket, UnixAddress
+from hitlessd.runtime.commands import LEVELS, Session, address_text
+from hitlessd.runtime.control import Credentials
+
+__all__ = ["EXPORT_LIMIT", "LINE_LIMIT", "Client", "is_privileged", "restored", "takeover_refusal"]
+
+LINE_LIMIT = 16384  # bytes of a line with its newline; HAProxy's tune.bufsize
+EXPORT_LIMIT = 65536  # bytes of unread answers that go to a successor
+_FORMAT = 1  # of an exported client
+
+
+class Client:
+    """One connection. `waiting` is the number of the reload whose outcome it waits for."""
+
+    def __init__(self, sock: socket.socket, stats: StatsSocket, session: Session, now: float) -> None:
+        self.sock = sock
+        self.stats = stats
+        self.session = session
+        self.credentials = _credentials(sock)
+        self.input = bytearray()
+        self.commands: deque[bytes] = deque()  # of the line being executed
+        self.output = bytearray()
+        self.waiting: int | None = None
+        self.asked = False  # has sent a line
+        self.ended = False  # has sent all that it will
+        self.closing = False  # answer, then close
+        self.alive = True
+        self.active = now  # loop time of the latest sign of life
+        self.events = 0  # what the loop waits for
+
+    def __str__(self) -> str:
+        who = f" (pid {self.credentials.pid}, uid {self.credentials.uid})" if self.credentials else ""
+        return f"runtime API client of {address_text(self.stats)}{who}"
+
+    def state(self, now: float) -> dict[str, Any]:
+        """What restored() needs to go on in another process (JSON). `now` is the loop's time."""
+        stats, session, address = self.stats, self.session, self.stats.address
+        return {
+            "format": _FORMAT,
+            "address": list(address.sockaddr) if isinstance(address, InetAddress) else address.path,
+            "socket_level": stats.level,
+            "expose_fd_listeners": stats.expose_fd_listeners,
+            "level": session.level,
+            "privileged": session.privileged,
+            "prompt": session.prompt,
+            "timeout": session.timeout,
+            "input": _text(self.input),
+            "commands": [_text(command) for command in self.commands],
+            "output": _text(self.output),
+            "reload": self.waiting,
+            "asked": self.asked,
+            "ended": self.ended,
+            "closing": self.closing,
+            "idle": max(0.0, now - self.active),
+        }
+
+
+def _credentials(sock: socket.socket) -> Credentials | None:
+    if sock.family != socket.AF_UNIX:
+        return None
+    return Credentials(*struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
+
+
+def is_privileged(credentials: Credentials | None) -> bool:
+    return credentials is not None and credentials.uid in (0, os.geteuid())
+
+
+def takeover_refusal(stats: StatsSocket, credentials: Credentials | None) -> str:
+    """Why this client may not take over, empty if it may."""
+    if not stats.expose_fd_listeners or not isinstance(stats.address, UnixAddress):
+        return f"cannot take over: the stats socket {address_text(stats)} lacks 'expose-fd listeners'"
+    if credentials is None or not is_privileged(credentials):
+        uid = credentials.uid if credentials else "unknown"
+        return f"cannot take over: only root and uid {os.geteuid()} may, this is uid {uid}"
+    return ""
+
+
+def _text(data: bytes | bytearray) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _bytes(text: Any, limit: int) -> bytes:
+    data = base64.b64decode(text, validate=True)
+    if len(data) > limit:
+        raise ValueError(f"{len(data)} bytes where {limit} are allowed")
+    return data
+
+
+def restored(sock: socket.socket, state: dict[str, Any], now: float) -> tuple[Client, int | None]:
+    """A client from its exported state, and the reload it waits for. Raises KeyError, TypeError, ValueError."""
+    if state["format"] != _FORMAT:
+        raise ValueError(f"unknown format {state['format']!r}")
+    level, socket_level, timeout = state["level"], state["socket_level"], float(state["timeout"])
+    if level not in LEVELS or socket_level not in LEVELS or not 0 < timeout < float("inf"):
+        raise ValueError("unsound level or time-out")
+    where = state["address"]
+    address = UnixAddress(where) if isinstance(where, str) else InetAddress(str(where[0]), int(where[1]))
+    stats = StatsSocket(address, level=socket_level, expose_fd_listeners=state["expose_fd_listeners"] is True)
+    session = Session(level, state["privileged"] is True, state["prompt"] is True, timeout)
+    client = Client(sock, stats, session, now - float(state["idle"]))
+    client.input += _bytes(state["input"], LINE_LIMIT)
+    client.commands.extend(_bytes(command, LINE_LIMIT) for command in state["commands"])
+    client.output += _bytes(state["output"], EXPORT_LIMIT)
+    client.asked, client.ended, client.closing = (state[name] is True for name in ("asked", "ended", "closing"))
+    waiting = state["reload"]
+    return client, None if waiting is None else int(waiting)

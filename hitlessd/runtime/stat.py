@@ -1,0 +1,357 @@
+"""The formats of `show stat`, `show info` and `show proc`: HAProxy 2.6's fields in its order (management guide, 9).
+
+Pure functions of what the control object says; no I/O. A field that HAProxy has and we know nothing of stays empty; one
+that can only be zero here (no TLS, no HTTP, no compression) says 0 wherever HAProxy says 0: tools add such fields up.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from hitlessd.model import Backend, Frontend, InetAddress, Server
+from hitlessd.runtime.control import Control, GenerationInfo
+from hitlessd.table import PROCESS, Column, RowKey, ServerState, Table, sum_over
+
+__all__ = ["COLUMNS", "StatFilter", "event_date", "show_info", "show_proc", "show_stat", "uptime_text"]
+
+_NAMES = """
+    pxname svname qcur qmax scur smax slim stot bin bout dreq dresp ereq econ eresp wretr wredis status weight act bck
+    chkfail chkdown lastchg downtime qlimit pid iid sid throttle lbtot tracked type rate rate_lim rate_max check_status
+    check_code check_duration hrsp_1xx hrsp_2xx hrsp_3xx hrsp_4xx hrsp_5xx hrsp_other hanafail req_rate req_rate_max
+    req_tot cli_abrt srv_abrt comp_in comp_out comp_byp comp_rsp lastsess last_chk last_agt qtime ctime rtime ttime
+    agent_status agent_code agent_duration check_desc agent_desc check_rise check_fall check_health agent_rise
+    agent_fall agent_health addr cookie mode algo conn_rate conn_rate_max conn_tot intercepted dcon dses wrew connect
+    reuse cache_lookups cache_hits srv_icur src_ilim qtime_max ctime_max rtime_max ttime_max eint idle_conn_cur
+    safe_conn_cur used_conn_cur need_conn_est uweight agg_server_status agg_server_check_status agg_check_status -
+    ssl_sess ssl_reused_sess ssl_failed_handshake h2_headers_rcvd h2_data_rcvd h2_settings_rcvd h2_rst_stream_rcvd
+    h2_goaway_rcvd h2_detected_conn_protocol_errors h2_detected_strm_protocol_errors h2_rst_stream_resp h2_goaway_resp
+    h2_open_connections h2_backend_open_streams h2_total_connections h2_backend_total_streams h1_open_connections
+    h1_open_streams h1_total_connections h1_total_streams h1_bytes_in h1_bytes_out h1_spliced_bytes_in
+    h1_spliced_bytes_out
+"""
+COLUMNS: tuple[str, ...] = tuple(_NAMES.split())
+_AT = {name: at for at, name in enumerate(COLUMNS)}
+
+_SSL = ("ssl_sess", "ssl_reused_sess", "ssl_failed_handshake")
+_MODULES = COLUMNS[_AT["ssl_sess"] :]
+_ZERO_FRONTEND = (
+    *("rate_lim", "req_rate", "req_rate_max", "req_tot", "comp_in", "comp_out", "comp_byp", "comp_rsp"),
+    *("dcon", "dses", "wrew", "eint", *_MODULES),
+)
+_ZERO_SERVER = ("rtime", "rtime_max", "wrew", "reuse", "srv_icur", "eint", "idle_conn_cur", "safe_conn_cur", *_SSL)
+_ZERO_BACKEND = (
+    *("req_tot", "comp_in", "comp_out", "comp_byp", "comp_rsp", "rtime", "rtime_max", "wrew", "reuse", "eint"),
+    *_MODULES,
+)
+
+#: `show stat <iid> <type> <sid>`: bits of <type>.
+_FRONTENDS, _BACKENDS, _SERVERS = 1, 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class StatFilter:
+    """What `show stat` was asked for; -1 is everything. `addresses`: whether the reader may see where servers are."""
+
+    iid: int = -1
+    types: int = -1
+    sid: int = -1
+    hide_maint: bool = False
+    hide_down: bool = False
+    addresses: bool = False
+
+
+class _Row:
+    """A row under construction."""
+
+    def __init__(self, pxname: str, svname: str, iid: int, sid: int, kind: int, zeroes: Iterable[str]) -> None:
+        values: list[str] = [""] * len(COLUMNS)
+        for name in zeroes:
+            values[_AT[name]] = "0"
+        self.values = values
+        self.set(pxname=pxname, svname=svname, pid=1, iid=iid, sid=sid, type=kind, mode="tcp")
+        values[_AT["-"]] = "-"
+
+    def set(self, **fields: object) -> None:
+        for name, value in fields.items():
+            self.values[_AT[name]] = str(value)
+
+    def line(self) -> str:
+        return ",".join(map(_quoted, self.values)) + ",\n"
+
+
+def _quoted(text: str) -> str:
+    """RFC 4180's quoting, only where the text is ambiguous."""
+    if "," in text or '"' in text:
+        return '"' + text.replace('"', '""') + '"'
+    return text
+
+
+def show_stat(control: Control, wanted: StatFilter, now: float) -> str:
+    """The CSV of `show stat`, header included. `now` is CLOCK_REALTIME seconds."""
+    return "".join(["# ", ",".join(COLUMNS), ",\n", *_rows(control, wanted, now)])
+
+
+def _rows(control: Control, wanted: StatFilter, now: float) -> Iterator[str]:
+    config, tables = control.config, control.tables()
+    proxies: dict[int, tuple[list[Frontend], list[Backend]]] = {}
+    for frontend in config.frontends:
+        proxies.setdefault(frontend.iid, ([], []))[0].append(frontend)
+    for backend in config.backends:
+        proxies.setdefault(backend.iid, ([], []))[1].append(backend)
+    for iid, (frontends, backends) in sorted(proxies.items()):
+        if wanted.iid not in (-1, iid):
+            continue
+        if wanted.types & _FRONTENDS and wanted.sid in (-1, 0):
+            for frontend in frontends:
+                yield _frontend(control, frontend, tables)
+        for backend in backends:
+            states = [_state(server, backend, tables) for server in backend.servers]
+            if wanted.types & _SERVERS:
+                for server, state in zip(backend.servers, states, strict=True):
+                    hidden = (wanted.hide_maint or wanted.hide_down) and state.admin is ServerState.MAINT
+                    if wanted.sid in (-1, server.sid) and not hidden:
+                        yield _server(control, backend, server, state, tables, now, wanted.addresses)
+            if wanted.types & _BACKENDS and wanted.sid in (-1, 0):
+                yield _backend(control, backend, states, tables, now, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _ServerNow:
+    admin: ServerState
+    weight: int
+    since: int  # CLOCK_REALTIME seconds, 0 when the state has never changed
+    backup: bool
+
+    @property
+    def usable(self) -> bool:
+        return self.admin is ServerState.READY and self.weight > 0
+
+
+def _state(server: Server, backend: Backend, tables: Sequence[Table]) -> _ServerNow:
+    """What main last wrote of a server; what the configuration says before it did."""
+    row = tables[0].index.get(RowKey("server", backend.name, server.name)) if tables else None
+    if row is None or not tables[0].since(row):
+        admin = ServerState.MAINT if server.disabled else ServerState.READY
+        return _ServerNow(admin, server.weight, 0, server.backup)
+    table = tables[0]
+    return _ServerNow(table.state(row), table.weight(row), table.since(row), server.backup)
+
+
+def _frontend(control: Control, frontend: Frontend, tables: Sequence[Table]) -> str:
+    key = RowKey("frontend", frontend.name)
+    rate, rate_max = control.rates(key)
+    row = _Row(frontend.name, "FRONTEND", frontend.iid, 0, 0, _ZERO_FRONTEND)
+    _count(row, key, tables, "scur smax stot bin bout dreq dresp ereq")
+    row.set(
+        slim=frontend.maxconn or control.maxconn or "",
+        status="STOP" if control.stopping else "OPEN",
+        rate=rate,
+        rate_max=rate_max,
+        conn_rate=rate,
+        conn_rate_max=rate_max,
+        conn_tot=row.values[_AT["stot"]],
+    )
+    return row.line()
+
+
+def _server(
+    control: Control,
+    backend: Backend,
+    server: Server,
+    state: _ServerNow,
+    tables: Sequence[Table],
+    now: float,
+    addresses: bool,
+) -> str:
+    key = RowKey("server", backend.name, server.name)
+    rate, rate_max = control.rates(key)
+    row = _Row(backend.name, server.name, backend.iid, server.sid, 2, _ZERO_SERVER)
+    _count(row, key, tables, "qcur qmax scur smax stot bin bout dresp econ eresp wretr wredis lbtot cli_abrt srv_abrt")
+    row.set(
+        slim=server.maxconn or "",
+        status={ServerState.MAINT: "MAINT", ServerState.DRAIN: "DRAIN"}.get(state.admin, "no check"),
+        weight=state.weight,
+        uweight=state.weight,
+        act=int(not server.backup),
+        bck=int(server.backup),
+        lastchg=max(0, int(now - (state.since or control.started_at))),
+        rate=rate,
+        rate_max=rate_max,
+        lastsess=_last_session(key, tables, now),
+        used_conn_cur=row.values[_AT["scur"]],
+    )
+    if addresses:
+        row.set(addr=server.address if isinstance(server.address, InetAddress) else "unix")
+    return row.line()
+
+
+def _backend(
+    control: Control,
+    backend: Backend,
+    states: Sequence[_ServerNow],
+    tables: Sequence[Table],
+    now: float,
+    wanted: StatFilter,
+) -> str:
+    key = RowKey("backend", backend.name)
+    rate, rate_max = control.rates(key)
+    active = [state for state in states if state.usable and not state.backup]
+    backup = [state for state in states if state.usable and state.backup]
+    # Without active servers only the first usable backup gets connections (HAProxy's default, no `option allbackups`).
+    weight = sum(state.weight for state in active) or sum(state.weight for state in backup[:1])
+    status = "UP" if active or backup or not states else "DOWN"
+    if wanted.hide_maint or wanted.hide_down:
+        status += f" ({len(active) + len(backup)}/{len(states)})"
+    row = _Row(backend.name, "BACKEND", backend.iid, 0, 1, _ZERO_BACKEND)
+    _count(
+        row, key, tables, "qcur qmax scur smax stot bin bout dreq dresp econ eresp wretr wredis lbtot cli_abrt srv_abrt"
+    )
+    row.set(
+        status=status,
+        weight=weight,
+        uweight=weight,
+        act=len(active),
+        bck=len(backup),
+        lastchg=max(0, int(now - control.started_at)),
+        rate=rate,
+        rate_max=rate_max,
+        lastsess=_last_session(key, tables, now),
+    )
+    if wanted.addresses:
+        row.set(algo=backend.balance)
+    return row.line()
+
+
+def _count(row: _Row, key: RowKey, tables: Sequence[Table], names: str) -> None:
+    for name in names.split():
+        row.values[_AT[name]] = str(sum_over(tables, key, Column[name.upper()]))
+
+
+def _last_session(key: RowKey, tables: Sequence[Table], now: float) -> int:
+    """Seconds since the latest session, -1 when there was none."""
+    last = sum_over(tables, key, Column.LASTSESS)
+    return max(0, int(now - last)) if last else -1
+
+
+def uptime_text(seconds: float) -> str:
+    """HAProxy's form: `0d 0h00m59s`."""
+    whole = max(0, int(seconds))
+    return f"{whole // 86400}d {whole // 3600 % 24}h{whole // 60 % 60:02}m{whole % 60:02}s"
+
+
+def show_info(control: Control, monotonic: float) -> str:
+    """The lines of `show info`: HAProxy's fields in its order, then our own. `monotonic` is the loop's time now."""
+    tables = control.tables()
+    uptime = monotonic - control.started
+    rate, rate_max = control.rates(PROCESS)
+    sessions, total, bytes_out, spliced = (
+        sum_over(tables, PROCESS, column) for column in (Column.SCUR, Column.STOT, Column.BOUT, Column.SPLICED)
+    )
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    generations = control.generations()
+    workers = len(generations[0].workers) if generations else 0
+    completed, refused = control.reloads
+    last = control.last_reload
+    fields: list[tuple[str, object]] = [
+        ("Name", "hitlessd"),
+        ("Version", control.version),
+        ("Nbthread", 1),
+        ("Nbproc", workers),
+        ("Process_num", 1),
+        ("Pid", control.pid),
+        ("Uptime", uptime_text(uptime)),
+        ("Uptime_sec", max(0, int(uptime))),
+        ("Memmax_MB", 0),
+        ("Ulimit-n", descriptors),
+        ("Maxsock", descriptors),
+        ("Maxconn", control.maxconn),
+        ("Hard_maxconn", control.maxconn),
+        ("CurrConns", sessions),
+        ("CumConns", total),
+        ("CumReq", total),
+        ("MaxSslConns", 0),
+        ("CurrSslConns", 0),
+        ("CumSslConns", 0),
+        ("ConnRate", rate),
+        ("ConnRateLimit", 0),
+        ("MaxConnRate", rate_max),
+        ("SessRate", rate),
+        ("SessRateLimit", 0),
+        ("MaxSessRate", rate_max),
+        ("node", os.uname().nodename),
+        ("Stopping", int(control.stopping)),
+        ("Jobs", sessions + control.listeners),
+        ("Unstoppable Jobs", 0),
+        ("Listeners", control.listeners),
+        ("TotalBytesOut", bytes_out),
+        ("TotalSplicdedBytesOut", spliced),  # HAProxy's spelling
+        ("Build info", control.version),
+        ("Memmax_bytes", 0),
+        ("Start_time_sec", int(control.started_at)),
+        ("Generation", control.generation),
+        ("Generations", len(generations)),
+        ("Workers", workers),
+        ("Reloads", completed),
+        ("ReloadsRefused", refused),
+        ("LastReload", f"{last.number} {'success' if last.ok else 'failure'}" if last else "none"),
+        ("LastReload_time_sec", int(last.at) if last else 0),
+        ("LastReload_duration_ms", round(last.duration * 1000) if last else 0),
+        ("ConfigState", "stored" if control.warm else "file"),
+        ("Start_monotonic_usec", int(control.started * 1e6)),
+        ("Now_monotonic_usec", int(monotonic * 1e6)),
+    ]
+    return "".join(f"{name}: {value}\n" for name, value in fields)
+
+
+def show_proc(control: Control) -> str:
+    """The generations and their workers in the form of HAProxy's master CLI (management guide, 9.4.1)."""
+    generations = control.generations()
+    refused = control.reloads[1]
+    lines = [_columns("#<PID>", "<type>", "<reloads>", "<uptime>", "<version>", "<generation>", "<sessions>")]
+    for info in generations:
+        if info.role == "current":
+            lines.append(_process(info, "master", f"{info.reloads} [failed: {refused}]"))
+    lines.append("# workers\n")
+    lines += _workers(info for info in generations if info.role == "current")
+    draining = [info for info in generations if info.role == "draining"]
+    if draining:
+        lines.append("# old workers\n")
+    for info in draining:
+        lines.append(_process(info, "master", str(info.reloads)))
+        lines += _workers([info])
+    lines.append("# programs\n")
+    return "".join(lines)
+
+
+def _workers(generations: Iterable[GenerationInfo]) -> list[str]:
+    lines = []
+    for info in generations:
+        # A worker of the current generation has survived no reload; one that drains, as many as its generation.
+        reloads = 0 if info.role == "current" else info.reloads
+        for pid, sessions in info.workers:
+            uptime = _compact_uptime(info.uptime)
+            lines.append(_columns(pid, "worker", reloads, uptime, info.version, info.generation, sessions))
+    return lines
+
+
+def _process(info: GenerationInfo, kind: str, reloads: str) -> str:
+    sessions = sum(sessions for _, sessions in info.workers)
+    return _columns(info.pid, kind, reloads, _compact_uptime(info.uptime), info.version, info.generation, sessions)
+
+
+def _columns(*values: object) -> str:
+    return " ".join(f"{value!s:<15}" for value in values).rstrip() + "\n"
+
+
+def _compact_uptime(seconds: float) -> str:
+    whole = max(0, int(seconds))
+    return f"{whole // 86400}d{whole // 3600 % 24:02}h{whole // 60 % 60:02}m{whole % 60:02}s"
+
+
+def event_date(at: float) -> str:
+    """HAProxy's date of an event: `[22/Nov/2026:21:27:25.330]`, local time."""
+    return time.strftime("[%d/%b/%Y:%H:%M:%S", time.localtime(at)) + f".{int(at * 1000) % 1000:03}]"
