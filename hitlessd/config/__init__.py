@@ -13,7 +13,7 @@ from hitlessd.model import Config, SourceFile
 
 from .build import build
 from .files import SIZE_LIMIT, gather, read_files
-from .problems import Problems
+from .problems import Enough, Problems
 from .resolve import Names, Resolver, system_resolver
 from .sections import merge
 
@@ -26,21 +26,24 @@ def load(paths: Sequence[str], *, resolver: Resolver = system_resolver) -> Confi
     Host names of servers are resolved here, which may take as long as the system's name servers take.
     Raises ConfigError with every problem found.
     """
-    problems = Problems()
-    files = gather(paths, problems)
-    return _parse(files, resolver, problems)
+    return _parse(paths, (), resolver)
 
 
 def parse(files: Sequence[SourceFile], *, resolver: Resolver = system_resolver) -> Config:
     """As load(), from texts that were read before. Raises ConfigError with every problem found."""
-    return _parse(tuple(files), resolver, Problems())
+    return _parse((), tuple(files), resolver)
 
 
-def _parse(files: tuple[SourceFile, ...], resolver: Resolver, problems: Problems) -> Config:
-    names = Names(resolver)
-    whole = not problems  # files that could not be read may hold what would be missed
-    merged = merge(files, problems)
-    config = build(merged, files, names, problems, whole=whole)
+def _parse(paths: Sequence[str], files: tuple[SourceFile, ...], resolver: Resolver) -> Config:
+    problems = Problems()
+    config = Config()
+    try:
+        files += gather(paths, problems)
+        whole = not problems  # files that could not be read may hold what would be missed
+        merged = merge(files, problems)
+        config = build(merged, files, Names(resolver), problems, origin=", ".join(paths), whole=whole)
+    except Enough:
+        pass
     if problems:
         raise ConfigError(problems.errors())
     return config

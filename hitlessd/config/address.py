@@ -30,7 +30,7 @@ def listening_address(place: Place, text: str, *, systemd: bool) -> InetAddress 
     prefix, rest = _prefix(text)
     if prefix == "sd" and systemd:
         return _systemd(place, rest)
-    if prefix == "unix" or text.startswith("/"):
+    if prefix == "unix" or (not prefix and "/" in text):
         return _path(place, rest, PATH_LIMIT)
     if prefix == "abns":
         return _abstract(place, rest)
@@ -64,7 +64,7 @@ def listening_address(place: Place, text: str, *, systemd: bool) -> InetAddress 
 def server_address(place: Place, text: str, names: Names) -> tuple[InetAddress | UnixAddress, str] | None:
     """A server's address, and its host name when it was not a number. Without a port, 0."""
     prefix, rest = _prefix(text)
-    if prefix == "unix" or text.startswith("/"):
+    if prefix == "unix" or (not prefix and "/" in text):
         path = _path(place, rest, _SUN_PATH)
         return (path, "") if path else None
     if prefix == "abns":
@@ -74,8 +74,7 @@ def server_address(place: Place, text: str, names: Names) -> tuple[InetAddress |
         _refuse_prefix(place, text, prefix, False)
         return None
     if rest.count(":") > 1 and not rest.startswith("["):
-        note = f"write [{rest}]" if numeric_host(rest) else ""
-        place.refuse(_WHAT, text, "an IPv6 address in brackets, as in [2001:db8::1]:80", note=note)
+        place.refuse(_WHAT, text, "an IPv6 address in brackets, as in [2001:db8::1]:80")
         return None
     split = _split(place, text, rest)
     if split is None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import get_args
 
 from hitlessd.model import (
@@ -66,10 +65,19 @@ class _Settings:
 
 
 def build(
-    merged: Merged, files: tuple[SourceFile, ...], names: Names, problems: Problems, *, whole: bool = True
+    merged: Merged,
+    files: tuple[SourceFile, ...],
+    names: Names,
+    problems: Problems,
+    *,
+    origin: str = "",
+    whole: bool = True,
 ) -> Config:
-    """Check everything and assemble. `whole` False: some files could not be read, so nothing is said of what may stand
-    in them. The result counts only while `problems` has no error."""
+    """Check everything and assemble; the result counts only while `problems` has no error.
+
+    `origin` is what the configuration as a whole is called, else its first file's name. `whole` False: some files could
+    not be read, so nothing is said of what may stand in them.
+    """
     global_ = Global()
     for entry in merged.of("global"):
         global_ = _global(entry, problems)
@@ -89,7 +97,7 @@ def build(
             backends.append(_backend(proxy, iid))
     _check_addresses(global_, frontends, proxies, problems)
     if whole:
-        _check_whole(merged, files, proxies, problems)
+        _check_whole(merged, files, origin, proxies, problems)
     return Config(global_, tuple(frontends), tuple(backends), files, dict(names.resolved), problems.warnings())
 
 
@@ -166,9 +174,9 @@ def _setting(settings: _Settings, place: Place, name: str, option: Option, probl
 
 def _server(settings: _Settings, place: Place, name: str, text: str, names: Names) -> None:
     valid = values.name(place, name, "server")
-    server = server_line(place, name, text, names)
+    server = server_line(place, name, len(settings.servers) + 1, text, names)
     if valid and server:
-        settings.servers.append(replace(server, sid=len(settings.servers) + 1))
+        settings.servers.append(server)
 
 
 def _balance(place: Place, text: str) -> Balance | None:
@@ -224,12 +232,14 @@ def _check_addresses(global_: Global, frontends: list[Frontend], proxies: list[_
             taken[key] = (title, bind.where)
 
 
-def _check_whole(merged: Merged, files: Iterable[SourceFile], proxies: list[_Settings], problems: Problems) -> None:
+def _check_whole(
+    merged: Merged, files: tuple[SourceFile, ...], origin: str, proxies: list[_Settings], problems: Problems
+) -> None:
     backends = {proxy.entry.name: proxy for proxy in proxies if proxy.entry.kind != "frontend"}
     if not any(merged.of("listen", "frontend")) and not merged.headers_refused:
-        first = next((source.name for source in files), "(no file)")
+        name = origin or next((source.name for source in files), "(no file)")
         problems.add(
-            Where(first, 0), "cannot use this configuration: found no [frontend] or [listen], expected at least one"
+            Where(name, 0), "cannot use this configuration: found no [frontend] or [listen], expected at least one"
         )
     told: set[Where] = set()
     for proxy in proxies:

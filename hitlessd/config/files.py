@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from hitlessd.errors import ConfigError
 from hitlessd.model import SourceFile, Where
 
-from .problems import Problems
+from .problems import Enough, Problems
 
 __all__ = ["SIZE_LIMIT", "gather", "read_files"]
 
@@ -43,7 +43,11 @@ def read_files(paths: Sequence[str]) -> tuple[SourceFile, ...]:
     SIZE_LIMIT, or not UTF-8. Never blocks on a named pipe or a device.
     """
     problems = Problems()
-    files = gather(paths, problems)
+    files: tuple[SourceFile, ...] = ()
+    try:
+        files = gather(paths, problems)
+    except Enough:
+        pass
     if problems:
         raise ConfigError(problems.errors())
     return files

@@ -123,9 +123,8 @@ def stats_socket_line(place: Place, text: str) -> StatsSocket | None:
     return StatsSocket(address, mode, user, group, level, expose, place.where)
 
 
-def server_line(place: Place, name: str, text: str, names: Names) -> Server | None:
-    """`ADDR[:PORT] [weight N] [backup] [disabled] [maxconn N]`; None when the address is wrong. Its sid is not yet the
-    final one."""
+def server_line(place: Place, name: str, sid: int, text: str, names: Names) -> Server | None:
+    """`ADDR[:PORT] [weight N] [backup] [disabled] [maxconn N]`; None when the address is wrong."""
     first, *rest = text.split(" ")
     found = server_address(place, first, names)
     weight, maxconn = 1, 0
@@ -140,7 +139,7 @@ def server_line(place: Place, name: str, text: str, names: Names) -> Server | No
     if found is None:
         return None
     address, hostname = found
-    return Server(name, address, 0, weight, "backup" in given, "disabled" in given, maxconn, hostname, place.where)
+    return Server(name, address, sid, weight, "backup" in given, "disabled" in given, maxconn, hostname, place.where)
 
 
 def log_line(place: Place, text: str) -> LogTarget | None:
@@ -176,13 +175,16 @@ def _pairs(
 ) -> Iterator[tuple[str, str]]:
     """The known words of a line with their arguments (or ""); refuses the others. `given` gets each known one."""
     rest = iter(words)
+    skipping = False
     for word in rest:
         if word not in known:
+            if skipping:
+                continue
             note = absent(word)
             place.refuse("use this word", word, "one of " + ", ".join(known), near=() if note else known, note=note)
-            if note:
-                return  # its arguments cannot be told from words
+            skipping = True  # its arguments are unknown, too
             continue
+        skipping = False
         argument = next(rest, "") if known[word] else ""
         if known[word] and not argument:
             place.refuse(f"use {word} alone", "", "a value after it")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from hitlessd.model import Where
 
-__all__ = ["LIMIT", "Place", "Problems", "nearest", "quote"]
+__all__ = ["LIMIT", "Enough", "Place", "Problems", "nearest", "quote"]
 
 #: So many problems are told in full; a wrong file (a log, a table) would otherwise answer with a line for each of its
 #: own.
@@ -37,6 +37,10 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
     return found[0] if found else ""
 
 
+class Enough(Exception):
+    """LIMIT errors were found."""
+
+
 class Problems:
     """Every problem and every warning of one reading."""
 
@@ -44,26 +48,15 @@ class Problems:
         self._errors: list[tuple[int, int, str]] = []
         self._warnings: list[tuple[int, int, str]] = []
         self._order: dict[str, int] = {}
-        self._untold = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._errors)
-
-    @property
-    def count(self) -> int:
-        """How many errors were found."""
-        return len(self._errors) + self._untold
-
-    @property
-    def full(self) -> bool:
-        """Whether further problems are only counted."""
-        return len(self._errors) >= LIMIT
+    def __len__(self) -> int:
+        return len(self._errors)
 
     def add(self, where: Where, text: str) -> None:
-        if self.full:
-            self._untold += 1
-        else:
-            self._errors.append(self._entry(where, text))
+        """Raises Enough after the last one."""
+        self._errors.append(self._entry(where, text))
+        if len(self._errors) == LIMIT:
+            raise Enough
 
     def warn(self, where: Where, text: str) -> None:
         self._warnings.append(self._entry(where, text))
@@ -75,8 +68,8 @@ class Problems:
     def errors(self) -> list[str]:
         """One message a line, in the order of the files."""
         texts = [text for _, _, text in sorted(self._errors, key=lambda entry: entry[:2])]
-        if self._untold:
-            texts.append(f"cannot list every problem: {self._untold} more than these {LIMIT} were found")
+        if len(texts) >= LIMIT:
+            texts.append(f"cannot list every problem: reading ended after these {LIMIT}")
         return texts
 
     def warnings(self) -> tuple[str, ...]:
@@ -104,9 +97,6 @@ class Place:
     ) -> None:
         """Record "cannot WHAT: found FOUND, expected EXPECTED"; `near` are the words that may have been meant by `word`
         (or by `found`). found=None leaves "found" out."""
-        if self.problems.full:
-            self.problems.add(self.where, "")  # counted only: spare the search for the nearest word
-            return
         text = f"{self.label}: cannot {what}: "
         text += f"expected {expected}" if found is None else f"found {quote(found)}, expected {expected}"
         suggestion = nearest(word or found or "", near) if near else ""

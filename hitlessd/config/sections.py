@@ -10,7 +10,7 @@ from hitlessd.model import SourceFile, Where
 
 from . import values
 from .ini import Option, Section, read_sections
-from .problems import Place, Problems, quote
+from .problems import Place, Problems, nearest, quote
 from .words import ABSENT_SECTIONS, KINDS, OPTIONS, absent, places
 
 __all__ = ["Entry", "Merged", "merge"]
@@ -51,15 +51,14 @@ def merge(files: tuple[SourceFile, ...], problems: Problems) -> Merged:
     for source in files:
         problems.begin(source.name)
         in_file: dict[tuple[str, str], Where] = {}
-        count = problems.count
+        count = len(problems)
         sections = read_sections(source, problems)
-        merged.headers_refused |= problems.count > count
+        merged.headers_refused |= len(problems) > count
         for section in sections:
             if section.title is None:
                 for option in section.options:
-                    Place(problems, option.where, "no section").fail(
-                        f"cannot use {quote(option.name)} here: expected a section header before it, as in [global]"
-                    )
+                    why = "expected a section header before it, as in [global]"
+                    problems.add(option.where, f"cannot use {quote(option.name)} here: {why}")
                 continue
             key = _key(section, problems)
             if key is None:
@@ -191,4 +190,5 @@ def _refuse_unknown(place: Place, entry: Entry, option: Option) -> None:
             place.refuse("read this option", name, f"`{known} = {name[len(known) + 1 :]}`")
             return
     allowed = [word for word, kinds in OPTIONS.items() if entry.kind in kinds]
-    place.refuse(what, name, f"an option of [{entry.kind}]", near=allowed)
+    near = allowed if nearest(name, allowed) else OPTIONS  # perhaps it is meant for another section
+    place.refuse(what, name, f"an option of [{entry.kind}]", near=near)
