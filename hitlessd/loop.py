@@ -1,7 +1,7 @@
 """Main's event loop: descriptors, timers and signals, nothing else.
 
-Main handles a few events a second, so this favours plainness; asyncio would cost a reload 50 ms of imports. What main may
-not do is die: a callback that raises anything is reported and the loop goes on.
+Main handles a few events a second, so this favours plainness; asyncio would cost a reload 50 ms of imports. What main
+may not do is die: a callback that raises anything is reported and the loop goes on.
 """
 
 from __future__ import annotations

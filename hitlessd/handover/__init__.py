@@ -1,0 +1,1 @@
+"""How one generation replaces another: HAProxy's `_getsocks` and our own `_takeover`."""

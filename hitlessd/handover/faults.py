@@ -1,0 +1,34 @@
+"""Fault injection: a process that kills or stops itself on entering a state of the handover, for the tests.
+
+Active only when HITLESSD_FAULTS names a file. Its text, for example `predecessor.offer SIGKILL`, is removed before the
+signal is raised, so that it strikes once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+
+from hitlessd.handover.states import State
+
+__all__ = ["injector"]
+
+
+def injector(role: str, environment: Mapping[str, str]) -> Callable[[State], None]:
+    """What to call on entering a state; does nothing in production."""
+    path = environment.get("HITLESSD_FAULTS")
+    if not path:
+        return lambda _state: None
+
+    def entering(state: State) -> None:
+        try:
+            with open(path, encoding="ascii") as file:
+                where, _, name = file.read().strip().partition(" ")
+        except (OSError, ValueError):
+            return
+        if where == f"{role}.{state.value}":
+            os.unlink(path)
+            os.kill(os.getpid(), signal.Signals[name])
+
+    return entering

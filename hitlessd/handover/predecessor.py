@@ -1,0 +1,211 @@
+"""The side that serves and is to be replaced: reacts to one successor, on the loop, while traffic goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from hitlessd.errors import PeerError, StateError
+from hitlessd.handover.faults import injector
+from hitlessd.handover.process import PeerProcess
+from hitlessd.handover.states import PREDECESSOR, Action, Event, Machine, State
+from hitlessd.handover.stream import FrameStream
+from hitlessd.handover.wire import MAX_FDS, VERSION, Message, speaks_with
+from hitlessd.loop import Loop
+
+__all__ = ["Host", "Offer", "Predecessor"]
+
+_MESSAGES = {
+    event.value: event
+    for event in (Event.HELLO, Event.NEXT, Event.READY, Event.REFUSE, Event.ACCEPTING, Event.COMMITTED)
+}
+#: When the successor was lost, for the operator.
+_REASONS = {
+    State.HELLO: "before it said hello; its own log lines say why",
+    State.OFFER: "while it prepared",
+    State.ACCEPT: "when it was to accept",
+    State.STOP: "while our workers stopped",
+    State.COMMIT: "when it was to take over",
+}
+
+
+@dataclass(slots=True)
+class Offer:
+    """What the successor gets: descriptors, each with a record that says what it is, and facts about us."""
+
+    facts: dict[str, Any]
+    records: list[dict[str, Any]] = field(default_factory=list)
+    fds: list[int] = field(default_factory=list)
+
+    def add(self, kind: str, fd: int, record: dict[str, Any]) -> None:
+        self.records.append({"kind": kind, **record})
+        self.fds.append(fd)
+
+
+class Host(Protocol):
+    """What the handover needs of the process in which it runs."""
+
+    def offer(self) -> Offer: ...
+    def stop_accepting(self, done: Callable[[], object]) -> None: ...
+    def resume_accepting(self) -> None: ...
+    def announce(self, successor: int, kept: Sequence[int]) -> None:
+        """Tell systemd that `successor` is the main process; `kept` are the indexes of what it took of the offer."""
+
+    def export_clients(self) -> tuple[list[dict[str, Any]], list[int]]:
+        """Clients of the runtime API and their descriptors, which must stay open until the end of the handover."""
+
+    def handed_over(self, successor: PeerProcess) -> None: ...
+    def refused(self, reason: str) -> None: ...
+
+
+class Predecessor:
+    """One attempt. Ends with exactly one call of host.handed_over() or host.refused()."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        host: Host,
+        sock: socket.socket,
+        successor: PeerProcess,
+        nonce: str,
+        timeout: float,
+        already: bytes = b"",
+    ) -> None:
+        """`nonce` is what a successor that we started must know; a takeover by hand has none, and may only be killed
+        once it holds something of ours."""
+        self._loop = loop
+        self._host = host
+        self._successor = successor
+        self._nonce = nonce
+        self._ours = bool(nonce)
+        self._timeout = timeout
+        self._machine = Machine(PREDECESSOR)
+        self._entering = injector("predecessor", os.environ)
+        self._offer = Offer({})
+        self._given = 0
+        self._kept: list[int] = []
+        self._refusal = ""
+        self._stream = FrameStream(loop, sock, self._message, self._trouble)
+        self._timer = loop.call_later(timeout, self._silent)
+        self._entering(State.HELLO)
+        self._stream.feed(already)
+
+    @property
+    def pid(self) -> int:
+        return self._successor.pid
+
+    def abandon(self, reason: str) -> None:
+        """Call it off, for reasons of our own."""
+        self._refusal = reason
+        self._handle(Event.SILENT)
+
+    def _message(self, message: Message) -> None:
+        for fd in message.fds:
+            os.close(fd)  # nobody sends us any
+        event = _MESSAGES.get(message.kind)
+        problem = "" if event else f"cannot understand the successor: unknown message '{message.kind}'"
+        if event is Event.HELLO:
+            problem = self._introduced(message.text)
+        elif event is Event.NEXT and self._given >= len(self._offer.fds):
+            problem = "cannot offer more listeners: the successor has them all"
+        elif event is Event.READY:
+            problem = self._ready(message.text)
+        elif event is Event.REFUSE:
+            self._refusal = str(message.text.get("reason", "it gave no reason"))
+        if problem or event is None:
+            # A peer that lies gets the reason, and is then treated as one that broke the protocol.
+            self._stream.send({"is": "refuse", "reason": problem})
+            self._refusal = problem
+            event = Event.GARBAGE
+        self._handle(event)
+
+    def _introduced(self, text: dict[str, Any]) -> str:
+        version, nonce = text.get("version"), text.get("nonce", "")
+        if not speaks_with(version):
+            return f"cannot hand over: the successor speaks version {version} of the protocol, we speak {VERSION}"
+        if nonce != self._nonce:
+            return "cannot hand over: the successor does not know the nonce of this reload"
+        return ""
+
+    def _ready(self, text: dict[str, Any]) -> str:
+        if self._given < len(self._offer.fds):
+            return "cannot be ready: the successor has not taken all listeners"
+        kept = text.get("kept", [])
+        if not isinstance(kept, list) or not all(isinstance(i, int) and 0 <= i < self._given for i in kept):
+            return "cannot be ready: the successor names listeners that were not offered"
+        self._kept = kept
+        return ""
+
+    def _trouble(self, lost: bool, why: str) -> None:
+        self._refusal = self._refusal or (
+            f"the successor went away {_REASONS.get(self._machine.state, '')}" if lost else why
+        )
+        self._handle(Event.LOST if lost else Event.GARBAGE)
+
+    def _silent(self) -> None:
+        self._refusal = (
+            f"the successor did not answer within {self._timeout:g} s {_REASONS.get(self._machine.state, '')}"
+        )
+        self._handle(Event.SILENT)
+
+    def _handle(self, event: Event) -> None:
+        before = self._machine.state
+        if before in (State.DONE, State.FAILED):
+            return
+        try:
+            action = self._machine.handle(event)
+        except StateError as error:
+            self._refusal = f"cannot hand over: {error}"
+            self._stream.send({"is": "refuse", "reason": self._refusal})
+            action = self._machine.handle(Event.GARBAGE)
+        if self._machine.state is not before:
+            self._entering(self._machine.state)
+        self._timer.cancel()
+        if self._machine.state not in (State.DONE, State.FAILED):
+            self._timer = self._loop.call_later(self._timeout, self._silent)
+        self._act(action)
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Action.SEND_OFFER:
+                self._offer = self._host.offer()
+                self._stream.send(
+                    {"is": "offer", "version": VERSION, **self._offer.facts, "records": self._offer.records}
+                )
+            case Action.SEND_BATCH:
+                batch = self._offer.fds[self._given : self._given + MAX_FDS]
+                self._given += len(batch)
+                self._stream.send({"is": "batch"}, batch)
+            case Action.SEND_GO:
+                self._stream.send({"is": "go"})
+            case Action.STOP_WORKERS:
+                self._host.stop_accepting(lambda: self._handle(Event.STOPPED))
+            case Action.COMMIT:
+                self._commit()
+            case Action.DRAIN:
+                self._stream.close()
+                self._host.handed_over(self._successor)
+            case Action.FORGET | Action.KILL | Action.KILL_AND_RESUME:
+                self._give_up(action)
+            case _:
+                raise AssertionError(action)
+
+    def _commit(self) -> None:
+        self._host.announce(self._successor.pid, self._kept)
+        clients, fds = self._host.export_clients()
+        self._stream.send({"is": "commit", "clients": clients}, fds)
+
+    def _give_up(self, action: Action) -> None:
+        self._stream.close()
+        if action is not Action.FORGET and (self._ours or self._offer.records):
+            # Not merely timed out: a sleeping successor would accept when it wakes up.
+            with contextlib.suppress(PeerError):
+                self._successor.kill()
+        self._successor.close()
+        if action is Action.KILL_AND_RESUME:
+            self._host.resume_accepting()
+        self._host.refused(self._refusal)

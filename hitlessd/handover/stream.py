@@ -1,0 +1,127 @@
+"""The takeover exchange on a real socket: frames and descriptors in and out of a non-blocking stream, on a Loop."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hitlessd.errors import PeerError
+from hitlessd.handover.wire import MAX_FDS, FrameReader, Message, encode
+from hitlessd.loop import READ, WRITE, Loop
+
+__all__ = ["FrameStream", "receive_with_descriptors"]
+
+_FD = array.array("i").itemsize
+
+
+def receive_with_descriptors(sock: socket.socket, size: int, most: int = MAX_FDS + 1) -> tuple[bytes, list[int]]:
+    """recvmsg(2) with room for `most` descriptors, which arrive close-on-exec. Raises OSError; PeerError when the
+    kernel had to drop some, which it does when we are out of descriptors."""
+    data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_SPACE(most * _FD), socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % _FD])
+    if flags & socket.MSG_CTRUNC:
+        for fd in fds:
+            os.close(fd)
+        raise PeerError("cannot receive descriptors: too few left; raise the limit on open files (LimitNOFILE=)")
+    return data, list(fds)
+
+
+class FrameStream:
+    """Owns the socket. Calls `on_message(message)` for each, and `on_trouble(lost, why)` at most once: lost is True
+    when the other side closed, False when it broke the protocol."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        on_message: Callable[[Message], object],
+        on_trouble: Callable[[bool, str], object],
+    ) -> None:
+        sock.setblocking(False)
+        self._loop = loop
+        self._sock = sock
+        self._on_message = on_message
+        self._on_trouble = on_trouble
+        self._reader = FrameReader()
+        self._out: deque[tuple[memoryview, list[int]]] = deque()
+        self._open = True
+        loop.add(sock.fileno(), READ, self._ready)
+
+    def feed(self, data: bytes) -> None:
+        """Handle bytes that somebody else has already read from the socket."""
+        if data:
+            self._received(data, [])
+
+    def send(self, text: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Send now or as soon as there is room; the descriptors must stay open until then."""
+        if not self._open:
+            return
+        self._out.append((memoryview(encode(text, fds)), list(fds)))
+        self._flush()
+
+    def close(self) -> None:
+        """Let go of the socket and of descriptors that no message has taken. Idempotent."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove(self._sock.fileno())
+        self._reader.close()
+        self._out.clear()
+        self._sock.close()
+
+    def _trouble(self, lost: bool, why: str) -> None:
+        if self._open:
+            self.close()
+            self._on_trouble(lost, why)
+
+    def _ready(self, events: int) -> None:
+        if events & WRITE:
+            self._flush()
+        if not self._open or not events & ~WRITE:
+            return
+        try:
+            data, fds = receive_with_descriptors(self._sock, 1 << 18)
+        except BlockingIOError:
+            return
+        except PeerError as error:
+            return self._trouble(False, str(error))
+        except OSError as error:
+            return self._trouble(True, f"the connection to the other side broke: {error.strerror}")
+        if not data:
+            return self._trouble(True, "the other side went away")
+        self._received(data, fds)
+
+    def _received(self, data: bytes, fds: list[int]) -> None:
+        try:
+            messages = self._reader.feed(data, fds)
+        except PeerError as error:
+            return self._trouble(False, str(error))
+        for message in messages:
+            if not self._open:
+                for fd in message.fds:
+                    os.close(fd)
+                continue
+            self._on_message(message)
+
+    def _flush(self) -> None:
+        while self._out:
+            data, fds = self._out[0]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            try:
+                sent = self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                return self._trouble(True, f"the connection to the other side broke: {error.strerror}")
+            if sent == len(data):
+                self._out.popleft()
+            else:
+                self._out[0] = (data[sent:], [])
+        self._loop.modify(self._sock.fileno(), READ | WRITE if self._out else READ)

@@ -1,0 +1,78 @@
+"""Where log lines go: the journal with fields when systemd started us, else a stream with the fields in the text.
+
+Severities are syslog(3)'s, as in HAProxy's `log` line. Logging never raises and never waits for long.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from hitlessd.model import LogTarget
+
+__all__ = ["SEVERITIES", "Log", "Logger"]
+
+SEVERITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
+
+
+class Logger(Protocol):
+    """What modules that log are given."""
+
+    def __call__(self, severity: str, message: str, /, **fields: object) -> None: ...
+
+
+def _journal_is(fd: int) -> bool:
+    """Whether that descriptor is our connection to the journal (systemd.exec(5), $JOURNAL_STREAM)."""
+    try:
+        status = os.fstat(fd)
+        device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+        return (int(device), int(inode)) == (status.st_dev, status.st_ino)
+    except (OSError, ValueError):
+        return False
+
+
+class Log:
+    """A Logger. `generation` appears in every line, so that two generations can be told apart."""
+
+    def __init__(self, target: LogTarget, generation: int = 0, name: str = "hitlessd") -> None:
+        self.generation = generation
+        self.name = name
+        self._threshold = SEVERITIES.index(target.level)
+        self._write: Callable[[int, str, dict[str, object]], None]
+        if target.target == "journal" or (target.target == "auto" and _journal_is(2)):
+            self._write = self._to_journal
+        else:
+            self._stream = sys.stdout if target.target == "stdout" else sys.stderr
+            self._write = self._to_stream
+
+    def __call__(self, severity: str, message: str, /, **fields: object) -> None:
+        priority = SEVERITIES.index(severity)
+        if priority > self._threshold:
+            return
+        try:
+            self._write(priority, message, fields)
+        except (OSError, ValueError):
+            # A full disk or a closed stream is no reason to stop serving.
+            return
+
+    def _to_journal(self, priority: int, message: str, fields: dict[str, object]) -> None:
+        from systemd import journal  # imports much; only who logs to the journal pays
+
+        journal.send(
+            message,
+            PRIORITY=priority,
+            SYSLOG_IDENTIFIER=self.name,
+            HITLESSD_GENERATION=self.generation,
+            **{f"HITLESSD_{name.upper()}": str(value) for name, value in fields.items()},
+        )
+
+    def _to_stream(self, priority: int, message: str, fields: dict[str, object]) -> None:
+        now = time.time()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)) + f".{int(now * 1000) % 1000:03d}"
+        details = "".join(f" {name}={value}" for name, value in fields.items())
+        line = f"{stamp} {self.name}[{os.getpid()}] generation {self.generation} {SEVERITIES[priority]}: {message}"
+        self._stream.write(f"{line}{' |' if details else ''}{details}\n")
+        self._stream.flush()

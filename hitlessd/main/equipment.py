@@ -1,0 +1,188 @@
+"""What a generation serves with: listeners, runtime sockets, the shared table, workers. Everything here may fail."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hitlessd.errors import SystemRefused
+from hitlessd.listeners import Listener, Wanted, assign, close_unwanted, open_listener, own_path
+from hitlessd.log import Log, Logger
+from hitlessd.loop import Loop
+from hitlessd.main.inheritance import Ancestor, Inheritance
+from hitlessd.main.limits import Limits, plan, raise_soft_limit
+from hitlessd.main.workers import Pool
+from hitlessd.model import Bind, Config, StatsSocket, UnixAddress
+from hitlessd.table import RowKey, ServerState, Table, row_keys
+
+__all__ = ["Equipment", "equip"]
+
+#: Rows kept for proxies and servers that are no longer configured, so that their totals can go on if they come back.
+_MOST_RETIRED = 10_000
+
+
+@dataclass(slots=True)
+class Equipment:
+    """The result of equip(). `unwanted` are inherited listeners that no bind asks for, still open."""
+
+    config: Config
+    listeners: list[tuple[Wanted, Listener]]
+    runtime: list[tuple[StatsSocket, Listener]]
+    unwanted: list[Listener]
+    table: Table
+    pool: Pool
+    limits: Limits
+    taken: int
+    bound: int
+    accepting: bool = False
+
+    def kept(self, inheritance: Inheritance) -> list[int]:
+        """Indexes, in the predecessor's offer, of the listeners that live on."""
+        used = [listener for _, listener in self.listeners] + [listener for _, listener in self.runtime]
+        return [inheritance.offered[id(x)] for x in used if id(x) in inheritance.offered]
+
+    def accept(self, loop: Loop, patience: float) -> None:
+        """Have the workers accept. Raises SystemRefused, TimeoutError."""
+        for want, listener in self.listeners:
+            listener.start_listening(want.bind.backlog)
+        self.accepting = True
+        done: list[bool] = []
+        self.pool.tell("accept", lambda: done.append(True))
+        _pump(loop, lambda: bool(done), patience, "cannot start: the workers do not accept")
+
+    def own_paths(self, log: Logger) -> None:
+        """Apply mode and owner to unix paths that were taken over; opened ones have them."""
+        binds = [(want.bind, listener) for want, listener in self.listeners]
+        binds += [(_bind_of(stats), listener) for stats, listener in self.runtime]
+        for bind, listener in binds:
+            if not isinstance(bind.address, UnixAddress) or bind.address.abstract or listener.origin == "systemd":
+                continue
+            try:
+                own_path(bind.address.path, bind)
+            except (OSError, SystemRefused) as error:
+                log("warning", f"cannot set mode and owner of {bind.address.path}: {error}")
+
+
+def equip(
+    config: Config,
+    inheritance: Inheritance,
+    *,
+    loop: Loop,
+    log: Log,
+    generation: int,
+    replace: bool,
+    patience: float,
+) -> Equipment:
+    """Match, open, map and fork; accept nothing yet. Raises SystemRefused with every problem; nothing stays behind."""
+    workers = config.global_.workers or len(os.sched_getaffinity(0))
+    wanted = [Wanted(frontend.name, bind) for frontend in config.frontends for bind in frontend.binds]
+    stats = _stats_sockets(config)
+    matched, missing, unwanted = assign(wanted, inheritance.listeners)
+    _refuse_strays(unwanted)
+    limits = plan(config, workers, len(matched) + len(missing), raise_soft_limit())
+    wanted_runtime = [Wanted("", _bind_of(each)) for each in stats]
+    runtime, missing_runtime, unwanted_runtime = assign(wanted_runtime, inheritance.runtime)
+    opened: list[Listener] = []
+    try:
+        pairs = matched + _open(missing, inheritance.listeners, opened, replace)
+        runtime += _open(missing_runtime, inheritance.runtime, opened, True)
+        by_bind = {id(want): listener for want, listener in runtime}
+        table = _table(config, workers, generation, inheritance.ancestors)
+        sockets = [(want.frontend, want.bind, listener.sock) for want, listener in pairs]
+        pool = Pool(loop, log, config, sockets, table, limits.share)
+        try:
+            pool.start()
+            _pump(loop, lambda: pool.alive, patience, "cannot start: the workers do not answer")
+        except (OSError, SystemRefused) as error:
+            pool.when_gone(lambda: None)
+            pool.kill_all()
+            raise SystemRefused(str(error)) from None
+    except BaseException:
+        for listener in opened:
+            close_unwanted(listener)
+        raise
+    return Equipment(
+        config,
+        pairs,
+        [(each, by_bind[id(want)]) for each, want in zip(stats, wanted_runtime, strict=True)],
+        unwanted + unwanted_runtime,
+        table,
+        pool,
+        limits,
+        taken=len(matched),
+        bound=len(missing),
+    )
+
+
+def _stats_sockets(config: Config) -> list[StatsSocket]:
+    """Those configured, and always one where `systemctl reload` looks for it."""
+    stats = list(config.global_.stats_sockets)
+    directory = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    default = UnixAddress(f"{directory}/hitlessd.sock")
+    if directory and all(each.address != default for each in stats):
+        stats.append(StatsSocket(default, mode=0o600, level="admin", expose_fd_listeners=True))
+    return stats
+
+
+def _bind_of(stats: StatsSocket) -> Bind:
+    mode = stats.mode
+    if mode is None and isinstance(stats.address, UnixAddress) and not stats.address.abstract:
+        mode = 0o600  # whoever may connect may command
+    return Bind(stats.address, stats.where, mode=mode, user=stats.user, group=stats.group)
+
+
+def _refuse_strays(unwanted: Sequence[Listener]) -> None:
+    """PID 1 would go on queueing connections for a socket that nobody accepts on."""
+    strays = [
+        f"cannot leave {listener.identity} alone: systemd listens there for us (FileDescriptorName={listener.name})"
+        f" and no bind wants it; add `bind = sd@{listener.name}`, or stop and disable that .socket unit"
+        for listener in unwanted
+        if listener.origin == "systemd"
+    ]
+    if strays:
+        raise SystemRefused("\n".join(strays))
+
+
+def _open(
+    missing: Sequence[Wanted], held: Sequence[Listener], opened: list[Listener], replace: bool
+) -> list[tuple[Wanted, Listener]]:
+    pairs, problems = [], []
+    for want in missing:
+        try:
+            listener = open_listener(want.bind, [*held, *opened], replace)
+        except SystemRefused as error:
+            problems.append(str(error))
+            continue
+        opened.append(listener)
+        pairs.append((want, listener))
+    if problems:
+        raise SystemRefused("\n".join(problems))
+    return pairs
+
+
+def _table(config: Config, workers: int, generation: int, ancestors: Sequence[Ancestor]) -> Table:
+    keys = row_keys(config)
+    known = set(keys)
+    retired: list[RowKey] = []
+    for ancestor in reversed(ancestors):
+        new = [key for key in ancestor.table.keys if key not in known]
+        known.update(new)
+        retired += new
+    table = Table.create(keys + retired[:_MOST_RETIRED], workers, generation)
+    now = int(time.time())
+    for backend in config.backends:
+        for server in backend.servers:
+            state = ServerState.MAINT if server.disabled else ServerState.READY
+            table.set_state(table.index[RowKey("server", backend.name, server.name)], state, server.weight, now)
+    return table
+
+
+def _pump(loop: Loop, condition: Callable[[], bool], seconds: float, problem: str) -> None:
+    deadline = loop.time() + seconds
+    while not condition():
+        left = deadline - loop.time()
+        if left <= 0:
+            raise SystemRefused(problem)
+        loop.turn(left)

@@ -1,0 +1,176 @@
+"""How a generation comes into the world, and what it inherits: cold, from systemd's store, or from a predecessor."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from hitlessd.errors import PeerError, SystemRefused
+from hitlessd.handover.getsocks import take
+from hitlessd.handover.process import PeerProcess
+from hitlessd.handover.successor import Offered, Successor, Summons, TakeoverRefused, hello
+from hitlessd.handover.wire import MAGIC
+from hitlessd.listeners import Listener
+from hitlessd.log import Logger
+from hitlessd.loop import Loop
+from hitlessd.main.store import Stored
+from hitlessd.table import Table
+
+__all__ = ["Ancestor", "Inheritance", "connect", "from_offer", "from_store", "summoned", "take_foreign"]
+
+
+@dataclass(slots=True)
+class Ancestor:
+    """A generation before ours that may still drain; its table counts until it has ended."""
+
+    generation: int
+    pid: int
+    table: Table
+    started: float = 0.0  # CLOCK_MONOTONIC seconds
+    version: str = ""
+    workers: list[int] = field(default_factory=list)
+    process: PeerProcess | None = None
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "generation": self.generation,
+            "pid": self.pid,
+            "started": self.started,
+            "version": self.version,
+            "workers": self.workers,
+        }
+
+
+@dataclass(slots=True)
+class Inheritance:
+    """What a new generation starts from. `offered` maps a listener to its index in the predecessor's offer."""
+
+    generation: int = 0  # of whoever was before us
+    listeners: list[Listener] = field(default_factory=list)
+    runtime: list[Listener] = field(default_factory=list)
+    ancestors: list[Ancestor] = field(default_factory=list)
+    reloads: dict[str, Any] = field(default_factory=dict)
+    offered: dict[int, int] = field(default_factory=dict)
+    foreign: bool = False  # taken from a haproxy
+
+
+def from_store(stored: Stored) -> Inheritance:
+    """Everybody who wrote into a stored table is dead: systemd starts us only then."""
+    state = stored.state
+    newest = max((table.generation for table in stored.tables), default=0)
+    return Inheritance(
+        generation=max(state.generation if state else 0, newest),
+        listeners=stored.listeners,
+        runtime=stored.runtime,
+        ancestors=[Ancestor(table.generation, 0, table) for table in stored.tables],
+        reloads=dict(state.reloads) if state else {},
+    )
+
+
+def from_offer(offered: Offered, log: Logger) -> Inheritance:
+    """Make sense of a predecessor's offer. What is unsound is left out; its bind will then be opened anew."""
+    facts = offered.facts
+    result = Inheritance(generation=int(facts.get("generation", 0)), reloads=dict(facts.get("reloads", {})))
+    for index, (record, fd) in enumerate(offered.items):
+        try:
+            match record.get("kind"):
+                case "listener" | "runtime" as kind:
+                    listener = Listener.adopt(fd, record)
+                    (result.listeners if kind == "listener" else result.runtime).append(listener)
+                    result.offered[id(listener)] = index
+                case "table":
+                    result.ancestors.append(_ancestor(record, Table.attach(fd)))
+                case _:
+                    os.close(fd)  # something that a later version passes
+        except (PeerError, SystemRefused, TypeError, ValueError) as error:
+            log("warning", f"cannot use what the predecessor passed: {error}")
+    return result
+
+
+def _ancestor(record: dict[str, Any], table: Table) -> Ancestor:
+    ancestor = Ancestor(
+        table.generation,
+        int(record.get("pid", 0)),
+        table,
+        float(record.get("started", 0.0)),
+        str(record.get("version", "")),
+        [int(pid) for pid in record.get("workers", ())],
+    )
+    try:
+        ancestor.process = PeerProcess(ancestor.pid) if ancestor.pid else None
+    except PeerError:
+        ancestor.process = None  # it has ended meanwhile
+    return ancestor
+
+
+def take_foreign(path: str, timeout: float, log: Logger) -> Inheritance:
+    """Take the listeners of a haproxy, or of anything that speaks `_getsocks`. Raises PeerError."""
+    with _connect(path, timeout) as sock:
+        fds = take(sock, timeout)
+    result = Inheritance(foreign=True)
+    for fd in fds:
+        try:
+            result.listeners.append(Listener.adopt(fd, {}))
+        except SystemRefused as error:
+            # UDP sockets, and listeners of families that we do not serve, come along.
+            log("debug", f"left out: {error}")
+    return result
+
+
+def connect(loop: Loop, path: str, timeout: float) -> Successor | None:
+    """Begin a takeover by hand from whoever owns that runtime socket; None when it does not speak our protocol.
+
+    Raises PeerError when nobody answers, TakeoverRefused when a hitlessd says no.
+    """
+    sock = _connect(path, timeout)
+    try:
+        sock.sendall(b"_takeover\n" + hello(""))
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        if not poll.poll(timeout * 1000):
+            raise PeerError(f"cannot take over from {path}: no answer within {timeout:g} s")
+        start = sock.recv(512, socket.MSG_PEEK)
+        if start.startswith(MAGIC):
+            return Successor(loop, sock.dup(), "", 0, timeout)
+        text = start.decode(errors="replace").strip()
+        if text.startswith("cannot "):
+            raise TakeoverRefused(text)
+        return None
+    except OSError as error:
+        raise PeerError(f"cannot take over from {path}: {error.strerror}") from None
+    finally:
+        sock.close()
+
+
+def _connect(path: str, timeout: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(timeout)
+    deadline = time.monotonic() + timeout
+    try:
+        while True:
+            try:
+                sock.connect("\0" + path[5:] if path.startswith("abns@") else path.removeprefix("unix@"))
+                return sock
+            except BlockingIOError:
+                # Its backlog is full.
+                if time.monotonic() > deadline:
+                    raise PeerError(f"cannot take over from {path}: nobody accepts there") from None
+                time.sleep(0.01)
+    except OSError as error:
+        sock.close()
+        why = {ConnectionRefusedError: "nobody listens there", FileNotFoundError: "there is no such socket"}
+        raise PeerError(f"cannot take over from {path}: {why.get(type(error), error.strerror)}") from None
+    except PeerError:
+        sock.close()
+        raise
+
+
+def summoned(loop: Loop, summons: Summons, timeout: float) -> Successor:
+    """Answer the predecessor that started us."""
+    sock = socket.socket(fileno=summons.fd)
+    sock.set_inheritable(False)
+    return Successor(loop, sock, summons.nonce, summons.predecessor, timeout)

@@ -1,0 +1,77 @@
+"""Reloads and who waits for them: requests during one become the next, and every caller is answered once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hitlessd.loop import Loop
+from hitlessd.runtime.control import ReloadOutcome
+
+__all__ = ["Reloads"]
+
+Done = Callable[[ReloadOutcome], None]
+
+
+class Reloads:
+    """Numbers reloads over all generations, from 1. `begin(number)` starts one; finished() must follow."""
+
+    def __init__(self, loop: Loop, begin: Callable[[int], object]) -> None:
+        self._loop = loop
+        self._begin = begin
+        self._callers: dict[int, list[Done]] = {}
+        self.number = 0
+        self.running = False
+        self.completed = 0
+        self.refused = 0
+        self.last: ReloadOutcome | None = None
+
+    def request(self, done: Done) -> int:
+        """Join the next reload; its configuration will be read after this call. Returns its number."""
+        number = self.number + 1
+        self._callers.setdefault(number, []).append(done)
+        if not self.running:
+            self._loop.call_soon(self._start)
+        return number
+
+    def resume(self, number: int, done: Done) -> int:
+        """A caller that an earlier generation has promised the outcome of reload `number`."""
+        last = self.last
+        if last is not None and number <= last.number:
+            outcome = last
+            self._loop.call_soon(lambda: done(outcome))
+            return number
+        return self.request(done)
+
+    def finished(self, outcome: ReloadOutcome) -> None:
+        """The running reload has ended: answer its callers, and start the next one if somebody waits for it."""
+        self.running = False
+        self.note(outcome)
+        for done in self._callers.pop(outcome.number, []):
+            done(outcome)
+        if self._callers:
+            self._loop.call_soon(self._start)
+
+    def note(self, outcome: ReloadOutcome) -> None:
+        """Count an outcome."""
+        self.last = outcome
+        if outcome.ok:
+            self.completed += 1
+        else:
+            self.refused += 1
+
+    def export(self) -> dict[str, Any]:
+        """What the successor must know to go on counting; the running reload is told separately."""
+        return {"number": self.number, "completed": self.completed, "refused": self.refused}
+
+    def restore(self, record: dict[str, Any]) -> None:
+        self.number = int(record.get("number", 0))
+        self.completed = int(record.get("completed", 0))
+        self.refused = int(record.get("refused", 0))
+
+    def _start(self) -> None:
+        if self.running or not self._callers:
+            return
+        self.running = True
+        self.number += 1
+        self._begin(self.number)

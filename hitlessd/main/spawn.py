@@ -1,0 +1,88 @@
+"""Starting the successor: a double fork and an exec of our own command line, so that new code and a new Python run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+from hitlessd.errors import PeerError, SystemRefused
+from hitlessd.handover.process import PeerProcess
+from hitlessd.handover.successor import Summons, summon_fails
+from hitlessd.systemd import leave_no_trace
+
+__all__ = ["command_line", "spawn"]
+
+#: Options that named another predecessor, or asked for what is done already.
+_ONCE_WITH_VALUE = frozenset({"-x"})
+_ONCE_WITH_PIDS = frozenset({"-sf", "-st"})
+_ONCE = frozenset({"-D"})
+
+
+def command_line(original: Sequence[str]) -> list[str]:
+    """The command line of a successor, from that of this process (sys.orig_argv)."""
+    result: list[str] = []
+    rest = list(original)
+    while rest:
+        word = rest.pop(0)
+        if word in _ONCE_WITH_VALUE:
+            rest[:1] = []
+        elif word in _ONCE_WITH_PIDS:
+            while rest and rest[0].isdecimal():
+                rest.pop(0)
+        elif word not in _ONCE:
+            result.append(word)
+    return result
+
+
+def spawn(nonce: str, argv: Sequence[str]) -> tuple[PeerProcess, socket.socket]:
+    """Start a successor; returns its process and our end of the stream to it. Raises SystemRefused.
+
+    It must be a child of PID 1 by the time its pid is announced, or systemd warns that it supervises a process that is
+    not its child; hence the process in the middle, which ends at once.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        parent = os.getpid()
+        middle = os.fork()
+        if not middle:
+            _in_the_middle(writer, theirs, Summons(theirs.fileno(), nonce, parent), argv)
+        os.close(writer)
+        writer = -1
+        text = os.read(reader, 32)
+        os.waitpid(middle, 0)
+        if not text:
+            raise SystemRefused("cannot start the successor: fork failed")
+        return PeerProcess(int(text)), ours
+    except (OSError, PeerError, SystemRefused) as error:
+        ours.close()
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SystemRefused(f"cannot start the successor: {reason}") from None
+    finally:
+        theirs.close()
+        os.close(reader)
+        if writer >= 0:
+            os.close(writer)
+
+
+def _in_the_middle(writer: int, stream: socket.socket, summons: Summons, argv: Sequence[str]) -> None:
+    """Fork the successor, tell its pid, end. Never returns; nothing of the parent may run in these processes."""
+    try:
+        child = os.fork()
+        if child:
+            os.write(writer, str(child).encode())
+            os._exit(0)
+        environment = dict(os.environ)
+        leave_no_trace(environment)
+        summons.put(environment)
+        os.set_inheritable(stream.fileno(), True)
+        try:
+            os.execvpe(argv[0], list(argv), environment)
+        except OSError as error:
+            summon_fails(stream, f"cannot execute {argv[0]}: {error.strerror}")
+    except BaseException as error:
+        sys.stderr.write(f"hitlessd: cannot start the successor: {error}\n")
+    finally:
+        os._exit(1)

@@ -1,0 +1,104 @@
+"""What main tells about itself: the STATUS line, `show proc`, sessions and rates. Reads the tables, changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from hitlessd.main.equipment import Equipment
+from hitlessd.main.inheritance import Ancestor
+from hitlessd.main.reloads import Reloads
+from hitlessd.runtime.control import Control, GenerationInfo
+from hitlessd.table import PROCESS, Column, RowKey, ServerState, Table, sum_over
+
+__all__ = ["Rates", "generations", "line", "sessions"]
+
+
+class Rates:
+    """Sessions per second of every row, from one tick a second."""
+
+    def __init__(self) -> None:
+        self.ticks = 0
+        self._before: dict[RowKey, int] = {}
+        self._now: dict[RowKey, tuple[int, int]] = {}
+
+    def tick(self, tables: Sequence[Table]) -> None:
+        self.ticks += 1
+        totals = {key: sum_over(tables, key, Column.STOT) for key in tables[0].keys}
+        for key, total in totals.items():
+            new = max(0, total - self._before.get(key, total))
+            self._now[key] = (new, max(new, self._now.get(key, (0, 0))[1]))
+        self._before = totals
+
+    def of(self, key: RowKey) -> tuple[int, int]:
+        return self._now.get(key, (0, 0))
+
+
+def sessions(tables: Sequence[Table]) -> int:
+    """Connections now, over these generations."""
+    return sum_over(tables, PROCESS, Column.SCUR)
+
+
+def generations(main: Control, equipment: Equipment, ancestors: Sequence[Ancestor]) -> list[GenerationInfo]:
+    """The current one first, then the draining ones, the youngest first."""
+    now = time.monotonic()
+    members = dict(equipment.pool.members())
+    current = GenerationInfo(
+        main.generation,
+        main.pid,
+        "current",
+        now - main.started,
+        main.reloads[0],
+        _workers(equipment.table, [members.get(i, 0) for i in range(equipment.table.workers)]),
+        main.version,
+    )
+    draining = [
+        GenerationInfo(
+            ancestor.generation,
+            ancestor.pid,
+            "draining",
+            now - ancestor.started,
+            main.generation - ancestor.generation,
+            _workers(ancestor.table, ancestor.workers),
+            ancestor.version,
+        )
+        for ancestor in reversed(ancestors)
+    ]
+    return [current, *draining]
+
+
+def _workers(table: Table, pids: Sequence[int]) -> list[tuple[int, int]]:
+    row = table.index[PROCESS]
+    at = row * table.columns + Column.SCUR
+    return [(pid, table.slot(index)[at]) for index, pid in enumerate(pids[: table.workers])]
+
+
+def line(main: Control, equipment: Equipment, reloads: Reloads) -> str:
+    """One line for `systemctl status`."""
+    table = equipment.table
+    servers = [row for key, row in table.index.items() if key.kind == "server" and row < _configured(equipment)]
+    up = sum(1 for row in servers if table.state(row) is ServerState.READY)
+    parts = [
+        f"generation {main.generation}",
+        f"{len(equipment.listeners)} listeners",
+        f"{sessions(main.tables())} sessions",
+        f"servers {up}/{len(servers)} up",
+    ]
+    draining = len(main.tables()) - 1
+    if draining:
+        parts.append(f"{draining} older generation{'s' if draining > 1 else ''} draining")
+    if main.warm:
+        parts.append("SERVING THE LAST GOOD CONFIGURATION: " + main.config_error.splitlines()[0])
+    if last := reloads.last:
+        at = time.strftime("%H:%M:%S", time.localtime(last.at))
+        if last.ok:
+            parts.append(f"last reload {at} in {last.duration * 1000:.0f} ms")
+        else:
+            parts.append(f"LAST RELOAD REFUSED {at}: {last.reason.splitlines()[0]}")
+    return ", ".join(parts)
+
+
+def _configured(equipment: Equipment) -> int:
+    """Rows before this one belong to the configuration; later ones are kept for those that may come back."""
+    config = equipment.config
+    return 1 + len(config.frontends) + sum(1 + len(backend.servers) for backend in config.backends)

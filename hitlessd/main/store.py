@@ -1,0 +1,168 @@
+"""What lies in systemd's descriptor store for us, and the record that makes sense of it at the next start.
+
+hitlessd.listener-*   listeners that we bound ourselves (those of .socket units come back anyway)
+hitlessd.runtime-*    listeners of the runtime API
+hitlessd.table-N      the shared table of generation N
+hitlessd.state-N      a memfd: the text of the running configuration and what else generation N knew
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hitlessd.errors import PeerError, SystemRefused
+from hitlessd.listeners import Listener
+from hitlessd.log import Logger
+from hitlessd.model import SourceFile
+from hitlessd.systemd import STORE_PREFIX, Manager
+from hitlessd.table import Table
+
+__all__ = ["State", "Store", "Stored"]
+
+_LISTENER, _RUNTIME = "listener", "runtime"
+_TABLE, _STATE = "table-", "state-"
+#: Far above any configuration that the reader accepts.
+_LARGEST_STATE = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a generation leaves for a start without a predecessor. Unknown fields are ignored, missing ones empty."""
+
+    generation: int = 0
+    files: tuple[SourceFile, ...] = ()
+    resolved: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    listeners: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name in the store
+    reloads: dict[str, int] = field(default_factory=dict)
+
+    def dump(self) -> bytes:
+        return json.dumps(
+            {
+                "generation": self.generation,
+                "files": [[file.name, file.text] for file in self.files],
+                "resolved": self.resolved,
+                "listeners": self.listeners,
+                "reloads": self.reloads,
+            }
+        ).encode()
+
+    @classmethod
+    def load(cls, data: bytes) -> State:
+        """Raises ValueError, TypeError or KeyError for what no generation of ours has written."""
+        text = json.loads(data)
+        return cls(
+            int(text.get("generation", 0)),
+            tuple(SourceFile(str(name), str(body)) for name, body in text.get("files", ())),
+            {str(name): tuple(map(str, found)) for name, found in text.get("resolved", {}).items()},
+            {str(name): dict(record) for name, record in text.get("listeners", {}).items()},
+            {str(name): int(number) for name, number in text.get("reloads", {}).items()},
+        )
+
+
+@dataclass(slots=True)
+class Stored:
+    """What came back: listeners by kind, tables, the youngest state, and the names that are of no use any more."""
+
+    listeners: list[Listener] = field(default_factory=list)
+    runtime: list[Listener] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    state: State | None = None
+    useless: list[str] = field(default_factory=list)
+
+
+class Store:
+    """Our part of systemd's descriptor store; does nothing where there is none."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    def recover(self, inherited: Iterable[tuple[int, str]], log: Logger) -> Stored:
+        """Sort what systemd passed. Something unsound is reported, closed and left out; it never stops a start."""
+        stored = Stored()
+        loose: list[tuple[int, str]] = []
+        states: list[tuple[str, State]] = []
+        for fd, name in inherited:
+            short = name.removeprefix(STORE_PREFIX)
+            try:
+                if short == name:
+                    stored.listeners.append(Listener.adopt(fd, {"origin": "systemd", "name": name}))
+                elif short.startswith(_TABLE):
+                    stored.tables.append(Table.attach(fd))
+                elif short.startswith(_STATE):
+                    states.append((short, _read_state(fd)))
+                else:
+                    loose.append((fd, short))
+            except (PeerError, SystemRefused, ValueError, TypeError, KeyError, AttributeError) as error:
+                log("warning", f"cannot use what systemd passed as '{name}': {error}")
+                stored.useless.append(short)
+        states.sort(key=lambda item: item[1].generation)
+        stored.useless += [short for short, _ in states[:-1]]
+        stored.state = states[-1][1] if states else None
+        records = stored.state.listeners if stored.state else {}
+        for fd, short in loose:
+            try:
+                listener = Listener.adopt(fd, {**records.get(short, {}), "name": short, "stored": True})
+            except SystemRefused as error:
+                log("warning", f"cannot use what systemd stored as '{short}': {error}")
+                stored.useless.append(short)
+                continue
+            (stored.runtime if short.startswith(_RUNTIME) else stored.listeners).append(listener)
+        stored.tables.sort(key=lambda table: table.generation)
+        return stored
+
+    def keep(
+        self,
+        state: State,
+        table: Table,
+        listeners: Sequence[Listener],
+        runtime: Sequence[Listener],
+    ) -> None:
+        """Store what a restart needs. The new state goes in before the old one is dropped."""
+        if not self._manager.has_store:
+            return
+        records: dict[str, dict[str, Any]] = {}
+        for kind, each in ((_LISTENER, listeners), (_RUNTIME, runtime)):
+            for listener in each:
+                if listener.origin == "systemd":
+                    continue
+                listener.name = f"{kind}-{listener.name.partition('-')[2] or listener.name}"
+                if not listener.stored:
+                    self._manager.store(STORE_PREFIX + listener.name, [listener.sock.fileno()])
+                    listener.stored = True
+                records[listener.name] = listener.record()
+        self._manager.store(f"{STORE_PREFIX}{_TABLE}{table.generation}", [table.fd])
+        fd = os.memfd_create("hitlessd-state", os.MFD_CLOEXEC)
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(State(state.generation, state.files, state.resolved, records, state.reloads).dump())
+            self._manager.store(f"{STORE_PREFIX}{_STATE}{state.generation}", [fd])
+        finally:
+            os.close(fd)
+
+    def forget_state(self, generation: int) -> None:
+        self._drop(f"{_STATE}{generation}")
+
+    def forget_table(self, generation: int) -> None:
+        self._drop(f"{_TABLE}{generation}")
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Drop listeners, or useless entries, by the names that Stored and Listener carry."""
+        for name in names:
+            self._drop(name)
+
+    def _drop(self, short: str) -> None:
+        if self._manager.has_store:
+            self._manager.unstore(STORE_PREFIX + short)
+
+
+def _read_state(fd: int) -> State:
+    """Takes the descriptor over."""
+    with open(fd, "rb") as file:
+        if os.fstat(fd).st_size > _LARGEST_STATE:
+            raise ValueError("it is too large")
+        file.seek(0)  # whoever read it before shares the position
+        return State.load(file.read())

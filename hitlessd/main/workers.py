@@ -1,0 +1,305 @@
+"""The workers of one generation: forked, asked, watched and replaced. Main never dies of a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+import stat
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hitlessd import channel, worker
+from hitlessd.errors import PeerError
+from hitlessd.handover.process import PeerProcess
+from hitlessd.log import Log
+from hitlessd.loop import READ, Loop
+from hitlessd.model import Bind, Config
+from hitlessd.table import Column, Table
+
+__all__ = ["Pool"]
+
+#: Pings that a worker may leave unanswered; they go out once a second, so that a stopped machine costs no worker.
+_PATIENCE = 5
+#: Seconds a worker may take to stop accepting before it is killed: a handover waits for it.
+_STOP_PATIENCE = 5.0
+#: Seconds to wait before a worker that died soon after its start is forked again: doubled each time, up to the limit.
+_BACK_OFF, _LONGEST_BACK_OFF = 0.1, 5.0
+_SOON = 10.0
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, even if it is stopped then (prctl(2))."""
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+class _Worker:
+    """A worker process as main knows it."""
+
+    def __init__(self, index: int, pid: int, sock: socket.socket, started: float) -> None:
+        self.index = index
+        self.pid = pid
+        self.process = PeerProcess(pid)
+        self.sock = sock
+        self.started = started
+        self.unanswered = 0
+        self.alive = False
+        self.waiting: dict[str, list[Callable[[], object]]] = {}
+
+
+class Pool:
+    """All workers of this generation. `state` is what they were told last: idle, accept, pause, stop or drain."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        log: Log,
+        config: Config,
+        listeners: Sequence[tuple[str, Bind, socket.socket]],
+        table: Table,
+        share: int,
+    ) -> None:
+        self._loop = loop
+        self._log = log
+        self._config = config
+        self._listeners = list(listeners)
+        self._table = table
+        self._share = share
+        self._wake = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(table.workers)]
+        self._workers: dict[int, _Worker] = {}
+        self._back_off = [0.0] * table.workers
+        self._when_gone: Callable[[], object] | None = None
+        self.state = "idle"
+        self.deaths = 0
+
+    def start(self) -> None:
+        """Fork them all. Raises OSError."""
+        for index in range(self._table.workers):
+            self._fork(index)
+
+    @property
+    def alive(self) -> bool:
+        """All are there and have given a sign of life."""
+        return len(self._workers) == self._table.workers and all(w.alive for w in self._workers.values())
+
+    def members(self) -> list[tuple[int, int]]:
+        """(index, pid) of each."""
+        return [(w.index, w.pid) for w in self._workers.values()]
+
+    def tell(self, order: str, done: Callable[[], object] | None = None) -> None:
+        """Give all workers an order of the channel; `done` is called when each has answered or is dead."""
+        self.state = {"resume": "accept", "sweep": self.state}.get(order, order)
+        left = set(self._workers)
+
+        def answered(index: int) -> None:
+            left.discard(index)
+            if not left and done:
+                self._loop.call_soon(done)
+
+        if not left:
+            answered(-1)
+        for member in list(self._workers.values()):
+            self._tell_one(member, order, lambda index=member.index: answered(index))  # type: ignore[misc]
+
+    def stop_accepting(self, done: Callable[[], object]) -> None:
+        """As tell("stop"), but a worker that does not answer in time is killed: it must not accept any more."""
+        waiting = list(self._workers.values())
+        timer = self._loop.call_later(_STOP_PATIENCE, lambda: self._kill_silent(waiting, "stop"))
+
+        def finished() -> None:
+            timer.cancel()
+            done()
+
+        self.tell("stop", finished)
+
+    def when_gone(self, callback: Callable[[], object]) -> None:
+        """From now on nobody is replaced; call back when the last one has ended."""
+        self._when_gone = callback
+        if not self._workers:
+            self._loop.call_soon(callback)
+
+    def tick(self) -> None:
+        """Once a second: ask for a sign of life, and end who has given none for long."""
+        for member in list(self._workers.values()):
+            if member.unanswered >= _PATIENCE:
+                self._log("err", f"worker {member.index} (pid {member.pid}) does not answer: killing it")
+                self._kill(member)
+            else:
+                member.unanswered += 1
+                self._send(member, {"do": "ping", "n": member.unanswered})
+
+    def close_listeners(self) -> None:
+        """Main's own copies are closed by their owner; forget them, so that a later fork does not use them."""
+        self._listeners.clear()
+
+    def kill_all(self) -> None:
+        for member in list(self._workers.values()):
+            self._kill(member)
+
+    def _fork(self, index: int) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        # Collected and frozen, the parent's objects stay shared; the child's collector would copy every page.
+        gc.collect()
+        gc.freeze()
+        pid = os.fork()
+        if not pid:
+            self._become(index, theirs, parent)
+        gc.unfreeze()
+        theirs.close()
+        member = _Worker(index, pid, ours, self._loop.time())
+        self._workers[index] = member
+        self._loop.add(ours.fileno(), READ, lambda _events: self._heard(member))
+        member.process.when_dead(self._loop, lambda: self._buried(member))
+        if self.state in ("accept", "pause"):
+            self._tell_one(member, self.state)
+        else:
+            self._send(member, {"do": "ping", "n": 0})
+
+    def _become(self, index: int, sock: socket.socket, parent: int) -> None:
+        """In the child: shed everything that is main's, then serve. Never returns."""
+        try:
+            die_with(parent)
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL if number is not signal.SIGINT else signal.SIG_IGN)
+            for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTOU, signal.SIGTTIN):
+                signal.signal(number, signal.SIG_IGN)
+            keep = {0, 1, 2, sock.fileno(), self._table.fd, *self._wake}
+            keep.update(s.fileno() for _, _, s in self._listeners)
+            _close_all_but(keep)
+            worker.run(
+                worker.WorkerSetup(
+                    index=index,
+                    config=self._config,
+                    listeners=self._listeners,
+                    table=self._table,
+                    channel=sock,
+                    wake=self._wake,
+                    log=self._log,
+                    maxconn=self._share,
+                    generation=self._table.generation,
+                )
+            )
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._log("crit", f"worker {index} ends: {traceback.format_exc()}")
+        finally:
+            os._exit(1)
+
+    def _tell_one(self, member: _Worker, order: str, done: Callable[[], object] | None = None) -> None:
+        member.waiting.setdefault(order, []).append(done or (lambda: None))
+        self._send(member, {"do": order})
+
+    def _send(self, member: _Worker, message: dict[str, Any]) -> None:
+        try:
+            channel.send(member.sock, message)
+        except BlockingIOError:
+            # A full channel means a worker that reads nothing: the missing pings will end it.
+            if message["do"] != "ping":
+                self._kill(member)
+        except OSError:
+            return  # it is dead; the pidfd tells
+
+    def _heard(self, member: _Worker) -> None:
+        try:
+            message = channel.receive(member.sock)
+        except BlockingIOError:
+            return
+        except (OSError, PeerError):
+            message = None
+        if message is None:
+            # Its end is closed: it is ending, and will be buried.
+            self._loop.remove(member.sock.fileno())
+            return
+        member.alive = True
+        if message.get("did") == "ping":
+            member.unanswered = 0
+        for done in member.waiting.pop(str(message.get("did")), []):
+            done()
+
+    def _kill_silent(self, members: Sequence[_Worker], order: str) -> None:
+        for member in members:
+            if order in member.waiting:
+                self._log("err", f"worker {member.index} (pid {member.pid}) does not {order}: killing it")
+                self._kill(member)
+
+    def _kill(self, member: _Worker) -> None:
+        with contextlib.suppress(PeerError):
+            member.process.signal(signal.SIGKILL)
+
+    def _buried(self, member: _Worker) -> None:
+        _, status = os.waitpid(member.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self._loop.remove(member.sock.fileno())
+        member.sock.close()
+        if self._workers.get(member.index) is member:
+            del self._workers[member.index]
+        lost = self._table.value(0, Column.SCUR)
+        self._table.clear_gauges(member.index)
+        lost -= self._table.value(0, Column.SCUR)
+        leaving = self._when_gone is not None
+        if code or not leaving:
+            self.deaths += 1
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            self._log(
+                "err", f"worker {member.index} (pid {member.pid}) {how}; {lost} connections of it are lost", lost=lost
+            )
+        for callbacks in member.waiting.values():
+            for done in callbacks:
+                done()
+        # What it was woken for and did not accept must not wait for the next connection; a queue may have room now.
+        for other in list(self._workers.values()):
+            self._send(other, {"do": "sweep"})
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(self._wake[other.index], 1)
+        if leaving:
+            if not self._workers and self._when_gone:
+                self._when_gone()
+            return
+        soon = self._loop.time() - member.started < _SOON
+        wait = self._back_off[member.index] if soon else 0.0
+        self._back_off[member.index] = min(_LONGEST_BACK_OFF, max(_BACK_OFF, wait * 2))
+        self._loop.call_later(wait, lambda: self._replace(member.index))
+
+    def _replace(self, index: int) -> None:
+        if self._when_gone is not None or index in self._workers or self.state in ("drain", "quit"):
+            return
+        try:
+            self._fork(index)
+        except OSError as error:
+            self._log("crit", f"cannot fork worker {index}: {error.strerror}; trying again in {_LONGEST_BACK_OFF:g} s")
+            self._loop.call_later(_LONGEST_BACK_OFF, lambda: self._replace(index))
+
+
+def _close_all_but(keep: set[int]) -> None:
+    """Close main's descriptors in a worker, or a client of main would not see us close it.
+
+    Datagram sockets stay: libsystemd keeps its journal socket to itself, and would write to whatever got its number.
+    """
+    with os.scandir("/proc/self/fd") as entries:
+        fds = [int(entry.name) for entry in entries]
+    for fd in fds:
+        if fd in keep:
+            continue
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                with socket.socket(fileno=os.dup(fd)) as probe:
+                    if probe.type == socket.SOCK_DGRAM:
+                        continue
+            os.close(fd)
+        except OSError:
+            continue

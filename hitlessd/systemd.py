@@ -1,0 +1,93 @@
+"""The one place that speaks with systemd: descriptors from and to PID 1, and state notifications.
+
+Sources: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3), "File Descriptor Store" in systemd.service(5).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Iterable, Sequence
+
+__all__ = ["STORE_PREFIX", "Manager", "inherited_descriptors", "leave_no_trace"]
+
+#: Descriptors of ours in the store carry names that no .socket unit will have by accident. No ':' is allowed in them.
+STORE_PREFIX = "hitlessd."
+
+#: What a process we start must not inherit: with its old LISTEN_PID it would silently get no descriptors, with its old
+#: WATCHDOG_PID no watchdog.
+_OF_ONE_PROCESS = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "WATCHDOG_PID")
+
+#: At most this many descriptors fit in one message (SCM_MAX_FD, unix(7)).
+_MAX_FDS = 253
+
+
+def leave_no_trace(environment: dict[str, str]) -> None:
+    """Take what was meant for one process out of the environment of the next."""
+    for name in _OF_ONE_PROCESS:
+        environment.pop(name, None)
+
+
+def inherited_descriptors() -> list[tuple[int, str]]:
+    """What systemd passed us, as (descriptor, name), close-on-exec set; an empty list without socket activation."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    from systemd import daemon  # its import costs 8 ms, which a reload need not pay
+
+    return sorted(daemon.listen_fds_with_names(unset_environment=False).items())
+
+
+class Manager:
+    """The service manager, if there is one; without NOTIFY_SOCKET every call does nothing and succeeds."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.present = bool(environment.get("NOTIFY_SOCKET"))
+        #: The descriptor store is open to us (FileDescriptorStoreMax=); managers older than 254 do not say.
+        self.has_store = self.present and environment.get("FDSTORE") != "0"
+        #: Seconds within which systemd wants to hear from us, None without WatchdogSec=.
+        self.watchdog: float | None = None
+        usec, pid = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID", "")
+        if self.present and usec.isdecimal() and int(usec) and pid in ("", str(os.getpid())):
+            self.watchdog = int(usec) / 1e6
+
+    def notify(self, *lines: str, fds: Sequence[int] = ()) -> None:
+        """Send one datagram of state lines. Never raises: a deaf manager must not stop traffic."""
+        if not self.present:
+            return
+        from systemd import daemon
+
+        try:
+            daemon.notify("\n".join(lines), False, 0, list(fds) or None)
+        except OSError:
+            # What PID 1 cannot be told, it will find out by its own time-outs.
+            return
+
+    def reloading(self) -> None:
+        """RELOADING=1 and the time go together in one datagram; a READY=1 must follow, whatever comes of it."""
+        self.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def store(self, name: str, fds: Iterable[int]) -> None:
+        """Put descriptors into the store under `name`; sending one that is already there changes nothing."""
+        every = list(fds)
+        for start in range(0, len(every), _MAX_FDS):
+            self.notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=every[start : start + _MAX_FDS])
+
+    def unstore(self, name: str) -> None:
+        """Drop every stored descriptor of that name."""
+        self.notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+    def barrier(self, timeout: float = 5.0) -> bool:
+        """Wait until PID 1 has processed all that we sent before; False when it did not within `timeout` seconds."""
+        if not self.present:
+            return True
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            self.notify("BARRIER=1", fds=[writer])
+        finally:
+            os.close(writer)
+        poll = select.poll()
+        poll.register(reader, 0)  # POLLHUP comes unasked
+        done = bool(poll.poll(timeout * 1000))
+        os.close(reader)
+        return done
