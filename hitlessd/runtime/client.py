@@ -13,10 +13,11 @@ from hitlessd.model import InetAddress, StatsSocket, UnixAddress
 from hitlessd.runtime.commands import LEVELS, Session, address_text
 from hitlessd.runtime.control import Credentials
 
-__all__ = ["EXPORT_LIMIT", "LINE_LIMIT", "Client", "is_privileged", "restored", "takeover_refusal"]
+__all__ = ["EXPORT_LIMIT", "EXPORT_TOTAL", "LINE_LIMIT", "Client", "is_privileged", "restored", "takeover_refusal"]
 
 LINE_LIMIT = 16384  # bytes of a line with its newline; HAProxy's tune.bufsize
 EXPORT_LIMIT = 65536  # bytes of unread answers that go to a successor
+EXPORT_TOTAL = 2 << 20  # bytes of everything that goes to a successor, before its encoding
 _FORMAT = 1  # of an exported client
 
 
@@ -43,6 +44,11 @@ class Client:
         who = f" (pid {self.credentials.pid}, uid {self.credentials.uid})" if self.credentials else ""
         return f"runtime API client of {address_text(self.stats)}{who}"
 
+    @property
+    def size(self) -> int:
+        """Bytes that state() has to carry, about."""
+        return len(self.input) + sum(len(command) + 1 for command in self.commands) + len(self.output) + 1024
+
     def state(self, now: float) -> dict[str, Any]:
         """What restored() needs to go on in another process (JSON). `now` is the loop's time."""
         stats, session, address = self.stats, self.session, self.stats.address
@@ -56,7 +62,7 @@ class Client:
             "prompt": session.prompt,
             "timeout": session.timeout,
             "input": _text(self.input),
-            "commands": [_text(command) for command in self.commands],
+            "commands": _text(b"\0".join(self.commands)) if self.commands else None,
             "output": _text(self.output),
             "reload": self.waiting,
             "asked": self.asked,
@@ -110,7 +116,8 @@ def restored(sock: socket.socket, state: dict[str, Any], now: float) -> tuple[Cl
     session = Session(level, state["privileged"] is True, state["prompt"] is True, timeout)
     client = Client(sock, stats, session, now - float(state["idle"]))
     client.input += _bytes(state["input"], LINE_LIMIT)
-    client.commands.extend(_bytes(command, LINE_LIMIT) for command in state["commands"])
+    if state["commands"] is not None:
+        client.commands.extend(_bytes(state["commands"], LINE_LIMIT).split(b"\0"))
     client.output += _bytes(state["output"], EXPORT_LIMIT)
     client.asked, client.ended, client.closing = (state[name] is True for name in ("asked", "ended", "closing"))
     waiting = state["reload"]

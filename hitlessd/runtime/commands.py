@@ -93,7 +93,7 @@ def split_line(line: bytes) -> list[bytes]:
 
 def split_words(command: bytes) -> list[str]:
     """The words of a command; a backslash protects a blank and disappears."""
-    words = re.findall(r"(?:\\.|[^ \t\\]|\\$)+", command.decode("latin-1"), flags=re.S)
+    words = re.findall(r"(?:\\.|[^ \t\\]|\\$)+", command.decode("utf-8", "replace"), flags=re.S)
     return [re.sub(r"\\(.)", r"\1", word, flags=re.S) for word in words]
 
 

@@ -14,7 +14,15 @@ from typing import Any
 
 from hitlessd.errors import PeerError
 from hitlessd.model import StatsSocket, UnixAddress
-from hitlessd.runtime.client import EXPORT_LIMIT, LINE_LIMIT, Client, is_privileged, restored, takeover_refusal
+from hitlessd.runtime.client import (
+    EXPORT_LIMIT,
+    EXPORT_TOTAL,
+    LINE_LIMIT,
+    Client,
+    is_privileged,
+    restored,
+    takeover_refusal,
+)
 from hitlessd.runtime.commands import Call, Session, execute, reload_answer, split_line
 from hitlessd.runtime.control import Control, LoopLike, ReloadOutcome, TimerLike
 
@@ -71,7 +79,9 @@ class RuntimeServer:
                 return
             except OSError as error:
                 if error.errno in _CAPACITY:
-                    self._pause(error)
+                    # The kernel wants a descriptor before it looks whether somebody is waiting at all.
+                    if select.select([listener], [], [], 0)[0]:
+                        self._pause(error)
                     return
                 continue
             sock.setblocking(False)
@@ -268,7 +278,7 @@ class RuntimeServer:
             self._answer(client, answer)
 
     def _answer(self, client: Client, text: str) -> None:
-        client.output += text.encode("latin-1", "replace")
+        client.output += text.encode("utf-8", "replace")
         client.output += b"\n> " if client.session.prompt else b"\n"
         self._flush(client)
         unread = sum(len(each.output) for each in self._clients)
@@ -311,7 +321,7 @@ class RuntimeServer:
                 return
         elif refusal := takeover_refusal(stats, credentials):
             self._log("warning", f"refusing a {client}: {refusal}")
-            client.output += refusal.encode("latin-1", "replace") + b"\n"
+            client.output += refusal.encode("utf-8", "replace") + b"\n"
             client.closing = True
             return
         self._release(client)
@@ -329,14 +339,21 @@ class RuntimeServer:
     # Handover
 
     def export_clients(self) -> list[tuple[socket.socket, dict[str, Any]]]:
-        """Give every client away, for a successor: the socket, and what import_client() needs (JSON)."""
-        exported = []
-        for client in list(self._clients):
+        """Give every client away, for a successor: the socket, and what import_client() needs (JSON).
+
+        All together is less than 4 MiB as JSON text; whoever does not fit, for not reading, is dropped.
+        """
+        exported, total = [], 0
+        # Callers that wait for the outcome of a reload first: they matter most.
+        for client in sorted(self._clients, key=lambda each: each.waiting is None):
             self._flush(client)
             if not client.alive or (client.closing and not client.output):
                 self._drop(client)
-            elif len(client.output) > EXPORT_LIMIT:
-                self._log("notice", f"dropping the {client}: it does not read, and a successor takes over")
+                continue
+            total += client.size
+            if len(client.output) > EXPORT_LIMIT or total > EXPORT_TOTAL:
+                total -= client.size
+                self._limited_log("notice", f"dropping the {client}: it does not read, and a successor takes over")
                 self._drop(client)
             else:
                 self._release(client)
