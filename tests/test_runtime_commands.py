@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_runtime_harness import Harness
 
 from hitlessd.model import Level
 from hitlessd.runtime.commands import split_line, split_words
 from hitlessd.runtime.control import GenerationInfo, ReloadOutcome
 from hitlessd.runtime.stat import COLUMNS
 from hitlessd.table import PROCESS, Column, RowKey, ServerState
+from tests.test_runtime_harness import Harness
 
 LAST_THREE = (
     b"  help [<command>]                        : list matching or all commands\n"
@@ -275,7 +275,7 @@ def test_show_stat_order_types_and_states(harness: Harness) -> None:
         ("2 4 -1", ["a", "b", "c"]),
         ("pg 2 -1", ["BACKEND"]),
         ("-1 4 1", ["a", "x", "dis"]),
-        ("2 7 2", ["b"]),
+        ("2 7 2", ["FRONTEND", "b", "BACKEND"]),
         ("-2 4 1", []),
         ("pg 4 999", []),
         ("2 4 foo", []),

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_runtime_harness import Clock, Harness
 
 from hitlessd.errors import PeerError
 from hitlessd.runtime import server as server_module
 from hitlessd.runtime.client import EXPORT_LIMIT, LINE_LIMIT
 from hitlessd.runtime.control import Credentials
+from tests.test_runtime_harness import Clock, Harness
 
 TOO_LONG = f"cannot read the command: longer than {LINE_LIMIT} bytes\n\n".encode()
 

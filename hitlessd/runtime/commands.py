@@ -140,7 +140,9 @@ def _matches(words: Sequence[str], session: Session) -> list[_Command]:
             known = found
             break
     text = " ".join(words[:3])[:64]
-    scores = [(_likeness(text, " ".join(command.words[: len(words)])), command) for command in known]
+    scores = [
+        (max(_likeness(text, " ".join(command.words[:length])) for length in range(1, 4)), command) for command in known
+    ]
     best = max((score for score, _ in scores), default=0.0)
     return [command for score, command in scores if score >= max(0.4, best - 0.2)]
 

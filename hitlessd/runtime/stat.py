@@ -44,7 +44,7 @@ _ZERO_FRONTEND = (
 )
 _ZERO_SERVER = ("rtime", "rtime_max", "wrew", "reuse", "srv_icur", "eint", "idle_conn_cur", "safe_conn_cur", *_SSL)
 _ZERO_BACKEND = (
-    *("req_tot", "comp_in", "comp_out", "comp_byp", "comp_rsp", "rtime", "rtime_max", "wrew", "reuse", "eint"),
+    *("comp_in", "comp_out", "comp_byp", "comp_rsp", "rtime", "rtime_max", "wrew", "reuse", "eint"),
     *_MODULES,
 )
 
@@ -58,7 +58,7 @@ class StatFilter:
 
     iid: int = -1
     types: int = -1
-    sid: int = -1
+    sid: int = -1  # selects among servers only
     hide_maint: bool = False
     hide_down: bool = False
     addresses: bool = False
@@ -105,7 +105,7 @@ def _rows(control: Control, wanted: StatFilter, now: float) -> Iterator[str]:
     for iid, (frontends, backends) in sorted(proxies.items()):
         if wanted.iid not in (-1, iid):
             continue
-        if wanted.types & _FRONTENDS and wanted.sid in (-1, 0):
+        if wanted.types & _FRONTENDS:
             for frontend in frontends:
                 yield _frontend(control, frontend, tables)
         for backend in backends:
@@ -115,7 +115,7 @@ def _rows(control: Control, wanted: StatFilter, now: float) -> Iterator[str]:
                     hidden = (wanted.hide_maint or wanted.hide_down) and state.admin is ServerState.MAINT
                     if wanted.sid in (-1, server.sid) and not hidden:
                         yield _server(control, backend, server, state, tables, now, wanted.addresses)
-            if wanted.types & _BACKENDS and wanted.sid in (-1, 0):
+            if wanted.types & _BACKENDS:
                 yield _backend(control, backend, states, tables, now, wanted)
 
 
