@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar, get_args
+from typing import Literal, TypeVar, cast, get_args
 
 from hitlessd.model import (
     Bind,
@@ -28,6 +28,8 @@ __all__ = ["bind_line", "log_line", "server_line", "stats_socket_line"]
 _Word = TypeVar("_Word", bound=str)
 _LEVELS: tuple[Level, ...] = get_args(Level)
 _SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+_Target = Literal["auto", "journal", "stderr", "stdout"]
+_LOG_TARGETS = get_args(_Target)
 _FACILITIES = (
     "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "auth2", "ftp", "ntp", "audit",
     "alert", "cron2", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
@@ -153,21 +155,17 @@ def log_line(place: Place, text: str) -> LogTarget | None:
             )
             return None
         rest = rest[1:]
+    if target not in _LOG_TARGETS:
+        remote = target[:1].isdigit() or "@" in target or "/" in target
+        note = "logging to a syslog server is not supported" if remote else ""
+        expected = "auto, journal, stderr or stdout"
+        place.refuse("log to this target", target, expected, near=() if note else _LOG_TARGETS, note=note)
+        return None
     level = _one_of(place, rest[0], _SEVERITIES, "use this level") if rest else "info"
     if len(rest) > 1:
         place.refuse("use more words", " ".join(rest[1:]), "at most a level after the target")
         return None
-    if level is None:
-        return None
-    match target:
-        case "auto" | "journal" | "stderr" | "stdout":
-            return LogTarget(target, level)
-    note = (
-        "logging to a syslog server is not supported" if target[:1].isdigit() or "@" in target or "/" in target else ""
-    )
-    place.refuse("log to this target", target, "auto, journal, stderr or stdout",
-                 near=() if note else ("auto", "journal", "stderr", "stdout"), note=note)  # fmt: skip
-    return None
+    return LogTarget(cast(_Target, target), level) if level else None
 
 
 def _pairs(
