@@ -77,14 +77,19 @@ class Successor:
         """`predecessor`: its pid if we were told by who started us, else 0 until the offer names it."""
         self._loop = loop
         self._nonce = nonce
-        self._timeout = timeout
+        self.timeout = timeout
         self._machine = Machine(SUCCESSOR)
         self._entering = injector("successor", environment)
         self._inbox: deque[Message] = deque()
         self._lost = ""
-        self._process = PeerProcess(predecessor) if predecessor else None
-        self._owner_uid = os.getuid()
+        self._process: PeerProcess | None = None
+        self._known = bool(predecessor)
         self._stream = FrameStream(loop, sock, self._inbox.append, self._trouble)
+        if predecessor:
+            try:
+                self._process = PeerProcess(predecessor)
+            except PeerError:
+                self._lost = "it is gone"  # it died while we started
         self._entering(State.HELLO)
 
     def introduce(self) -> Offered:
@@ -94,8 +99,8 @@ class Successor:
         text = self._expect(Event.OFFER).text
         if not speaks_with(text.get("version")):
             self._fail(Event.GARBAGE, f"it speaks version {text.get('version')} of the protocol, we speak {VERSION}")
-        if self._process is None:
-            self._process = PeerProcess(int(text.get("pid", 0)))
+        if not self._known:
+            self._meet(text.get("pid"))
         records = text.get("records")
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             self._fail(Event.GARBAGE, "its offer makes no sense")
@@ -139,11 +144,11 @@ class Successor:
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Pump the loop until the condition holds. Raises TimeoutError after the handover's time-out."""
-        deadline = self._loop.time() + self._timeout
+        deadline = self._loop.time() + self.timeout
         while not condition():
             left = deadline - self._loop.time()
             if left <= 0:
-                raise TimeoutError(f"{what} within {self._timeout:g} s")
+                raise TimeoutError(f"{what} within {self.timeout:g} s")
             self._loop.turn(left)
 
     def close(self) -> None:
@@ -176,14 +181,25 @@ class Successor:
             self._entering(self._machine.state)
         return message
 
+    def _meet(self, pid: object) -> None:
+        """Note whom we spoke with; by hand, only its own word says so. It must be of our uid, since we may kill it."""
+        try:
+            uid = os.stat(f"/proc/{int(str(pid))}").st_uid
+            if uid != os.getuid() and os.getuid():
+                raise TakeoverRefused(f"cannot take over: process {pid} is not ours but of uid {uid}")
+            self._process, self._known = PeerProcess(int(str(pid))), True
+        except (OSError, ValueError, PeerError):
+            self._fail(Event.GARBAGE, f"it says that it is process {pid}, which there is not")
+
     def _fail(self, event: Event, why: str) -> None:
         """The predecessor cannot be relied on: prove it dead, then raise."""
         self._machine.handle(event)
         self.close()
-        if self._process is None:
+        if not self._known:
             # Never introduced: we do not know whom we spoke with, and hold nothing of theirs.
-            raise TakeoverRefused(why)
-        self._process.kill()
+            raise TakeoverRefused(f"cannot take over: {why}")
+        if self._process:
+            self._process.kill()
         raise PredecessorLost(why)
 
 

@@ -165,6 +165,7 @@ class Main:
             foreign = False
         lost = False
         if successor:
+            successor.timeout = self._patience(config)
             try:
                 inheritance = from_offer(successor.introduce(), self.log)
             except PredecessorLost as error:
@@ -464,6 +465,7 @@ class Main:
 
     def resume_accepting(self) -> None:
         self._equipment.pool.tell("accept")
+        self._write_pidfile()  # the successor may have written its own
         for _, listener in self._equipment.runtime:
             self._server.remove_listener(listener.sock)
         for stats, listener in self._equipment.runtime:
@@ -500,15 +502,16 @@ class Main:
 
     def refused(self, reason: str) -> None:
         self._handover = None
-        for sock, state in self._exported:
-            self._server.import_client(sock, state)
-        self._exported.clear()
         if not self._by_hand:
             self._manager.notify("READY=1")
         outcome = ReloadOutcome(self._reloads.number, False, reason, time.monotonic() - self._reload_began, time.time())
         for line in reason.splitlines():
             self.log("err", f"reload {outcome.number} refused: {line}")
         self._reloads.finished(outcome)
+        # Clients that were on their way to the successor come back, and find the outcome there.
+        for sock, state in self._exported:
+            self._server.import_client(sock, state)
+        self._exported.clear()
         self._tell_status()
 
     # --- leaving

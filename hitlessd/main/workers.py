@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import signal
@@ -35,8 +36,6 @@ _PR_SET_PDEATHSIG = 1
 
 def die_with(parent: int) -> None:
     """Have the kernel kill this process when its parent ends, even if it is stopped then (prctl(2))."""
-    import ctypes
-
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
@@ -83,8 +82,12 @@ class Pool:
 
     def start(self) -> None:
         """Fork them all. Raises OSError."""
+        # Collected and frozen, the parent's objects stay shared; the child's collector would copy every page.
+        gc.collect()
+        gc.freeze()
         for index in range(self._table.workers):
             self._fork(index)
+        gc.unfreeze()
 
     @property
     def alive(self) -> bool:
@@ -152,13 +155,9 @@ class Pool:
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
-        # Collected and frozen, the parent's objects stay shared; the child's collector would copy every page.
-        gc.collect()
-        gc.freeze()
         pid = os.fork()
         if not pid:
             self._become(index, theirs, parent)
-        gc.unfreeze()
         theirs.close()
         member = _Worker(index, pid, ours, self._loop.time())
         self._workers[index] = member

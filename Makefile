@@ -1,0 +1,62 @@
+# What a newcomer needs: make demo, make test. Everything that they need, they install.
+SHELL = /bin/bash
+.ONESHELL:
+.SHELLFLAGS = -euo pipefail -c
+
+PYTHON = /usr/bin/python3
+VENV = .venv
+BIN = $(VENV)/bin
+SUDO = $(shell [ $$(id -u) = 0 ] || echo sudo)
+APT = DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=300
+
+RUNTIME_PACKAGES = python3 python3-venv python3-systemd
+TEST_PACKAGES = haproxy iproute2 man-db
+VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-linux
+
+.PHONY: help demo test lint vm-test bench clean
+
+help:
+	@echo 'make demo     watch hitlessd being reloaded under load'
+	@echo 'make test     linters and all tests but those that boot machines'
+	@echo 'make vm-test  tests on booted Debian 12 and 13 (root)'
+	@echo 'make bench    side by side with haproxy'
+	@echo 'make lint     ruff and mypy alone'
+
+# The packages of a target, installed if one is missing: $(call need,list)
+define need
+	missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
+	if [ -n "$$missing" ]; then $(APT) update; $(APT) install -y --no-install-recommends $$missing >/dev/null; fi
+endef
+
+$(VENV)/.runtime: pyproject.toml
+	$(call need,$(RUNTIME_PACKAGES))
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv --system-site-packages $(VENV)
+	touch $@
+
+$(VENV)/.test: $(VENV)/.runtime pyproject.toml
+	$(call need,$(TEST_PACKAGES))
+	# Debian's haproxy starts a service of its own on installation; it is not ours to use.
+	$(BIN)/pip install -q 'setuptools>=66' 'pytest>=8' 'hypothesis>=6' 'mypy>=1.10' 'ruff>=0.6'
+	touch $@
+
+demo: $(VENV)/.runtime
+	@$(BIN)/python -m benchmarks.demo
+
+lint: $(VENV)/.test
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(VENV)/.test
+	@$(BIN)/python -m pytest
+
+vm-test: $(VENV)/.test
+	@$(call need,$(VM_PACKAGES))
+	$(SUDO) $(BIN)/python vm-tests/image.py
+	$(SUDO) $(BIN)/python -m pytest vm-tests
+
+bench: $(VENV)/.test
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

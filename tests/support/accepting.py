@@ -1,0 +1,54 @@
+"""Who accepts on a port, told by the kernel: which processes have its listening socket in an epoll set (proc(5), fdinfo)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+_LISTEN = "0A"
+
+
+def _listening_inodes(port: int) -> set[str]:
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                inodes.add(fields[9])
+    return inodes
+
+
+def accepting(pids: Iterable[int], port: int) -> set[int]:
+    """Those of the processes that wait for connections on the port."""
+    inodes = _listening_inodes(port)
+    return {pid for pid in pids if _watches(pid, inodes)}
+
+
+def _watches(pid: int, inodes: set[str]) -> bool:
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{fd}") != "anon_inode:[eventpoll]":
+                    continue
+                for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines():
+                    if line.startswith("tfd:"):
+                        target = os.readlink(f"/proc/{pid}/fd/{line.split()[1]}")
+                        if target.removeprefix("socket:[").removesuffix("]") in inodes:
+                            return True
+    return False
+
+
+def parent(pid: int) -> int:
+    """The parent of a process; of a worker that is the main process of its generation."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def generations_accepting(pids: Iterable[int], port: int) -> set[int]:
+    """The main processes whose workers accept on the port."""
+    mains = set()
+    for pid in accepting(pids, port):
+        with contextlib.suppress(OSError):
+            mains.add(parent(pid))
+    return mains

@@ -1,0 +1,86 @@
+"""Promise 2, one accepting generation: whichever side dies or stops in whichever state of a handover."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from hitlessd.handover.states import PREDECESSOR, SUCCESSOR, State
+from tests.support.accepting import generations_accepting
+from tests.support.daemon import Daemon
+from tests.support.echo import Echo, exchange
+from tests.support.processes import free_port, poll_until
+
+_FINAL = {State.FAILED}
+
+
+def _places() -> list[str]:
+    """Every state that either table can be in, but for the end of a failed attempt."""
+    places = []
+    for role, table in (("predecessor", PREDECESSOR), ("successor", SUCCESSOR)):
+        states = {state for state, _ in table} | {step.state for step in table.values()}
+        # A successor that is done is simply the main process.
+        final = _FINAL | ({State.DONE} if role == "successor" else set())
+        places += [f"{role}.{state.value}" for state in State if state in states - final]
+    return places
+
+
+def test_the_tables_name_the_places() -> None:
+    assert _places() == [
+        "predecessor.hello",
+        "predecessor.offer",
+        "predecessor.accept",
+        "predecessor.stop",
+        "predecessor.commit",
+        "predecessor.done",
+        "successor.hello",
+        "successor.offer",
+        "successor.accept",
+        "successor.commit",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+@pytest.mark.parametrize("place", _places())
+def test_exactly_one_generation_accepts_afterwards(place: str, number: signal.Signals, tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        Echo() as echo,
+        Daemon(
+            tmp_path,
+            f"[listen t]\nbind = 127.0.0.1:{port}\nserver s = 127.0.0.1:{echo.port}\n",
+            workers=1,
+            more="reload-timeout = 1s",
+        ) as daemon,
+    ):
+        before = daemon.pid
+        daemon.fault(place, number)
+        result = daemon.reload()
+        assert not daemon.faults.exists(), "the fault did not strike"
+
+        # The successor wins if it was the predecessor that failed, and the other way round.
+        survivor_is_new = place.startswith("predecessor")
+        assert result.returncode == (0 if survivor_is_new else 1), result.stderr
+
+        # Whoever was given up on is dead, not asleep: waking everybody changes nothing.
+        for pid in daemon.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        poll_until(lambda: len(generations_accepting(daemon.processes(), port)) == 1, 10, "one accepting generation")
+        (main,) = generations_accepting(daemon.processes(), port)
+        assert (main != before) is survivor_is_new
+        assert daemon.pid == main
+        assert exchange(port) == b"hello"
+        if number is signal.SIGKILL or place != "predecessor.done":
+            # A stopped predecessor that was done drains on when it is continued, which is right.
+            poll_until(lambda: len(daemon.processes()) == 2, 10, "one main process and its worker")
+
+        again = daemon.reload()
+        assert again.returncode == 0, again.stderr
+        assert daemon.pid != main
+        assert exchange(port) == b"hello"
+        poll_until(lambda: generations_accepting(daemon.processes(), port) == {daemon.pid}, 10, "the newest accepts")
