@@ -51,9 +51,9 @@ class _UsageError(Exception):
 
 
 class _Connection:
-    """A connection to the runtime API. `deadline` is time.monotonic(), None for none."""
+    """A connection to the runtime API. `deadline` is time.monotonic(), None for none; `longest` seconds to connect."""
 
-    def __init__(self, where: str, deadline: float | None) -> None:
+    def __init__(self, where: str, deadline: float | None, longest: float | None = _ANSWER) -> None:
         self._deadline = deadline
         self._left = b""
         try:
@@ -62,7 +62,7 @@ class _Connection:
         except (ValueError, OSError) as error:
             raise _Unreachable(f"cannot reach hitlessd at {where}: {error}") from None
         try:
-            self._sock.settimeout(self._patience(_ANSWER))
+            self._sock.settimeout(self._patience(longest))
             self._sock.connect(address)
         except OSError as error:
             self._sock.close()
@@ -78,6 +78,10 @@ class _Connection:
         """Raises OSError."""
         self._sock.sendall(line.encode("utf-8", "surrogateescape") + b"\n")
 
+    def end(self) -> None:
+        """Say that no further line will come. Raises OSError."""
+        self._sock.shutdown(socket.SHUT_WR)
+
     def answer(self, longest: float | None) -> str | None:
         """The next answer, without the empty line that ends it; None when the other side closes before that.
 
@@ -89,9 +93,7 @@ class _Connection:
             self._sock.settimeout(self._patience(longest))
             try:
                 received = self._sock.recv(1 << 18)
-            except TimeoutError:
-                raise
-            except OSError:
+            except ConnectionError:
                 received = b""
             if not received:
                 return None
@@ -159,14 +161,19 @@ def _ask(where: str, commands: list[str], deadline: float | None = None) -> list
 
 
 def _say(text: str, error: bool = False) -> None:
-    """Print bytes as they came: the reader may have another encoding."""
+    """Print what came, whatever the terminal's encoding."""
     stream = sys.stderr if error else sys.stdout
+    if text and not text.endswith("\n"):
+        text += "\n"
     try:
-        stream.write(text if text.endswith("\n") or not text else text + "\n")
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
         stream.flush()
-    except UnicodeEncodeError:
-        stream.write(text.encode("ascii", "backslashreplace").decode("ascii") + "\n")
-        stream.flush()
+    except BrokenPipeError:
+        # The reader has seen enough (`hitlessctl show stat | head`). Python would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # reload
@@ -176,10 +183,10 @@ def _reload(where: str, verbose: bool, timeout: float | None) -> int:
     deadline = None if timeout is None else time.monotonic() + timeout
     before: dict[str, str] = {}
     try:
-        connection = _Connection(where, deadline)
+        connection = _Connection(where, deadline, None)
         try:
             connection.send("show info;reload")
-            info = connection.answer(_ANSWER)
+            info = connection.answer(None)
             before = _fields(info or "")
             answer = connection.answer(None) if info is not None else None
         finally:
@@ -270,75 +277,11 @@ def _judge(where: str, info: dict[str, str], verbose: bool, comparable: bool) ->
 
 
 def _status(where: str) -> int:
-    info_text, stat, proc, errors = _ask(where, ["show info", "show stat", "show proc", "show errors"])
-    info = _fields(info_text)
-    header, *lines = stat.splitlines() or [""]
-    names = header.removeprefix("# ").split(",")
-    servers = up = 0
-    rows = []
-    for line in lines:
-        row = dict(zip(names, _cells(line), strict=False))
-        rows.append(row)
-        if row.get("type") == "2":
-            servers += 1
-            up += row.get("status") in ("no check", "UP")
-    draining = proc.partition("# old workers")[2].partition("# programs")[0].splitlines()
-    old = [line.split() for line in draining if " master " in line]
-    number, _, result = info.get("LastReload", "none").partition(" ")
-    out = [
-        f"hitlessd {info.get('Version', '?')}, generation {info.get('Generation', '?')}, pid {info.get('Pid', '?')}, "
-        f"up {info.get('Uptime', '?')}" + (", stopping" if info.get("Stopping") == "1" else ""),
-        f"listeners: {info.get('Listeners', '?')}   workers: {info.get('Workers', '?')}   "
-        f"servers: {up} of {servers} in use",
-        f"sessions: {info.get('CurrConns', '?')} now, {info.get('CumConns', '?')} in all, "
-        f"{info.get('SessRate', '?')}/s (most: {info.get('MaxSessRate', '?')}/s)",
-        "configuration: "
-        + ("the file" if info.get("ConfigState") == "file" else "the stored one; the file is invalid"),
-    ]
-    if number == "none":
-        out.append("last reload: none")
-    else:
-        age = max(0, int(time.time()) - _number(info, "LastReload_time_sec"))
-        verdict = "done" if result == "success" else "refused"
-        out.append(
-            f"last reload: number {number}, {verdict} after {info.get('LastReload_duration_ms', '?')} ms, "
-            f"{_age(age)} ago"
-        )
-    if old:
-        words = [f"{fields[-2]} (pid {fields[0]}, {fields[-1]} sessions)" for fields in old if len(fields) >= 3]
-        out.append("draining generations: " + ", ".join(words))
-    if not errors.startswith(_REFUSALS):
-        out += errors.splitlines()[1:]
-    if rows:
-        out.append("")
-        out.append(f"{'PROXY':<20} {'NAME':<20} {'STATUS':<10} {'NOW':>8} {'TOTAL':>12}")
-        for row in rows:
-            cells = [row.get(name, "") for name in ("pxname", "svname", "status", "scur", "stot")]
-            out.append("{:<20} {:<20} {:<10} {:>8} {:>12}".format(*cells))
-    _say("\n".join(out))
+    from hitlessd.runtime.summary import summary  # a reload has no use for it
+
+    info, stat, proc, errors = _ask(where, ["show info", "show stat", "show proc", "show errors"])
+    _say(summary(_fields(info), stat, proc, "" if errors.startswith(_REFUSALS) else errors, time.time()))
     return DONE
-
-
-def _cells(line: str) -> list[str]:
-    """A line of CSV. Importing csv would cost more than this."""
-    if '"' not in line:
-        return line.split(",")
-    cells, quoted = [""], False
-    for character in line:
-        if character == '"':
-            quoted = not quoted
-        elif character == "," and not quoted:
-            cells.append("")
-        else:
-            cells[-1] += character
-    return cells
-
-
-def _age(seconds: int) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
 
 
 # the command line
@@ -396,6 +339,7 @@ def _command(where: str, words: list[str]) -> int:
     connection = _Connection(where, None)
     try:
         connection.send(" ".join(words))
+        connection.end()
         answers = 0
         while (answer := connection.answer(_ANSWER)) is not None:
             answers += 1
@@ -431,10 +375,6 @@ def main(argv: list[str] | None = None) -> int:
     except _Unreachable as error:
         _say(str(error), error=True)
         return UNREACHABLE
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (`hitlessctl show stat | head`).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
 
 
 if __name__ == "__main__":

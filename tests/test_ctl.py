@@ -1,0 +1,365 @@
+"""hitlessctl: options, exit statuses, messages, and the outcome of a reload whatever happens to main meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hitlessd import ctl
+from hitlessd.runtime.control import GenerationInfo, ReloadOutcome
+from tests.test_runtime_harness import PATIENCE, Harness
+
+DONE, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
+
+
+class Controlled(Harness):
+    """A harness whose reloads end at once, as told."""
+
+    outcome: ReloadOutcome | None = None
+
+    def answer_reloads(self, ok: bool, reason: str) -> None:
+        def request(done: Callable[[ReloadOutcome], None]) -> int:
+            self.loop.call_soon(lambda: done(ReloadOutcome(8, ok, reason, 0.1, 1.0)))
+            return 8
+
+        self.control.request_reload = request  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[Controlled]:
+    harness = Controlled(tmp_path)
+    yield harness
+    harness.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_default_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HITLESSD_SOCKET", raising=False)
+
+
+@contextlib.contextmanager
+def scripted(path: Path, *connections: Callable[[socket.socket], None]) -> Iterator[None]:
+    """A server that handles one connection after the other as scripted, then has gone."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(16)
+        listener.settimeout(PATIENCE)
+
+        def serve() -> None:
+            for handle in connections:
+                sock, _ = listener.accept()
+                with sock:
+                    sock.settimeout(PATIENCE)
+                    handle(sock)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+    path.unlink()
+
+
+def line_of(sock: socket.socket) -> bytes:
+    received = b""
+    while not received.endswith(b"\n"):
+        more = sock.recv(4096)
+        assert more
+        received += more
+    return received
+
+
+def info(generation: int, started: int, now: int, state: str = "file") -> bytes:
+    return (
+        f"Name: hitlessd\nGeneration: {generation}\nConfigState: {state}\n"
+        f"Start_monotonic_usec: {started}\nNow_monotonic_usec: {now}\n\n"
+    ).encode()
+
+
+def vanish_after(*answers: bytes) -> Callable[[socket.socket], None]:
+    """Read a line, send these answers, close."""
+
+    def handle(sock: socket.socket) -> None:
+        line_of(sock)
+        for answer in answers:
+            sock.sendall(answer)
+
+    return handle
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "what shall be done?"),
+        (["-x", "reload"], "unknown option -x"),
+        (["-s"], "-s needs an argument"),
+        (["reload", "now"], "reload takes no argument, found 'now'"),
+        (["status", "now"], "status takes no argument, found 'now'"),
+        (["reload", "--timeout"], "--timeout needs an argument"),
+        (["reload", "--timeout", "soon"], "--timeout: expected a number of seconds above 0, found 'soon'"),
+        (["reload", "--timeout=0"], "--timeout: expected a number of seconds above 0, found '0'"),
+        (["-v", "show", "info"], "-v and --timeout go with reload only"),
+        (["show info\nreload"], "a command is one line"),
+    ],
+)
+def test_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl.main(arguments) == USAGE
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"hitlessctl: {message}\nusage: hitlessctl ")
+    assert captured.out == ""
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl.main(["--help"]) == DONE
+    assert capsys.readouterr().out.startswith("usage: hitlessctl ")
+
+
+def test_socket_from_option_environment_or_default(
+    harness: Controlled, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = harness.listen()
+    host, port = harness.listen_tcp()
+    abstract = socket.socket(socket.AF_UNIX)
+    with harness.running():
+        for where in (path, f"unix@{path}", f"ipv4@{host}:{port}"):
+            assert ctl.main(["-s", where, "show", "version"]) == DONE
+        monkeypatch.setenv("HITLESSD_SOCKET", path)
+        assert ctl.main(["show", "version"]) == DONE
+    assert capsys.readouterr().out == "1.2.3\n" * 4
+    abstract.close()
+    monkeypatch.delenv("HITLESSD_SOCKET")
+    monkeypatch.setattr(ctl, "_DEFAULT", str(tmp_path / "default.sock"))
+    assert ctl.main(["show", "version"]) == UNREACHABLE
+    assert f"cannot reach hitlessd at {tmp_path}/default.sock: No such file" in capsys.readouterr().err
+
+
+def test_unreachable_names_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing, dead = tmp_path / "missing", tmp_path / "dead"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(dead))
+    expected = {
+        str(missing): "No such file or directory; next step: is it running (systemctl status hitlessd)",
+        str(dead): "Connection refused; next step: nobody serves it any more; start hitlessd",
+        str(tmp_path / ("x" * 200)): "AF_UNIX path too long",
+        "ipv4@nowhere": "not HOST:PORT",
+        "ipv6@[::1]:x": "not HOST:PORT",
+    }
+    for where, why in expected.items():
+        for words in (["show", "info"], ["status"]):
+            assert ctl.main(["-s", where, *words]) == UNREACHABLE
+            assert capsys.readouterr().err.startswith(f"cannot reach hitlessd at {where}: {why}")
+
+
+# Commands
+
+
+def test_command_and_refusals(harness: Controlled, capsys: pytest.CaptureFixture[str]) -> None:
+    path = harness.listen()
+    harness.control.startup_logs = "zwölf\n"
+    with harness.running():
+        assert ctl.main(["-s", path, "show", "cli", "level"]) == DONE
+        assert ctl.main(["-s", path, "show version;show startup-logs"]) == DONE
+        assert ctl.main(["-s", path, "quit"]) == DONE
+        assert ctl.main(["-s", path, "prompt"]) == DONE
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err) == ("admin\n1.2.3\nzwölf\n", "")
+        assert ctl.main(["-s", path, "show", "nonsense"]) == REFUSED
+        assert ctl.main(["-s", path, "user;reload"]) == REFUSED
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("Unknown command, but") and captured.err.endswith("\nPermission denied\n")
+
+
+def test_command_without_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s"
+    with scripted(path, vanish_after(), vanish_after(b"half an answer")):
+        for _ in range(2):
+            assert ctl.main(["-s", str(path), "show", "info"]) == UNREACHABLE
+            assert "it closed the connection" in capsys.readouterr().err
+
+
+# reload
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_reload_done(harness: Controlled, capsys: pytest.CaptureFixture[str], verbose: bool) -> None:
+    path = harness.listen("user")
+    harness.answer_reloads(True, "generation 8 serves\nWARNING")
+    with harness.running():
+        assert ctl.main(["-s", path, "reload", *(["-v"] if verbose else [])]) == DONE
+    captured = capsys.readouterr()
+    assert captured.out == ("generation 8 serves\nWARNING\n" if verbose else "")
+    assert captured.err == ""
+
+
+def test_reload_refused(harness: Controlled, capsys: pytest.CaptureFixture[str]) -> None:
+    path = harness.listen("user")
+    harness.answer_reloads(False, "/etc/x:1: [global] maxconn: bad\n/etc/x:2: worse")
+    with harness.running():
+        assert ctl.main(["-s", path, "reload"]) == REFUSED
+    captured = capsys.readouterr()
+    assert captured.err == "cannot reload: /etc/x:1: [global] maxconn: bad\n/etc/x:2: worse\n"
+    assert captured.out == ""
+
+
+def test_reload_forbidden(
+    harness: Controlled, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hitlessd.runtime.server.is_privileged", lambda _credentials: False)
+    path = harness.listen("operator")
+    with harness.running():
+        assert ctl.main(["-s", path, "reload"]) == REFUSED
+    assert capsys.readouterr().err == "cannot reload: Permission denied\n"
+
+
+def test_reload_waits_no_longer_than_told(harness: Controlled, capsys: pytest.CaptureFixture[str]) -> None:
+    path = harness.listen()
+    with harness.running():
+        assert ctl.main(["-s", path, "reload", "--timeout=0.05"]) == UNREACHABLE
+    assert "did not answer within 0.05 s; next step: hitlessctl status" in capsys.readouterr().err
+
+
+def test_reload_without_hitlessd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl.main(["-s", str(tmp_path / "none"), "reload"]) == UNREACHABLE
+    assert "cannot reach hitlessd" in capsys.readouterr().err
+
+
+def test_main_vanishes_and_its_successor_runs_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s"
+    with scripted(path, vanish_after(info(7, 1000, 5000)), vanish_after(info(8, 6000, 7000))):
+        assert ctl.main(["-s", str(path), "reload", "-v"]) == DONE
+    assert "generation 8 serves; it started after this call" in capsys.readouterr().out
+
+
+def test_main_vanishes_and_its_successor_runs_the_stored_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s"
+    errors = b"Total events captured on [x] : 1\nstart: invalid\n  f:1: bad\n\n"
+    with scripted(
+        path, vanish_after(info(7, 1000, 5000)), vanish_after(info(8, 6000, 7000, "stored")), vanish_after(errors)
+    ):
+        assert ctl.main(["-s", str(path), "reload"]) == REFUSED
+    error = capsys.readouterr().err
+    assert error.startswith("cannot reload: generation 8 was started, but it runs the stored configuration")
+    assert "f:1: bad" in error
+
+
+def test_old_main_still_serves_for_a_while(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    old = vanish_after(info(7, 1000, 5000))
+    with scripted(path, old, old, vanish_after(), old, vanish_after(info(8, 6000, 7000))):
+        assert ctl.main(["-s", str(path), "reload"]) == DONE
+
+
+def test_nobody_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctl, "_RECONNECT", 0.05)
+    path = tmp_path / "s"
+    with scripted(path, vanish_after(info(7, 1000, 5000))):
+        assert ctl.main(["-s", str(path), "reload"]) == UNREACHABLE
+    assert capsys.readouterr().err.startswith("cannot learn how the reload ended: hitlessd closed the connection, and")
+
+
+def test_main_vanishes_before_it_says_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s"
+    with scripted(path, vanish_after(), vanish_after(info(8, 6000, 7000))):
+        assert ctl.main(["-s", str(path), "reload"]) == UNREACHABLE
+    assert "generation 8 serves now; next step: hitlessctl reload" in capsys.readouterr().err
+
+
+def test_main_vanishes_and_the_time_is_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s"
+    with scripted(path, vanish_after(info(7, 1000, 5000))):
+        assert ctl.main(["-s", str(path), "reload", "--timeout", "0.2"]) == UNREACHABLE
+    assert "did not answer within 0.2 s" in capsys.readouterr().err
+
+
+# status
+
+
+def test_status(harness: Controlled, capsys: pytest.CaptureFixture[str]) -> None:
+    path = harness.listen()
+    harness.control.info.append(GenerationInfo(6, 4000, "draining", 90.0, 1, [(4001, 2)], "1.2.2"))
+    harness.control.last_reload = ReloadOutcome(9, False, "f:1: bad", 0.25, time.time() - 61)
+    with harness.running():
+        assert ctl.main(["-s", path, "status"]) == DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("hitlessd 1.2.3, generation 7, pid 4711, up 0d 0h00m59s")
+    assert lines[1] == "listeners: 2   workers: 2   servers: 5 of 7 in use"
+    assert lines[2] == "sessions: 0 now, 0 in all, 5/s (most: 9/s)"
+    assert lines[3] == "configuration: the file"
+    assert lines[4] == "last reload: number 9, refused after 250 ms, 1 min ago"
+    assert lines[5] == "draining generations: 6 (pid 4000, 2 sessions)"
+    assert lines[7] == "  f:1: bad"
+    assert lines[9].split() == ["PROXY", "NAME", "STATUS", "NOW", "TOTAL"]
+    assert lines[11].split() == ["pg", "a", "no", "check", "0", "0"]
+
+
+def test_status_for_those_who_may_not_read_errors(
+    harness: Controlled, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hitlessd.runtime.server.is_privileged", lambda _credentials: False)
+    path = harness.listen("user")
+    harness.control.warm = True
+    with harness.running():
+        assert ctl.main(["-s", path, "status"]) == DONE
+    text = capsys.readouterr().out
+    assert "configuration: the stored one; the file is invalid\nlast reload: none\n" in text
+    assert "Permission" not in text
+
+
+# As a process
+
+
+def test_module_runs_as_a_program(harness: Controlled) -> None:
+    path = harness.listen()
+    harness.answer_reloads(True, "")
+    environment = {**os.environ, "HITLESSD_SOCKET": path}
+    with harness.running():
+        command = [sys.executable, "-m", "hitlessd.ctl"]
+        done = subprocess.run([*command, "reload"], env=environment, capture_output=True, timeout=PATIENCE, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (DONE, b"", b"")
+        # A reader that has seen enough is no error.
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [*command, "help"], env=environment, stdout=write, stderr=subprocess.PIPE, timeout=PATIENCE, check=False
+        )
+        os.close(write)
+        assert (done.returncode, done.stderr) == (DONE, b"")
+
+
+def test_output_survives_a_poor_locale(harness: Controlled) -> None:
+    path = harness.listen()
+    harness.control.startup_logs = "zwölf"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "HITLESSD_SOCKET": path}
+    command = [sys.executable, "-m", "hitlessd.ctl", "show", "startup-logs"]
+    with harness.running():
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (DONE, b"zw\\xf6lf\n", b"")
+
+
+def test_nothing_expensive_is_imported() -> None:
+    code = "import sys, hitlessd.ctl; print(*sorted(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        cwd=Path(ctl.__file__).parents[1],
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout.split()
+    assert not {"argparse", "re", "json", "asyncio", "ssl", "logging", "csv", "typing", "dataclasses"} & set(loaded)
+    assert [name for name in loaded if name.startswith("hitlessd")] == ["hitlessd", "hitlessd.ctl"]
