@@ -185,7 +185,8 @@ def test_every_unreadable_file_and_every_wrong_line_at_once(tmp_path: Path) -> N
 
 
 def test_name_with_nul() -> None:
-    assert problems_of(Path("a\0b")) == ["a\0b: cannot read: embedded null byte"]
+    (problem,) = problems_of(Path("a\0b"))
+    assert problem.startswith("a\0b: cannot read: ")
 
 
 def test_descriptors_are_closed(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ _RETRIES_LIMIT = 65535
 _FIRST_IID = 2  # HAProxy keeps 1 for itself
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Settings:
     """What one section says itself; None and absence: nothing."""
 

@@ -24,7 +24,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _HEADER = re.compile(r"\[([^]#;]*)\](?:\s+[#;].*|\s*)$")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Option:
     """`name = text`, and the lines that continue it."""
 
@@ -37,7 +37,7 @@ class Option:
         return self.lines[0][0] if self.lines else ""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Section:
     """`[title]` and its options in the order of the file. Doubled names are still in it. title None: before the first
     header."""

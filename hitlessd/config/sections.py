@@ -19,7 +19,7 @@ _FLAGS = tuple(name for name in OPTIONS if name.startswith("option "))
 _SEVERAL_LINES = ("bind", "stats socket")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Entry:
     """A section as all files together make it. Option names are those of words.OPTIONS, or `server NAME`."""
 
@@ -33,7 +33,7 @@ class Entry:
         return f"{self.kind} {self.name}" if self.name else self.kind
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Merged:
     """Every section of a configuration in the order of first appearance."""
 
