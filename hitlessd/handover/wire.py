@@ -60,12 +60,17 @@ class FrameReader:
         self._fds: deque[int] = deque()
 
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> list[Message]:
-        """The messages that are complete now."""
+        """The messages that are complete now. What follows them and is no frame raises at the next call, if only of
+        feed(b""), so that how the bytes were cut changes nothing and no descriptor of a good message is lost."""
         self._bytes += data
         self._fds.extend(fds)
-        messages = []
-        while (message := self._next()) is not None:
-            messages.append(message)
+        messages: list[Message] = []
+        try:
+            while (message := self._next()) is not None:
+                messages.append(message)
+        except PeerError:
+            if not messages:
+                raise
         return messages
 
     def _next(self) -> Message | None:
@@ -73,6 +78,7 @@ class FrameReader:
             # Garbage should be told from a slow peer at the first byte.
             if not MAGIC.startswith(self._bytes[:4]):
                 raise PeerError("cannot understand the other side: this is not the takeover protocol")
+            self._refuse_strays(MAX_FDS if self._bytes else 0)
             return None
         magic, length, count = _HEAD.unpack_from(self._bytes)
         if magic != MAGIC:
@@ -80,18 +86,24 @@ class FrameReader:
         if length > MAX_TEXT or count > MAX_FDS:
             raise PeerError(f"cannot accept a frame of {length} bytes and {count} descriptors: too large")
         if len(self._bytes) < _HEAD.size + length:
+            self._refuse_strays(count)
             return None
         if len(self._fds) < count:
             raise PeerError(f"cannot accept a frame: {count} descriptors announced, {len(self._fds)} received")
         body = bytes(self._bytes[_HEAD.size : _HEAD.size + length])
-        del self._bytes[: _HEAD.size + length]
         try:
             text = json.loads(body)
         except (ValueError, RecursionError):
             raise PeerError("cannot understand the other side: a frame is not JSON") from None
         if not isinstance(text, dict) or not isinstance(text.get("is"), str):
             raise PeerError("cannot understand the other side: a frame is not a message")
+        del self._bytes[: _HEAD.size + length]
         return Message(text, [self._fds.popleft() for _ in range(count)])
+
+    def _refuse_strays(self, most: int) -> None:
+        """Descriptors beyond those of the frame that has begun would be taken for the next one's, or pile up."""
+        if len(self._fds) > most:
+            raise PeerError(f"cannot accept a frame: {len(self._fds)} descriptors came, at most {most} were due")
 
     def close(self) -> None:
         """Close the descriptors that no message has taken."""
