@@ -99,16 +99,24 @@ class FrameStream:
         self._received(data, fds)
 
     def _received(self, data: bytes, fds: list[int]) -> None:
-        try:
-            messages = self._reader.feed(data, fds)
-        except PeerError as error:
-            return self._trouble(False, str(error))
-        for message in messages:
+        while True:
+            try:
+                messages = deque(self._reader.feed(data, fds))
+            except PeerError as error:
+                return self._trouble(False, str(error))
+            if not messages:
+                return
+            try:
+                while messages and self._open:
+                    self._on_message(messages.popleft())
+            finally:
+                for message in messages:
+                    for fd in message.fds:
+                        os.close(fd)
             if not self._open:
-                for fd in message.fds:
-                    os.close(fd)
-                continue
-            self._on_message(message)
+                return
+            # Garbage behind good messages is told now.
+            data, fds = b"", []
 
     def _flush(self) -> None:
         while self._out:
@@ -118,8 +126,12 @@ class FrameStream:
                 sent = self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 break
+            except (BrokenPipeError, ConnectionResetError):
+                # It has closed; what it said before, perhaps why, is still to be read, and the end after that.
+                self._out.clear()
+                break
             except OSError as error:
-                return self._trouble(True, f"the connection to the other side broke: {error.strerror}")
+                return self._trouble(True, f"cannot send to the other side: {error.strerror}")
             if sent == len(data):
                 self._out.popleft()
             else:
