@@ -28,6 +28,8 @@ _MAGIC = int.from_bytes(b"hitlessT", "little")
 _FORMAT = 1
 _HEADER_WORDS = 16
 _MAX_BYTES = 1 << 30  # a peer's table may not make us map more than this
+_MAX_KEYS_BYTES = 64 << 20  # nor parse more than this
+_MOST = (1 << 64) - 1
 
 
 class _Header(IntEnum):
@@ -157,12 +159,12 @@ class Table:
             if head[_Header.MAGIC] != _MAGIC or head[_Header.FORMAT] != _FORMAT:
                 raise PeerError("cannot use the shared table: unknown format")
             words = _HEADER_WORDS + rows * (states + columns * (1 + workers))
-            if words * 8 + names != size or columns < len(Column) or not states:
+            if words * 8 + names != size or columns < len(Column) or not states or names > _MAX_KEYS_BYTES:
                 raise PeerError("cannot use the shared table: its sizes contradict each other")
-            keys = [RowKey(*map(str, key)) for key in json.loads(mapping[words * 8 :])]
+            keys = _read_keys(mapping[words * 8 :])
             if len(keys) != rows or len(set(keys)) != rows:
                 raise PeerError("cannot use the shared table: its keys do not match its rows")
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             os.close(fd)
             raise PeerError(f"cannot use the shared table: {error}") from None
         except PeerError:
@@ -192,9 +194,23 @@ class Table:
                 slot[row * self.columns + column] = 0
 
     def fold(self, ended: Table) -> None:
-        """Add the totals of a generation that has ended to our base; once, however often it is called."""
-        if ended._words[_Header.FOLDED_INTO]:
-            return
+        """Add the totals of a generation that has ended to our base; once, whoever calls it and however often.
+
+        A predecessor that drains hears of the same death as its successor does, hence the lock.
+        """
+        fcntl.lockf(ended.fd, fcntl.LOCK_EX)
+        try:
+            if not ended.folded:
+                self._fold(ended)
+        finally:
+            fcntl.lockf(ended.fd, fcntl.LOCK_UN)
+
+    @property
+    def folded(self) -> bool:
+        """Whether its totals have gone into another table, so that they must not be counted here again."""
+        return bool(self._words[_Header.FOLDED_INTO])
+
+    def _fold(self, ended: Table) -> None:
         for row, key in enumerate(ended.keys):
             mine = self.index.get(key)
             if mine is None:
@@ -204,7 +220,8 @@ class Table:
                     continue
                 at = self._base_at + mine * self.columns + column
                 value = ended.value(row, column)
-                self._words[at] = max(self._words[at], value) if column in MAXIMA else self._words[at] + value
+                total = max(self._words[at], value) if column in MAXIMA else self._words[at] + value
+                self._words[at] = min(total, _MOST)
         ended._words[_Header.FOLDED_INTO] = self.generation
 
     @property
@@ -236,9 +253,19 @@ class Table:
         os.close(self.fd)
 
 
+def _read_keys(text: bytes) -> list[RowKey]:
+    """Raises ValueError, RecursionError for what create() has not written."""
+    keys = json.loads(text)
+    if not isinstance(keys, list) or not all(
+        isinstance(key, list) and len(key) == 3 and all(isinstance(word, str) for word in key) for key in keys
+    ):
+        raise ValueError("its keys make no sense")
+    return [RowKey(*key) for key in keys]
+
+
 def sum_over(tables: Iterable[Table], key: RowKey, column: Column) -> int:
-    """A value over several generations, of which each may or may not have the row."""
-    values = [table.value(table.index[key], column) for table in tables if key in table.index]
+    """A value over several generations, each of which may lack the row; those folded into others count there."""
+    values = [table.value(table.index[key], column) for table in tables if key in table.index and not table.folded]
     if not values:
         return 0
     return max(values) if column in MAXIMA else sum(values)
