@@ -19,6 +19,8 @@ __all__ = ["READ", "WRITE", "Loop", "Timer"]
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
+#: epoll_wait(2) takes milliseconds in an int, which is 24 days; waking up now and then costs nothing.
+_LONGEST_WAIT = 3600.0
 
 
 class Timer:
@@ -46,6 +48,7 @@ class Loop:
         self._handlers: dict[int, Callable[[int], object]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
+        self._signal_pipe: tuple[int, int] | None = None
         self._running = False
 
     def add(self, fd: int, events: int, callback: Callable[[int], object]) -> None:
@@ -72,7 +75,7 @@ class Loop:
 
     def handle_signals(self, handlers: Mapping[signal.Signals, Callable[[], object]]) -> None:
         """Run a callback in the loop, never inside other code, when its signal arrives."""
-        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        reader, writer = self._signal_pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in handlers:
             signal.signal(number, lambda *_: None)
@@ -100,20 +103,30 @@ class Loop:
         if self._timers:
             due = max(0.0, self._timers[0][0] - self.time())
             longest = due if longest is None else min(due, longest)
-        for fd, events in self._epoll.poll(longest):
-            # An earlier callback of this turn may have removed it.
-            if handler := self._handlers.get(fd):
+        if longest is not None:
+            longest = min(longest, _LONGEST_WAIT)
+        for fd, events, handler in [(fd, events, self._handlers.get(fd)) for fd, events in self._epoll.poll(longest)]:
+            # An earlier callback of this turn may have removed it, and even opened another file of that number.
+            if handler and self._handlers.get(fd) is handler:
                 self._call(f"descriptor {fd}", handler, events)
         now = self.time()
+        due_timers = []
         while self._timers and self._timers[0][0] <= now:
-            timer = heapq.heappop(self._timers)[2]
+            due_timers.append(heapq.heappop(self._timers)[2])
+        # Those that these add have to wait for the next turn: descriptors must not starve.
+        for timer in due_timers:
             if callback := timer.callback:
                 timer.callback = None
                 self._call("timer", callback)
 
     def close(self) -> None:
-        """Release the epoll descriptor; for a forked child, which must not share it."""
+        """Release the descriptors; for a forked child, which must not share them."""
         self._epoll.close()
+        if self._signal_pipe:
+            signal.set_wakeup_fd(-1)
+            for fd in self._signal_pipe:
+                os.close(fd)
+            self._signal_pipe = None
         self._handlers.clear()
         self._timers.clear()
 
