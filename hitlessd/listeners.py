@@ -25,7 +25,7 @@ __all__ = ["Identity", "Listener", "Wanted", "assign", "close_unwanted", "identi
 #: listen(2) cuts it to net.core.somaxconn.
 _LONGEST_BACKLOG = 65535
 #: A path is bound under a temporary name and renamed, so getsockname() tells that name; HAProxy uses the same form.
-_TEMPORARY = re.compile(r"\.\w+\.(tmp|bak)$")
+_TEMPORARY = re.compile(r"\.\d+\.(tmp|bak)$")
 #: Not in the socket module of every Python (socket(7)).
 _SO_BINDTOIFINDEX = 62
 
@@ -76,7 +76,8 @@ class Listener:
         try:
             sock = socket.socket(fileno=fd)
         except OSError as error:
-            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.close(fd)
             raise SystemRefused(f"cannot use descriptor {fd}: {error.strerror}") from None
         try:
             identity = identify(sock)
@@ -90,7 +91,11 @@ class Listener:
                 (int(inode[0]), int(inode[1])) if inode else None,
                 stored=bool(record.get("stored")),
             )
-        except (TypeError, ValueError, LookupError):
+        except OSError as error:
+            # Stream sockets that are not TCP (SCTP) do not know TCP's options.
+            sock.close()
+            raise SystemRefused(f"cannot use descriptor {fd}: {error.strerror}") from None
+        except (TypeError, ValueError, LookupError, ArithmeticError):
             sock.close()
             raise SystemRefused(f"cannot use descriptor {fd}: its record makes no sense") from None
         except SystemRefused:
@@ -136,6 +141,8 @@ def identify(sock: socket.socket) -> Identity:
         ):
             raise SystemRefused(f"cannot use descriptor {sock.fileno()}: it is not a listening stream socket")
         name = sock.getsockname()
+        v6only = family == socket.AF_INET6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+        interface = _interface(sock)
     except OSError as error:
         raise SystemRefused(f"cannot use descriptor {sock.fileno()}: {error.strerror}") from None
     if family == socket.AF_UNIX:
@@ -145,8 +152,7 @@ def identify(sock: socket.socket) -> Identity:
         return Identity(family, str(UnixAddress(text)))
     if family not in (socket.AF_INET, socket.AF_INET6):
         raise SystemRefused(f"cannot use descriptor {sock.fileno()}: address family {family} is not supported")
-    v6only = family == socket.AF_INET6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
-    return Identity(family, str(InetAddress(name[0], name[1])), v6only, _interface(sock))
+    return Identity(family, str(InetAddress(name[0], name[1])), v6only, interface)
 
 
 def _interface(sock: socket.socket) -> str:
@@ -381,8 +387,8 @@ def _refuse_foreign_path(path: str, replace: bool) -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        # EAGAIN: its backlog is full, so somebody is there.
-        if probe.connect_ex(path) in (0, errno.EAGAIN):
+        # Anything else means that somebody is there: a full backlog, a datagram socket, one we may not connect to.
+        if probe.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT):
             raise OSError(errno.EADDRINUSE, "in use")
 
 
