@@ -10,6 +10,8 @@ import select
 import time
 from collections.abc import Iterable, Sequence
 
+from hitlessd.errors import SystemRefused
+
 __all__ = ["STORE_PREFIX", "Manager", "inherited_descriptors", "leave_no_trace"]
 
 #: Descriptors of ours in the store carry names that no .socket unit will have by accident. No ':' is allowed in them.
@@ -30,12 +32,23 @@ def leave_no_trace(environment: dict[str, str]) -> None:
 
 
 def inherited_descriptors() -> list[tuple[int, str]]:
-    """What systemd passed us, as (descriptor, name), close-on-exec set; an empty list without socket activation."""
+    """What systemd passed us, as (descriptor, name), close-on-exec set; an empty list without socket activation.
+
+    Raises SystemRefused when LISTEN_FDS names descriptors that are not there.
+    """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     from systemd import daemon  # its import costs 8 ms, which a reload need not pay
 
-    return sorted(daemon.listen_fds_with_names(unset_environment=False).items())
+    try:
+        return sorted(daemon.listen_fds_with_names(unset_environment=False).items())
+    except OSError as error:
+        raise SystemRefused(f"cannot use the descriptors of $LISTEN_FDS: {error.strerror}") from None
+
+
+def _one_line(text: str) -> str:
+    clean = "".join(" " if ord(letter) < 32 else letter for letter in text)
+    return clean.encode(errors="backslashreplace").decode()
 
 
 class Manager:
@@ -52,13 +65,16 @@ class Manager:
             self.watchdog = int(usec) / 1e6
 
     def notify(self, *lines: str, fds: Sequence[int] = ()) -> None:
-        """Send one datagram of state lines. Never raises: a deaf manager must not stop traffic."""
+        """Send one datagram of state lines. Never raises: a deaf manager must not stop traffic.
+
+        A line break within a line, say from a file name in a reason, would begin another assignment.
+        """
         if not self.present:
             return
         from systemd import daemon
 
         try:
-            daemon.notify("\n".join(lines), False, 0, list(fds) or None)
+            daemon.notify("\n".join(map(_one_line, lines)), False, 0, list(fds) or None)
         except OSError:
             # What PID 1 cannot be told, it will find out by its own time-outs.
             return
