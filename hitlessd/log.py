@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from hitlessd.model import LogTarget
 
@@ -34,6 +34,12 @@ def _journal_is(fd: int) -> bool:
         return False
 
 
+def _printable(value: object) -> str:
+    """A file name need not be UTF-8, yet the line that names it must come out."""
+    text = str(value)
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 class Log:
     """A Logger. `generation` appears in every line, so that two generations can be told apart."""
 
@@ -41,11 +47,12 @@ class Log:
         self.generation = generation
         self.name = name
         self._threshold = SEVERITIES.index(target.level)
-        self._write: Callable[[int, str, dict[str, object]], None]
+        self._write: Callable[[int, str, dict[str, str]], None]
         if target.target == "journal" or (target.target == "auto" and _journal_is(2)):
             self._write = self._to_journal
         else:
-            self._stream = sys.stdout if target.target == "stdout" else sys.stderr
+            # None if the descriptor was closed when Python started.
+            self._stream: TextIO | None = sys.stdout if target.target == "stdout" else sys.stderr
             self._write = self._to_stream
 
     def __call__(self, severity: str, message: str, /, **fields: object) -> None:
@@ -53,12 +60,12 @@ class Log:
         if priority > self._threshold:
             return
         try:
-            self._write(priority, message, fields)
+            self._write(priority, _printable(message), {name: _printable(value) for name, value in fields.items()})
         except (OSError, ValueError):
             # A full disk or a closed stream is no reason to stop serving.
             return
 
-    def _to_journal(self, priority: int, message: str, fields: dict[str, object]) -> None:
+    def _to_journal(self, priority: int, message: str, fields: dict[str, str]) -> None:
         from systemd import journal  # imports much; only who logs to the journal pays
 
         journal.send(
@@ -66,10 +73,12 @@ class Log:
             PRIORITY=priority,
             SYSLOG_IDENTIFIER=self.name,
             HITLESSD_GENERATION=self.generation,
-            **{f"HITLESSD_{name.upper()}": str(value) for name, value in fields.items()},
+            **{f"HITLESSD_{name.upper()}": value for name, value in fields.items()},
         )
 
-    def _to_stream(self, priority: int, message: str, fields: dict[str, object]) -> None:
+    def _to_stream(self, priority: int, message: str, fields: dict[str, str]) -> None:
+        if self._stream is None:
+            return
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)) + f".{int(now * 1000) % 1000:03d}"
         details = "".join(f" {name}={value}" for name, value in fields.items())
