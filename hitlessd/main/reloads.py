@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -47,10 +48,12 @@ class Reloads:
         """The running reload has ended: answer its callers, and start the next one if somebody waits for it."""
         self.running = False
         self.note(outcome)
-        for done in self._callers.pop(outcome.number, []):
-            done(outcome)
+        callers = self._callers.pop(outcome.number, [])
+        # First, so that a caller that fails cannot keep the next reload from starting.
         if self._callers:
             self._loop.call_soon(self._start)
+        for done in callers:
+            done(outcome)
 
     def note(self, outcome: ReloadOutcome) -> None:
         """Count an outcome."""
@@ -74,4 +77,11 @@ class Reloads:
             return
         self.running = True
         self.number += 1
-        self._begin(self.number)
+        try:
+            self._begin(self.number)
+        except Exception as error:
+            # One reload that fails, even through a bug of ours, must not block all later ones.
+            if self.running:
+                reason = f"cannot start the reload: {error}"
+                self.finished(ReloadOutcome(self.number, False, reason, 0.0, time.time()))
+            raise
