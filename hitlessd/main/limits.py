@@ -36,12 +36,18 @@ def raise_soft_limit() -> int:
 
 def plan(config: Config, workers: int, listeners: int, nofile: int) -> Limits:
     """Divide what the configuration wants by what there is. Raises SystemRefused when it does not fit."""
-    # Main holds the listeners and, during a handover, one copy of each that it passes or receives.
+    # Main serves no connections, but holds the listeners and, during a handover, as many that it gives or replaces.
+    main = _RESERVE + 2 * listeners
+    if nofile < main:
+        raise SystemRefused(
+            f"cannot serve {listeners} listeners: handing them over needs {main} descriptors,"
+            f" the limit on open files is {nofile}; raise it (LimitNOFILE= in the unit)"
+        )
     fixed = _RESERVE + _PIPES + listeners
     room = (nofile - fixed) // 2
     wanted = config.global_.maxconn
     if room < 1 or (wanted and -(-wanted // workers) > room):
-        need = fixed + 2 * -(-wanted // workers)
+        need = fixed + 2 * max(1, -(-wanted // workers))
         whom = f"maxconn {wanted}" if wanted else "anybody"
         less = f" or set maxconn to {room * workers} or less" if room > 0 else ""
         raise SystemRefused(
