@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hitlessd.errors import PeerError, SystemRefused
+from hitlessd.errors import HitlessdError, SystemRefused
 from hitlessd.listeners import Listener
 from hitlessd.log import Logger
 from hitlessd.model import SourceFile
@@ -25,8 +25,12 @@ __all__ = ["State", "Store", "Stored"]
 
 _LISTENER, _RUNTIME = "listener", "runtime"
 _TABLE, _STATE = "table-", "state-"
+#: A socket unit hitlessd.socket that does not say FileDescriptorName= passes its own name, which begins as ours do.
+_OURS = (f"{_LISTENER}-", f"{_RUNTIME}-", _TABLE, _STATE)
 #: Far above any configuration that the reader accepts.
 _LARGEST_STATE = 64 << 20
+#: JSON that is nested too deeply, numbers that are too large.
+_TOO_MUCH = (RecursionError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class State:
 
     @classmethod
     def load(cls, data: bytes) -> State:
-        """Raises ValueError, TypeError or KeyError for what no generation of ours has written."""
+        """Raises an error of Python's for what no generation of ours has written."""
         text = json.loads(data)
         return cls(
             int(text.get("generation", 0)),
@@ -88,7 +92,7 @@ class Store:
         for fd, name in inherited:
             short = name.removeprefix(STORE_PREFIX)
             try:
-                if short == name:
+                if short == name or not short.startswith(_OURS):
                     stored.listeners.append(Listener.adopt(fd, {"origin": "systemd", "name": name}))
                 elif short.startswith(_TABLE):
                     stored.tables.append(Table.attach(fd))
@@ -96,7 +100,7 @@ class Store:
                     states.append((short, _read_state(fd)))
                 else:
                     loose.append((fd, short))
-            except (PeerError, SystemRefused, ValueError, TypeError, KeyError, AttributeError) as error:
+            except (HitlessdError, OSError, ValueError, TypeError, LookupError, AttributeError, *_TOO_MUCH) as error:
                 log("warning", f"cannot use what systemd passed as '{name}': {error}")
                 stored.useless.append(short)
         states.sort(key=lambda item: item[1].generation)
@@ -161,7 +165,12 @@ class Store:
 
 def _read_state(fd: int) -> State:
     """Takes the descriptor over."""
-    with open(fd, "rb") as file:
+    try:
+        file = open(fd, "rb")
+    except OSError:
+        os.close(fd)
+        raise
+    with file:
         if os.fstat(fd).st_size > _LARGEST_STATE:
             raise ValueError("it is too large")
         file.seek(0)  # whoever read it before shares the position
