@@ -74,7 +74,10 @@ def from_store(stored: Stored) -> Inheritance:
 def from_offer(offered: Offered, log: Logger) -> Inheritance:
     """Make sense of a predecessor's offer. What is unsound is left out; its bind will then be opened anew."""
     facts = offered.facts
-    result = Inheritance(generation=int(facts.get("generation", 0)), reloads=dict(facts.get("reloads", {})))
+    try:
+        result = Inheritance(generation=int(facts.get("generation", 0)), reloads=dict(facts.get("reloads", {})))
+    except (TypeError, ValueError, ArithmeticError):
+        raise PeerError("cannot take over: the predecessor's offer makes no sense") from None
     for index, (record, fd) in enumerate(offered.items):
         try:
             match record.get("kind"):
@@ -83,10 +86,15 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
                     (result.listeners if kind == "listener" else result.runtime).append(listener)
                     result.offered[id(listener)] = index
                 case "table":
-                    result.ancestors.append(_ancestor(record, Table.attach(fd)))
+                    table = Table.attach(fd)
+                    try:
+                        result.ancestors.append(_ancestor(record, table))
+                    except BaseException:
+                        table.close()
+                        raise
                 case _:
                     os.close(fd)  # something that a later version passes
-        except (PeerError, SystemRefused, TypeError, ValueError) as error:
+        except (PeerError, SystemRefused, TypeError, ValueError, ArithmeticError) as error:
             log("warning", f"cannot use what the predecessor passed: {error}")
     return result
 
@@ -141,7 +149,7 @@ def connect(loop: Loop, path: str, timeout: float) -> Successor | None:
             raise TakeoverRefused(text)
         return None
     except OSError as error:
-        raise PeerError(f"cannot take over from {path}: {error.strerror}") from None
+        raise PeerError(f"cannot take over from {path}: {error.strerror or error}") from None
     finally:
         sock.close()
 
@@ -163,7 +171,7 @@ def _connect(path: str, timeout: float) -> socket.socket:
     except OSError as error:
         sock.close()
         why = {ConnectionRefusedError: "nobody listens there", FileNotFoundError: "there is no such socket"}
-        raise PeerError(f"cannot take over from {path}: {why.get(type(error), error.strerror)}") from None
+        raise PeerError(f"cannot take over from {path}: {why.get(type(error), error.strerror or error)}") from None
     except PeerError:
         sock.close()
         raise
