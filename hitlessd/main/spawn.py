@@ -44,36 +44,48 @@ def spawn(nonce: str, argv: Sequence[str]) -> tuple[PeerProcess, socket.socket]:
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    held, gate = os.pipe2(os.O_CLOEXEC)
     try:
         parent = os.getpid()
         middle = os.fork()
         if not middle:
-            _in_the_middle(writer, theirs, Summons(theirs.fileno(), nonce, parent), argv)
+            os.close(gate)
+            _in_the_middle(writer, held, theirs, Summons(theirs.fileno(), nonce, parent), argv)
         os.close(writer)
         writer = -1
         text = os.read(reader, 32)
         os.waitpid(middle, 0)
         if not text:
-            raise SystemRefused("cannot start the successor: fork failed")
+            raise SystemRefused("cannot start the successor: cannot fork")
         return PeerProcess(int(text)), ours
-    except (OSError, PeerError, SystemRefused) as error:
+    except (OSError, PeerError) as error:
         ours.close()
         reason = error.strerror if isinstance(error, OSError) else error
         raise SystemRefused(f"cannot start the successor: {reason}") from None
+    except SystemRefused:
+        ours.close()
+        raise
     finally:
         theirs.close()
         os.close(reader)
+        os.close(held)
+        os.close(gate)  # the successor goes on
         if writer >= 0:
             os.close(writer)
 
 
-def _in_the_middle(writer: int, stream: socket.socket, summons: Summons, argv: Sequence[str]) -> None:
-    """Fork the successor, tell its pid, end. Never returns; nothing of the parent may run in these processes."""
+def _in_the_middle(writer: int, held: int, stream: socket.socket, summons: Summons, argv: Sequence[str]) -> None:
+    """Fork the successor, tell its pid, end. Never returns; nothing of the parent may run in these processes.
+
+    The successor waits until `held` ends: had it failed before the parent watches it, the reason would be lost.
+    """
     try:
         child = os.fork()
         if child:
             os.write(writer, str(child).encode())
             os._exit(0)
+        os.close(writer)
+        os.read(held, 1)
         environment = dict(os.environ)
         leave_no_trace(environment)
         summons.put(environment)
