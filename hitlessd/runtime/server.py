@@ -80,17 +80,21 @@ class RuntimeServer:
             except OSError as error:
                 if error.errno in _CAPACITY:
                     # The kernel wants a descriptor before it looks whether somebody is waiting at all.
-                    if select.select([listener], [], [], 0)[0]:
+                    if _pending(listener):
                         self._pause(error)
                     return
                 continue
             sock.setblocking(False)
             client = Client(sock, stats, Session(stats.level), self._loop.time())
             client.session.privileged = is_privileged(client.credentials)
-            if self._make_room(client):
-                self._serve(client)
-            else:
+            if not self._make_room(client):
                 sock.close()
+                continue
+            try:
+                self._serve(client)
+            except OSError as error:
+                sock.close()
+                self._limited_log("warning", f"cannot serve a {client}: {error.strerror}")
 
     def _pause(self, error: OSError) -> None:
         """Short of descriptors: free one, and stay away from the listeners for a moment instead of spinning on them."""
@@ -124,14 +128,14 @@ class RuntimeServer:
     @staticmethod
     def _longest_idle(clients: Sequence[Client]) -> Client | None:
         idle = [client for client in clients if client.waiting is None]
-        return min(idle, key=lambda client: client.active, default=None)
+        return min(idle, key=lambda client: (bool(client.output), client.active), default=None)
 
     # Clients
 
     def _serve(self, client: Client) -> None:
-        self._clients.append(client)
         client.events = _READ
         self._loop.add(client.sock.fileno(), _READ, lambda events: self._ready(client, events))
+        self._clients.append(client)
         self._arm(client)
 
     def _drop(self, client: Client) -> None:
@@ -395,3 +399,10 @@ class RuntimeServer:
         suffix = f" ({self._unlogged} similar messages suppressed)" if self._unlogged else ""
         self._logged, self._unlogged = now, 0
         self._log(severity, message + suffix)
+
+
+def _pending(listener: socket.socket) -> bool:
+    """Whether a connection waits to be accepted."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
