@@ -327,7 +327,8 @@ def _open_unix(bind: Bind, address: UnixAddress, replace: bool) -> Listener:
             sock.listen(bind.backlog or _LONGEST_BACKLOG)
             return Listener(sock, _identity_of(bind), "own", _store_name())
         _refuse_foreign_path(address.path, replace)
-        temporary = f"{address.path}.{os.getpid()}.tmp"
+        # HAProxy's form, by which it finds our socket; at most 10 bytes more than the configuration's limit leaves.
+        temporary = f"{address.path}.{os.getpid() % 100000}.tmp"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         # Nobody may connect before mode and owner are right, hence listen only afterwards (umask(2) is process-wide).

@@ -74,7 +74,7 @@ class Manager:
         from systemd import daemon
 
         try:
-            daemon.notify("\n".join(map(_one_line, lines)), False, 0, list(fds) or None)
+            daemon.notify("\n".join(map(_one_line, lines)), False, 0, list(fds))
         except OSError:
             # What PID 1 cannot be told, it will find out by its own time-outs.
             return
