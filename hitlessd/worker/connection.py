@@ -1,0 +1,556 @@
+"""A connection's life: finding a server, connecting, retrying, half-closes, timeouts, and an end that leaks nothing.
+
+All that it is lies in slots, never in a closure or a generator, so that every state has a serial form (serial.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import termios
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from hitlessd.worker.logline import log_line
+from hitlessd.worker.relay import EVENTS, READABLE, SCRATCH, TROUBLE, WRITABLE, Side
+from hitlessd.worker.timers import NEVER
+
+if TYPE_CHECKING:
+    from hitlessd.worker.backend import LiveServer
+    from hitlessd.worker.frontend import LiveFrontend
+    from hitlessd.worker.loop import Worker
+
+__all__ = ["Connection", "State"]
+
+#: connect(2) or socket(2) lacks something of this machine's: retrying helps nobody (HAProxy's "R").
+_RESOURCE = frozenset({errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close(2) sends RST (socket(7))
+#: Seconds that the survivor of a broken connection may take to read what was buffered for it.
+_TARRY = 5.0
+#: Seconds between two entries of a long connection's bytes in the counters.
+_ACCOUNT = 1.0
+_SOL_SOCKET, _SO_ERROR = int(socket.SOL_SOCKET), int(socket.SO_ERROR)
+
+
+class State(StrEnum):
+    """Where a connection is in its life."""
+
+    QUEUED = "queued"  # waits for a server's slot
+    PAUSED = "paused"  # waits before the same server is tried again
+    CONNECTING = "connecting"
+    ESTABLISHED = "established"
+    TARRYING = "tarrying"  # one side is dead, the other still takes what was buffered for it
+    CLOSED = "closed"
+
+
+_CONNECTING, _ESTABLISHED, _CLOSED = State.CONNECTING, State.ESTABLISHED, State.CLOSED
+
+
+class Connection:
+    """A client, and its server once there is one."""
+
+    __slots__ = (
+        "account_at",
+        "accounted_in",
+        "accounted_out",
+        "accounted_spliced",
+        "address",
+        "assigned_at",
+        "bucket",
+        "cause",
+        "client",
+        "connected_at",
+        "dead",
+        "due",
+        "frontend",
+        "number",
+        "queue_position",
+        "redispatched",
+        "retries",
+        "server",
+        "started",
+        "state",
+        "target",
+        "worker",
+    )
+
+    def __init__(self, worker: Worker, frontend: LiveFrontend, sock: socket.socket, address: Any) -> None:
+        now = worker.now
+        self.worker = worker
+        self.frontend = frontend
+        self.address = address  # the client's, as accept() gave it
+        self.number = worker.next_number()
+        self.started = self.due = now
+        self.state = _CONNECTING
+        self.client = Side(worker, self, sock, sock.fileno(), now)
+        self.server: Side | None = None
+        self.target: LiveServer | None = None  # the server of which we hold a slot
+        self.assigned_at = self.connected_at = -1.0
+        self.retries = 0  # connection attempts repeated so far
+        self.redispatched = False
+        self.queue_position = 0
+        self.cause = ""  # HAProxy's termination state once something went wrong
+        self.dead: Side | None = None  # the side whose socket failed
+        self.account_at = now + _ACCOUNT
+        self.accounted_in = self.accounted_out = self.accounted_spliced = 0
+        self.bucket = 0
+
+    # -- to a server -------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Just accepted: watch the client, count, and find a server."""
+        worker, frontend, client = self.worker, self.frontend, self.client
+        fd = client.fd
+        client.sock.setblocking(False)
+        worker.connections[self] = None
+        worker.handlers[fd] = client.on_event
+        worker.epoll.register(fd, EVENTS)
+        worker.wheel.add(self, self.started + frontend.route.first)
+        worker.sessions += 1
+        frontend.sessions += 1
+        wall = worker.wall
+        worker.row.session_begins(wall)
+        frontend.row.session_begins(wall)
+        frontend.backend.row.session_begins(wall)
+        self.assign()
+
+    def assign(self, avoid: LiveServer | None = None) -> None:
+        """Ask balancing for a server; wait if all are full, give up if there is none."""
+        backend = self.frontend.backend
+        target = None if backend.queue else backend.choose(self, avoid)
+        if target is not None:
+            self.dispatched(target)
+        elif backend.usable:
+            self.state = State.QUEUED
+            self.due = self.worker.now + self.frontend.route.queue
+            self.queue_position = len(backend.queue)
+            backend.enqueue(self)
+            self.rearm()
+        else:
+            backend.row.econ += 1
+            self.cause = "SC"
+            self.close()
+
+    def dispatched(self, target: LiveServer) -> None:
+        """A server's slot is ours."""
+        worker = self.worker
+        self.target = target
+        if self.assigned_at < 0:
+            self.assigned_at = worker.now
+        target.row.session_counted(worker.wall)
+        self.frontend.backend.row.lbtot += 1
+        self.connect()
+
+    def connect(self) -> None:
+        """Start to connect to the server we have a slot of."""
+        worker, client, target = self.worker, self.client, self.target
+        assert target is not None
+        now = worker.now
+        self.state = _CONNECTING
+        self.due = now + self.frontend.route.connect
+        try:
+            sock, error = target.open(self.local_port() if target.any_port else 0)
+        except OSError as failure:
+            self.connect_failed(failure.errno or errno.EIO)
+            return
+        if error:
+            sock.close()
+            self.connect_failed(error)
+            return
+        fd = sock.fileno()
+        server = self.server = Side(worker, self, sock, fd, now)
+        server.peer = client
+        client.peer = server
+        worker.handlers[fd] = self.on_connecting
+        worker.epoll.register(fd, EVENTS)
+
+    def on_connecting(self, events: int) -> None:
+        """The server's socket is connected, or failed to."""
+        server = self.server
+        assert server is not None
+        if events & TROUBLE:
+            error = server.sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
+            if error:
+                self.connect_failed(error)
+                return
+        if not events & WRITABLE:
+            return
+        worker, client = self.worker, self.client
+        self.state = _ESTABLISHED
+        self.connected_at = server.last = worker.now
+        worker.handlers[server.fd] = server.on_event
+        client.held = server.held = False
+        ready = client.ready
+        if ready:
+            client.ready = 0
+            client.on_event(ready)
+        if events & READABLE and self.state is _ESTABLISHED:
+            server.on_event(events)
+
+    def connect_failed(self, error: int, timeout: bool = False) -> None:
+        """This attempt has failed: try again as HAProxy would, or give up."""
+        worker, target, backend = self.worker, self.target, self.frontend.backend
+        assert target is not None
+        self.drop_server()
+        row, config = target.row, backend.config
+        row.change()
+        if error in _RESOURCE or self.retries >= config.retries:
+            row.econ += 1
+            backend.row.econ += 1
+            if error in _RESOURCE:
+                worker.complain(f"cannot connect to server {backend.name}/{target.name}: {_explain(error)}")
+                self.cause = "RC"
+            else:
+                self.cause = "sC" if timeout else "SC"
+            self.close()
+            return
+        self.retries += 1
+        if config.redispatch and self.retries == config.retries and any(s is not target for s in backend.usable):
+            row.wredis += 1
+            backend.row.wredis += 1
+            self.redispatched = True
+            self.give_slot_back()
+            self.assign(target)
+            return
+        row.wretr += 1
+        backend.row.wretr += 1
+        self.state = State.PAUSED
+        self.due = worker.now + self.frontend.route.pause
+        self.rearm()
+
+    def drop_server(self) -> None:
+        """Close the server's socket, if there is one, at the end of the turn."""
+        server = self.server
+        if server is not None:
+            worker, client = self.worker, self.client
+            worker.epoll.unregister(server.fd)
+            worker.handlers[server.fd] = worker.ignore
+            worker.closing.append(server.sock)
+            client.stop_splicing()
+            client.peer = client
+            self.server = None
+            server.release()
+
+    def give_slot_back(self) -> None:
+        """The server's slot is free for others."""
+        target = self.target
+        if target is not None:
+            self.target = None
+            target.count(-1)
+            target.row.change()
+            if target.maxconn:
+                self.frontend.backend.freed()
+
+    def abandon(self) -> None:
+        """The client has left before there was a server."""
+        self.cause = "CQ" if self.state is State.QUEUED else "CC"
+        self.count_abort(True)
+        self.close()
+
+    # -- what the sides report ---------------------------------------------------------------------------------------
+
+    def trouble(self, side: Side, events: int) -> None:
+        """RDHUP, HUP or ERR on a side that is not being read."""
+        if self.state is _ESTABLISHED:
+            if side.eof:
+                error = side.sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
+                if error:
+                    self.broken(side, OSError(error, ""))
+            return
+        if self.state is State.TARRYING:
+            return
+        # The client, while there is no server: a FIN without data, or an error, means that it has given up.
+        try:
+            if not side.sock.recv(1, socket.MSG_PEEK):
+                self.abandon()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.abandon()
+
+    def at_eof(self, side: Side) -> None:
+        """The side has sent FIN, and all before it has been read."""
+        if self.dead is side:
+            self.bury(side)
+            return
+        side.eof = side.held = True
+        peer = side.peer
+        if peer.blocked:
+            peer.fin = True
+        else:
+            self.finish(peer)
+
+    def finish(self, side: Side) -> None:
+        """All that the peer had to say is written: pass its FIN on, or end."""
+        if self.dead is not None:
+            self.settle(side)
+            return
+        if side.eof and not side.peer.blocked:
+            self.close()
+            return
+        try:
+            side.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            # ENOTCONN: reset meanwhile.
+            self.unwritable(side, error)
+            return
+        side.shut = True
+        self.rearm()
+
+    def broken(self, side: Side, error: OSError) -> None:
+        """Reading failed: this side is dead, nothing more comes from it or can be written to it."""
+        self.blame(side)
+        self.bury(side)
+
+    def unwritable(self, side: Side, error: OSError) -> None:
+        """Writing failed. What the side said before may still be there to be read; after that it is dead."""
+        self.blame(side)
+        peer = side.peer
+        self.dead = side
+        side.shut = True
+        side.out = None
+        side.blocked = False
+        peer.stop_splicing()
+        peer.held = True
+        if side.eof:
+            self.bury(side)
+        elif not peer.blocked:
+            side.resume()
+
+    def bury(self, side: Side) -> None:
+        """The side is dead: let the other one have what is buffered for it, then end."""
+        peer = side.peer
+        self.dead = side
+        side.eof = side.shut = side.held = peer.held = True
+        side.out = None
+        side.blocked = False
+        peer.stop_splicing()
+        if peer.blocked:
+            peer.fin = True
+        else:
+            self.settle(peer)
+
+    def settle(self, side: Side) -> None:
+        """This side outlives its dead peer and nothing is left to write to it: reset it, unless the kernel still
+        holds bytes for it; those it may take first."""
+        unsent = _unsent(side)
+        if not unsent:
+            try:
+                side.sock.setsockopt(_SOL_SOCKET, socket.SO_LINGER, _RESET)
+            except OSError:
+                pass
+        if not unsent or side.eof:
+            self.close()
+            return
+        try:
+            if not side.shut:
+                side.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        # Closing now, with something from it unread, would send RST at once and cut off what is on its way.
+        side.shut = True
+        self.state = State.TARRYING
+        self.due = self.worker.now + _TARRY
+        self.worker.handlers[side.fd] = self.on_tarrying
+        self.rearm()
+        self.on_tarrying(READABLE)
+
+    def on_tarrying(self, events: int) -> None:
+        """Read and discard; the end of it is the end of the connection. One who sends without end is cut off."""
+        worker = self.worker
+        dead = self.dead
+        assert dead is not None
+        side = dead.peer
+        for _ in range(16):
+            try:
+                if not side.sock.recv_into(worker.scratch, SCRATCH, socket.MSG_TRUNC):
+                    break
+            except BlockingIOError:
+                return
+            except OSError:
+                break
+        self.close()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def blame(self, side: Side) -> None:
+        """Note who ended it first."""
+        if not self.cause:
+            from_client = side is self.client
+            self.cause = "CD" if from_client else "SD"
+            self.count_abort(from_client)
+
+    def count_abort(self, by_client: bool) -> None:
+        rows = [self.frontend.row, self.frontend.backend.row]
+        if self.target is not None:
+            rows.append(self.target.row)
+        for row in rows:
+            if by_client:
+                row.cli_abrt += 1
+            else:
+                row.srv_abrt += 1
+            row.change()
+
+    def account(self) -> None:
+        """Enter the bytes in the counters; at the end, and now and then before."""
+        client, server, frontend = self.client, self.server, self.frontend
+        self.account_at = self.worker.now + _ACCOUNT
+        received = client.received
+        answered = spliced = 0
+        if server is not None:
+            answered = server.received
+            spliced = client.spliced + server.spliced
+        new_in = received - self.accounted_in
+        new_out = answered - self.accounted_out
+        if not new_in and not new_out:
+            return
+        new_spliced = spliced - self.accounted_spliced
+        self.accounted_in, self.accounted_out, self.accounted_spliced = received, answered, spliced
+        self.worker.row.transferred(new_in, new_out, new_spliced)
+        frontend.row.transferred(new_in, new_out, new_spliced)
+        frontend.backend.row.transferred(new_in, new_out, new_spliced)
+        if self.target is not None:
+            self.target.row.transferred(new_in, new_out, new_spliced)
+
+    def close(self) -> None:
+        """The end, whatever came before: sockets, pipes, timers, queue places and gauges are given back."""
+        state = self.state
+        if state is _CLOSED:
+            return
+        self.account()
+        config = self.frontend.config
+        if config.tcplog and (self.client.received or not config.dontlognull):
+            self.worker.log("info", log_line(self))
+        self.leave()
+
+    def leave(self) -> None:
+        """Everything of close() but the accounts: this worker has nothing to do with the connection any more."""
+        worker, frontend, client, server = self.worker, self.frontend, self.client, self.server
+        if self.state is State.QUEUED:
+            frontend.backend.dequeue(self)
+        self.state = _CLOSED
+        if self.bucket:
+            worker.wheel.remove(self)
+        unregister, handlers, closing, ignore = worker.epoll.unregister, worker.handlers, worker.closing, worker.ignore
+        # Out of epoll at once: a registration outlives close() wherever a duplicate lives. The number stays ours until
+        # the turn is over, so that no event of this turn meets a new owner.
+        fd = client.fd
+        unregister(fd)
+        handlers[fd] = ignore
+        closing.append(client.sock)
+        if server is not None:
+            fd = server.fd
+            unregister(fd)
+            handlers[fd] = ignore
+            closing.append(server.sock)
+            server.release()
+            self.server = None
+        client.release()
+        self.dead = None
+        if self.target is not None:
+            self.give_slot_back()
+        worker.row.session_ends()
+        frontend.row.session_ends()
+        frontend.backend.row.session_ends()
+        frontend.sessions -= 1
+        worker.sessions -= 1
+        del worker.connections[self]
+        if worker.throttled:
+            worker.arm()
+
+    # -- timers ------------------------------------------------------------------------------------------------------
+
+    def rearm(self) -> None:
+        """The deadline may have come nearer."""
+        self.worker.wheel.tighten(self)
+
+    def due_of(self, side: Side, limit: float, limit_fin: float) -> float:
+        """When a side's inactivity is too long: its clock runs while we wait for it to send or to take something."""
+        if not side.blocked and (side.eof or side.peer.blocked):
+            return NEVER
+        return side.last + (limit_fin if side.eof or side.shut else limit)
+
+    def deadline(self) -> float:
+        """When expired() has something to do (the wheel asks)."""
+        route, client, server = self.frontend.route, self.client, self.server
+        if self.state is _ESTABLISHED and server is not None:
+            return min(
+                self.due_of(client, route.client_open, route.client_fin),
+                self.due_of(server, route.server_open, route.server_fin),
+            )
+        if self.state is State.TARRYING:
+            return self.due
+        return min(self.due, client.last + route.client)
+
+    def expired(self) -> None:
+        """The deadline has come."""
+        try:
+            self._expired()
+        except Exception:
+            self.worker.crashed(self)
+
+    def _expired(self) -> None:
+        now, route, state, backend = self.worker.now, self.frontend.route, self.state, self.frontend.backend
+        server = self.server
+        if state is _ESTABLISHED and server is not None:
+            by_client = self.due_of(self.client, route.client_open, route.client_fin) <= now
+            if not self.cause:
+                self.cause = "cD" if by_client else "sD"
+                self.count_abort(by_client)
+            self.close()
+        elif state is State.TARRYING:
+            self.close()
+        elif self.due > now:
+            self.cause = "cQ" if state is State.QUEUED else "cC"
+            self.count_abort(True)
+            self.close()
+        elif state is State.PAUSED:
+            self.connect()
+            if self.state is not _CLOSED:
+                self.rearm()
+        elif state is State.QUEUED:
+            backend.row.econ += 1
+            backend.row.qtimeout += 1
+            self.cause = "sQ"
+            self.close()
+        else:
+            self.connect_failed(errno.ETIMEDOUT, timeout=True)
+
+    # -- addresses ---------------------------------------------------------------------------------------------------
+
+    def local_port(self) -> int:
+        """The port that the client connected to, 0 for a unix socket."""
+        try:
+            name = self.client.sock.getsockname()
+        except OSError:
+            return 0
+        return int(name[1]) if isinstance(name, tuple) else 0
+
+    def source_key(self) -> bytes:
+        """The client's address as `balance source` hashes it; all clients of unix sockets are one."""
+        address = self.address
+        if not isinstance(address, tuple):
+            return b""
+        host = str(address[0]).partition("%")[0].removeprefix("::ffff:")
+        return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+
+
+def _unsent(side: Side) -> int:
+    """Bytes that the kernel has not yet got across (SIOCOUTQ, tcp(7)); 0 if it will not tell."""
+    try:
+        (size,) = struct.unpack("i", fcntl.ioctl(side.fd, termios.TIOCOUTQ, b"\0\0\0\0"))
+    except OSError:
+        return 0
+    return int(size)
+
+
+def _explain(error: int) -> str:
+    if error == errno.EADDRNOTAVAIL:
+        return "no local port is left for its address (net.ipv4.ip_local_port_range)"
+    if error == errno.EMFILE:
+        return "too many open files (LimitNOFILE=, maxconn)"
+    return os.strerror(error)

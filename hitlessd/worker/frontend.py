@@ -1,0 +1,133 @@
+"""Frontends and their listeners as a worker sees them: accepting, and when not to."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+from typing import TYPE_CHECKING
+
+from hitlessd.model import Frontend
+from hitlessd.table import RowKey
+from hitlessd.worker.connection import Connection
+from hitlessd.worker.route import Route
+
+if TYPE_CHECKING:
+    from hitlessd.worker.backend import LiveBackend
+    from hitlessd.worker.loop import Worker
+
+__all__ = ["LiveFrontend", "LiveListener"]
+
+_LISTENER_EVENTS = select.EPOLLIN | select.EPOLLEXCLUSIVE
+#: Connections accepted from one listener in one turn, at most.
+_BURST = 16
+#: accept(2) cannot get what it needs; trying on would spin.
+_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class _Accepting(socket.socket):
+    """A listening socket whose accept() need not ask what family it is of each time, which is half of its cost."""
+
+    type = socket.SOCK_STREAM
+    proto = 0
+
+
+class _Accepting4(_Accepting):
+    family = socket.AF_INET
+
+
+class _Accepting6(_Accepting):
+    family = socket.AF_INET6
+
+
+class _AcceptingUnix(_Accepting):
+    family = socket.AF_UNIX
+
+
+_CLASSES = {socket.AF_INET: _Accepting4, socket.AF_INET6: _Accepting6, socket.AF_UNIX: _AcceptingUnix}
+
+
+class LiveListener:
+    """Our copy of a listening socket that others hold too: never shut down, and out of epoll before it closes."""
+
+    def __init__(self, worker: Worker, frontend: LiveFrontend, sock: socket.socket) -> None:
+        self.worker = worker
+        self.frontend = frontend
+        family = sock.family
+        self.sock = _CLASSES[family](family, socket.SOCK_STREAM, 0, sock.detach())
+        self.sock.setblocking(False)
+        self.fd = self.sock.fileno()
+        self.armed = False
+        self._burst = 1
+
+    def arm(self, wanted: bool) -> None:
+        """Have epoll watch it, or not."""
+        if wanted == self.armed:
+            return
+        self.armed = wanted
+        if wanted:
+            self.worker.handlers[self.fd] = self.on_event
+            self.worker.epoll.register(self.fd, _LISTENER_EVENTS)
+        else:
+            self.worker.epoll.unregister(self.fd)
+            self.worker.handlers[self.fd] = self.worker.ignore
+
+    def on_event(self, events: int) -> None:
+        """Somebody connects."""
+        burst = self._burst
+        accepted = self.accept(burst)
+        if accepted == burst:
+            self._burst = min(burst * 2, _BURST)
+        else:
+            self._burst = max(accepted, 1)
+
+    def accept(self, most: int = 0) -> int:
+        """Accept until nobody waits, at most `most` connections (0: however many); returns how many.
+
+        Limits end it only when `most` is given: who drains a listener must not leave anybody behind.
+        """
+        worker, frontend, accept = self.worker, self.frontend, self.sock.accept
+        accepted = 0
+        while not most or accepted < most:
+            try:
+                sock, address = accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in _CAPACITY:
+                    worker.exhausted(f"cannot accept on {frontend.name}: {error.strerror}")
+                    break
+                accepted += 1  # it has left again, or the network had an error for it (accept(2))
+                continue
+            accepted += 1
+            conn = Connection(worker, frontend, sock, address)
+            try:
+                conn.begin()
+            except Exception:
+                worker.crashed(conn)
+            if worker.sessions >= worker.limit or frontend.sessions >= frontend.limit:
+                worker.throttled = True
+                worker.arm()
+                if most:
+                    break
+        return accepted
+
+    def close(self) -> None:
+        self.arm(False)
+        self.worker.handlers.pop(self.fd, None)
+        self.sock.close()
+
+
+class LiveFrontend:
+    """A frontend: its counters, limits and listeners."""
+
+    def __init__(self, worker: Worker, config: Frontend, backend: LiveBackend) -> None:
+        self.name = config.name
+        self.config = config
+        self.row = worker.ledger.row(RowKey("frontend", config.name))
+        self.backend = backend
+        self.route = Route.of(config, backend.config)
+        self.sessions = 0
+        # The configured limit is for all workers together.
+        self.limit = -(-config.maxconn // worker.table.workers) if config.maxconn else 1 << 60
+        self.listeners: list[LiveListener] = []

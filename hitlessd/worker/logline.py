@@ -1,0 +1,54 @@
+"""The log line of a connection, in HAProxy's TCP log format (configuration manual, section 8.2.2)."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from hitlessd.table import Column
+
+if TYPE_CHECKING:
+    from hitlessd.worker.connection import Connection
+
+__all__ = ["address_text", "log_line"]
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def address_text(address: Any, listener: int = 1) -> str:
+    """IP:PORT as HAProxy logs it, without brackets; `unix:N` for a client of a unix socket."""
+    if isinstance(address, tuple):
+        return f"{address[0]}:{address[1]}"
+    return f"unix:{listener}"
+
+
+def _accept_date(at: float) -> str:
+    local = time.localtime(at)
+    return (
+        f"{local.tm_mday:02d}/{_MONTHS[local.tm_mon - 1]}/{local.tm_year}:"
+        f"{local.tm_hour:02d}:{local.tm_min:02d}:{local.tm_sec:02d}.{int(at * 1000) % 1000:03d}"
+    )
+
+
+def _milliseconds(start: float, end: float) -> int:
+    return int((end - start) * 1000) if end >= 0 else -1
+
+
+def log_line(conn: Connection) -> str:
+    """The line for a connection that is about to be closed."""
+    worker, frontend = conn.worker, conn.frontend
+    backend, target, table = frontend.backend, conn.target, worker.table
+    worker.ledger.write()
+
+    def now_on(row: int) -> int:
+        return table.value(row, Column.SCUR)
+
+    return (
+        f"{address_text(conn.address)} [{_accept_date(worker.realtime(conn.started))}] {frontend.name} "
+        f"{backend.name}/{target.name if target else '<NOSRV>'} "
+        f"{_milliseconds(conn.started, conn.assigned_at)}/{_milliseconds(conn.assigned_at, conn.connected_at)}/"
+        f"{_milliseconds(conn.started, worker.now)} {conn.accounted_out} {conn.cause or '--'} "
+        f"{now_on(worker.row.number)}/{now_on(frontend.row.number)}/{now_on(backend.row.number)}/"
+        f"{now_on(target.row.number) if target else 0}/{'+' if conn.redispatched else ''}{conn.retries} "
+        f"0/{conn.queue_position}"
+    )

@@ -1,0 +1,366 @@
+"""The worker's event loop: epoll, turns, and the orders that main gives over the channel.
+
+A turn takes what epoll reports, does a bounded amount of work for each, then settles: closes what was closed, serves
+queues, writes the counters. It sleeps until something is due, and for ever when nothing is.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import select
+import socket
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from hitlessd import channel
+from hitlessd.errors import PeerError
+from hitlessd.table import PROCESS
+from hitlessd.worker.backend import LiveBackend
+from hitlessd.worker.connection import Connection
+from hitlessd.worker.counters import Ledger
+from hitlessd.worker.frontend import LiveFrontend, LiveListener
+from hitlessd.worker.pipes import BUDGET, PipePool
+from hitlessd.worker.relay import SCRATCH, Side
+from hitlessd.worker.setup import WorkerSetup
+from hitlessd.worker.timers import NEVER, Wheel
+
+__all__ = ["Worker", "run"]
+
+#: Events taken from epoll at once: with TURN bytes each this bounds how long a ping waits.
+_EVENTS = 128
+#: Seconds without accepting after accept(2) failed for want of something.
+_REST = 0.1
+#: Seconds between two log lines of the same kind.
+_COMPLAINT = 1.0
+_MOST_SHOWN = 200
+_MANY = 1 << 60
+
+
+class _Rest:
+    """A pause in accepting, as a member of the wheel."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.bucket = 0
+        self.until = NEVER
+
+    def deadline(self) -> float:
+        return self.until
+
+    def expired(self) -> None:
+        self.until = NEVER
+        self.worker.resting = False
+        self.worker.arm()
+
+
+class Worker:
+    """One worker. `run()` is its process; tests call turn() and pass a clock."""
+
+    def __init__(self, setup: WorkerSetup, clock: Callable[[], float] = time.monotonic) -> None:
+        self.setup = setup
+        self.index = setup.index
+        self.table = setup.table
+        self.log = setup.log
+        self.clock = clock
+        self.now = clock()
+        self._offset = time.time() - self.now
+        self.wall = int(self.now + self._offset)
+        self.epoll = select.epoll()
+        self.handlers: dict[int, Callable[[int], object]] = {}
+        self.closing: list[socket.SocketType] = []
+        self.ready: deque[Side] = deque()
+        self.dispatch: set[LiveBackend] = set()
+        self.scratch = bytearray(SCRATCH)
+        self.view = memoryview(self.scratch)
+        self.pipes = PipePool(BUDGET // self.table.workers)
+        self.wheel = Wheel()
+        self.next_number = itertools.count(1).__next__
+        self.connections: dict[Connection, None] = {}
+        self.sessions = 0
+        self.limit = setup.maxconn or _MANY
+        self.accepting = False
+        self.throttled = False  # a listener is not armed because of a limit
+        self.resting = False
+        self.draining = False
+        self._rest = _Rest(self)
+        self._complained: dict[str, float] = {}
+        self._outbox: deque[dict[str, Any]] = deque()
+        self.slots = [self.table.slot(index) for index in range(self.table.workers)]
+        self.ledger = Ledger(self.table, self.index)
+        self.row = self.ledger.row(PROCESS)
+        self.backends = {backend.name: LiveBackend(self, backend) for backend in setup.config.backends}
+        self._epoch = self.table.epoch
+        self.frontends = {
+            frontend.name: LiveFrontend(self, frontend, self.backends[frontend.default_backend])
+            for frontend in setup.config.frontends
+        }
+        for name, _, sock in setup.listeners:
+            frontend = self.frontends[name]
+            frontend.listeners.append(LiveListener(self, frontend, sock))
+        self._channel_fd = setup.channel.fileno()
+        self._wake_fd = setup.wake[setup.index]
+        self.handlers[self._channel_fd] = self._on_channel
+        self.handlers[self._wake_fd] = self._on_wake
+        self.epoll.register(self._channel_fd, select.EPOLLIN)
+        self.epoll.register(self._wake_fd, select.EPOLLIN)
+        self.ledger.write()
+
+    # -- turns -------------------------------------------------------------------------------------------------------
+
+    def turn(self, patience: float | None = None) -> int:
+        """Wait for something to do, `patience` seconds at most (None: as long as it takes), and do it.
+
+        Returns how many events there were."""
+        handlers = self.handlers
+        if self.ready or self.dispatch:
+            timeout = 0.0
+        else:
+            timeout = self.wheel.next()
+            if timeout != NEVER:
+                timeout = max(0.0, timeout - self.clock())
+            if patience is not None:
+                timeout = min(timeout, patience)
+        # epoll rounds up to milliseconds, so it never wakes too early for a bucket.
+        found = self.epoll.poll(None if timeout == NEVER else timeout, _EVENTS)
+        now = self.now = self.clock()
+        self.wall = int(now + self._offset)
+        if self.table.epoch != self._epoch:
+            self._refresh()
+        for fd, events in found:
+            handler = handlers[fd]
+            try:
+                handler(events)
+            except Exception:
+                self.crashed(getattr(handler, "__self__", None))
+        if self.ready:
+            for _ in range(len(self.ready)):
+                side = self.ready.popleft()
+                try:
+                    side.resume()
+                except Exception:
+                    self.crashed(side)
+        if self.wheel.next() <= now:
+            self.wheel.run(now)
+        self.settle()
+        return len(found)
+
+    def settle(self) -> None:
+        """The end of a turn."""
+        closing = self.closing
+        while closing or self.dispatch:
+            if closing:
+                handlers = self.handlers
+                close = os.close
+                for sock in closing:
+                    fd = sock.detach()
+                    del handlers[fd]
+                    close(fd)
+                closing.clear()
+            # Who is served may fail to connect, and be closed in turn.
+            while self.dispatch:
+                backend = self.dispatch.pop()
+                if backend.queue:
+                    backend.serve_queue()
+        self.ledger.write()
+
+    def ignore(self, events: int) -> None:
+        """The handler of a descriptor that was closed earlier in this turn."""
+
+    def crashed(self, owner: object) -> None:
+        """A bug met one connection: say so, close that one, go on. To be called while the exception is handled."""
+        self.log("err", f"cannot go on with a connection because of a bug in hitlessd: {traceback.format_exc()}")
+        conn = owner.conn if isinstance(owner, Side) else owner
+        if not isinstance(conn, Connection):
+            return
+        try:
+            conn.cause = conn.cause or "ID"
+            conn.close()
+        except Exception:
+            self.log("crit", f"cannot close a connection because of a bug in hitlessd: {traceback.format_exc()}")
+
+    def _refresh(self) -> None:
+        """Main has changed the state or weight of a server."""
+        self._epoch = self.table.epoch
+        for backend in self.backends.values():
+            backend.refresh()
+            self.dispatch.add(backend)
+
+    def realtime(self, at: float) -> float:
+        """CLOCK_REALTIME of a time of our clock."""
+        return time.time() - (self.clock() - at)
+
+    def complain(self, message: str) -> None:
+        """Log an error that may come in thousands: each text once a second at most."""
+        if self.now < self._complained.get(message, -NEVER):
+            return
+        if len(self._complained) > 100:
+            self._complained.clear()
+        self._complained[message] = self.now + _COMPLAINT
+        self.log("err", message)
+
+    # -- accepting ---------------------------------------------------------------------------------------------------
+
+    def arm(self) -> None:
+        """Watch the listeners that may be accepted from now, and only those."""
+        wanted = self.accepting and not self.resting and self.sessions < self.limit
+        throttled = self.accepting and not wanted
+        for frontend in self.frontends.values():
+            below = frontend.sessions < frontend.limit
+            throttled = throttled or (self.accepting and not below)
+            for listener in frontend.listeners:
+                listener.arm(wanted and below)
+        self.throttled = throttled
+
+    def exhausted(self, message: str) -> None:
+        """accept(2) lacks descriptors or memory: level-triggered listeners would spin, so pause."""
+        self.complain(message)
+        if not self.resting:
+            self.resting = True
+            self._rest.until = self.now + _REST
+            self.wheel.add(self._rest, self._rest.until)
+        self.arm()
+
+    def _accept_all(self) -> None:
+        for frontend in self.frontends.values():
+            for listener in frontend.listeners:
+                listener.accept()
+
+    # -- orders ------------------------------------------------------------------------------------------------------
+
+    def _on_wake(self, events: int) -> None:
+        """Another worker has freed a slot that one of our queues may want."""
+        try:
+            os.eventfd_read(self._wake_fd)
+        except BlockingIOError:
+            pass
+        for backend in self.backends.values():
+            if backend.queue:
+                self.dispatch.add(backend)
+
+    def _on_channel(self, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._post()
+        if not events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            return
+        try:
+            message = channel.receive(self.setup.channel)
+        except BlockingIOError:
+            return
+        except PeerError as error:
+            self.log("err", str(error))
+            return
+        except OSError:
+            message = None
+        if message is None:
+            # Main is gone. What would be left of us nobody could stop.
+            self.log("crit", "the main process is gone: this worker ends")
+            os._exit(1)
+        order = message.get("do")
+        answer: dict[str, Any] = {"did": order}
+        match order:
+            case "accept" | "resume":
+                self.accepting = True
+                self.arm()
+            case "pause":
+                self.accepting = False
+                self.arm()
+            case "stop":
+                # Out of epoll first: a wake-up that was meant for us and is not taken would be lost.
+                self.accepting = False
+                self.arm()
+                self._accept_all()
+            case "drain":
+                self.accepting = False
+                self.arm()
+                self._accept_all()
+                for frontend in self.frontends.values():
+                    for listener in frontend.listeners:
+                        listener.close()
+                    frontend.listeners.clear()
+                self.draining = True
+            case "sweep":
+                if self.accepting and not self.resting:
+                    for frontend in self.frontends.values():
+                        for listener in frontend.listeners:
+                            if listener.armed:
+                                listener.accept(_MANY)
+            case "ping":
+                answer["n"] = message.get("n")
+                answer["sessions"] = self.sessions
+            case "quit" | "hurry":
+                self._end_now(str(order))
+            case "show-sessions":
+                answer |= self._sessions()
+            case _:
+                self.log("err", f"cannot follow the order {order!r}: unknown")
+                return
+        self._outbox.append(answer)
+        self._post()
+
+    def _post(self) -> None:
+        """Send answers; what does not fit waits until main has read."""
+        while self._outbox:
+            try:
+                channel.send(self.setup.channel, self._outbox[0])
+            except BlockingIOError:
+                self.epoll.modify(self._channel_fd, select.EPOLLIN | select.EPOLLOUT)
+                return
+            except OSError:
+                pass  # main is gone; the end of the channel is read next
+            self._outbox.popleft()
+        self.epoll.modify(self._channel_fd, select.EPOLLIN)
+
+    def _sessions(self) -> dict[str, Any]:
+        return {"sessions": []}
+
+    def _end_now(self, order: str) -> NoReturn:
+        """Close every connection, then the process."""
+        count = len(self.connections)
+        for conn in list(self.connections):
+            try:
+                conn.cause = conn.cause or "KD"
+                conn.close()
+            except Exception:
+                self.crashed(conn)
+        self.settle()
+        if order == "hurry":
+            self.log("warning", f"{count} connections were closed because the time to drain was over", sessions=count)
+        os._exit(0)
+
+    @property
+    def finished(self) -> bool:
+        """Told to drain, and all is drained."""
+        return self.draining and not self.connections and not self._outbox
+
+    def close(self) -> None:
+        """Give back every descriptor that is the worker's own; for tests."""
+        for conn in list(self.connections):
+            conn.close()
+        for frontend in self.frontends.values():
+            for listener in frontend.listeners:
+                listener.close()
+        self.settle()
+        self.pipes.close()
+        self.epoll.close()
+        for slot in self.slots:
+            slot.release()
+        self.ledger.slot.release()
+
+
+def run(setup: WorkerSetup) -> NoReturn:
+    """A worker's life, from the fork to its end; never returns."""
+    worker = Worker(setup)
+    # Connections are taken apart when they end, so the collector finds nothing: let it look seldom, and never at what
+    # was there before.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+    turn = worker.turn
+    while not worker.finished:
+        turn()
+    os._exit(0)

@@ -1,0 +1,307 @@
+"""The data plane: one socket of a connection, and how what it sends reaches its peer.
+
+Small flows: recv, send at once, keep only what did not go out and stop reading until it has. Bulky flows: os.splice
+through a pooled pipe. Sockets are registered once, edge-triggered, so every reader here goes on until the socket is
+known to be drained, or asks for another turn. Decisions follow from what recv, send and SO_ERROR say, never from
+EPOLLHUP or EPOLLERR alone.
+
+This is the hot path: attributes are slots, straight-line code comes before helpers.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from typing import TYPE_CHECKING
+
+from hitlessd.worker.pipes import Pipe
+
+if TYPE_CHECKING:
+    from hitlessd.worker.connection import Connection
+    from hitlessd.worker.loop import Worker
+
+__all__ = ["EVENTS", "READABLE", "SCRATCH", "TROUBLE", "TURN", "WRITABLE", "Side"]
+
+READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
+WRITABLE = select.EPOLLOUT
+TROUBLE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+#: The one registration of a connection's socket.
+EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+#: A short recv means "drained", except when one of these was seen: data may end at an urgent mark or before a FIN.
+_MORE = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
+_URGENT = select.EPOLLPRI
+
+#: Bytes of one recv, and thus the most that is ever kept for a slow reader.
+SCRATCH = 64 << 10
+#: Bytes one direction may move in one turn; others wait meanwhile.
+TURN = 512 << 10
+#: A recv of at least this much counts as bulky; so many in a row turn to splice.
+_BULKY = 16 << 10
+_BULKY_IN_A_ROW = 3
+#: Where `bulky` begins again after there was no pipe: ask for one every few MiB.
+_NO_PIPE = -64
+_SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+
+
+class Side:
+    """One socket of a connection. `peer` is the other one; a direction's state is kept by the side it comes from,
+    what waits to be written by the side it goes to."""
+
+    __slots__ = (
+        "blocked",
+        "bulky",
+        "conn",
+        "eof",
+        "fd",
+        "fin",
+        "held",
+        "last",
+        "out",
+        "peer",
+        "pipe",
+        "ready",
+        "received",
+        "shut",
+        "sock",
+        "spliced",
+        "urgent",
+        "worker",
+    )
+
+    def __init__(self, worker: Worker, conn: Connection, sock: socket.SocketType, fd: int, now: float) -> None:
+        self.worker = worker
+        self.conn = conn
+        self.sock = sock
+        self.fd = fd
+        self.last = now  # when it last sent or took a byte
+        self.peer: Side = self
+        self.held = True  # not to be read now: no peer yet, its peer is blocked, or it has sent everything
+        self.ready = 0  # events seen while held
+        self.received = 0  # bytes read from it, ever
+        self.spliced = 0  # of these, through a pipe
+        self.bulky = 0  # bulky reads in a row; _BULKY_IN_A_ROW and more: splice
+        self.pipe: Pipe | None = None  # from here to the peer
+        self.urgent = False  # an urgent mark lies ahead, where splice stops
+        self.eof = False  # it has sent FIN (or is dead)
+        self.out: bytes | memoryview | None = None  # read from the peer, not yet written here
+        self.blocked = False  # something waits to be written here: `out` or the peer's pipe
+        self.fin = False  # send FIN when nothing waits any more
+        self.shut = False  # FIN was sent (or it is dead)
+
+    def on_event(self, events: int) -> None:
+        """epoll has something to say."""
+        if self.blocked and events & WRITABLE:
+            self.flush()
+            if self.peer is self:  # released
+                return
+        if self.held:
+            self.ready |= events & READABLE
+            if events & TROUBLE:
+                self.conn.trouble(self, events)
+            return
+        if not events & READABLE:
+            return
+        if self.bulky >= _BULKY_IN_A_ROW or self.pipe is not None:
+            self.splice(events)
+            return
+        worker = self.worker
+        sock = self.sock
+        try:
+            size = sock.recv_into(worker.scratch)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.conn.broken(self, error)
+            return
+        if not size:
+            self.conn.at_eof(self)
+            return
+        self.received += size
+        peer = self.peer
+        now = self.last = peer.last = worker.now
+        try:
+            sent = peer.sock.send(worker.view[:size])
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.conn.unwritable(peer, error)
+            return
+        if now >= self.conn.account_at:
+            self.conn.account()
+        if sent != size:
+            peer.block(bytes(worker.view[sent:size]))
+        elif size >= _BULKY or events & _MORE:
+            self.read_on(events, size)
+        else:
+            self.bulky = 0
+
+    def read_on(self, events: int, size: int) -> None:
+        """After a recv of `size` bytes that may not have drained the socket: go on until it has, or the turn ends."""
+        worker, conn, peer, sock = self.worker, self.conn, self.peer, self.sock
+        more = events & _MORE
+        moved = 0
+        while True:
+            moved += size
+            self.bulky = self.bulky + 1 if size >= _BULKY else 0
+            if size < SCRATCH and not more:
+                return
+            if self.bulky >= _BULKY_IN_A_ROW and not events & _URGENT:
+                self.splice(events)
+                return
+            if moved >= TURN:
+                self.again(events)
+                return
+            try:
+                size = sock.recv_into(worker.scratch)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                conn.broken(self, error)
+                return
+            if not size:
+                conn.at_eof(self)
+                return
+            self.received += size
+            try:
+                sent = peer.sock.send(worker.view[:size])
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                conn.unwritable(peer, error)
+                return
+            if sent != size:
+                peer.block(bytes(worker.view[sent:size]))
+                self.ready |= more
+                return
+
+    def splice(self, events: int) -> None:
+        """Move what the socket has through a pipe, without its entering this process."""
+        worker, conn, peer, pipe = self.worker, self.conn, self.peer, self.pipe
+        if events & _URGENT:
+            self.urgent = True
+        if pipe is None:
+            pipe = self.pipe = worker.pipes.take()
+            if pipe is None:
+                # No pipe to be had: as a small flow, and ask again later.
+                self.bulky = _NO_PIPE
+                self.again(events)
+                return
+        now = self.last = worker.now
+        if now >= conn.account_at:
+            conn.account()
+        fd, peer_fd, moved = self.fd, peer.fd, 0
+        while True:
+            held_before = pipe.fill
+            try:
+                size = os.splice(fd, pipe.writer, TURN, flags=_SPLICE_FLAGS)
+            except BlockingIOError:
+                # With bytes in the pipe this says nothing about the socket: all slots of the pipe may be in use.
+                if not held_before:
+                    break
+                size = -1
+            except OSError as error:
+                self.stop_splicing()
+                conn.broken(self, error)
+                return
+            if size > 0:
+                pipe.fill += size
+                self.received += size
+                self.spliced += size
+                moved += size
+            elif not size and not held_before:
+                self.stop_splicing()
+                conn.at_eof(self)
+                return
+            try:
+                pipe.fill -= os.splice(pipe.reader, peer_fd, pipe.fill, flags=_SPLICE_FLAGS)
+            except BlockingIOError:
+                peer.block(None)
+                return
+            except OSError as error:
+                self.stop_splicing()
+                conn.unwritable(peer, error)
+                return
+            peer.last = now
+            if moved >= TURN:
+                self.again(events)
+                return
+        # Drained, or at an urgent mark. Others may have the pipe until more comes.
+        self.stop_splicing()
+        if moved < _BULKY:
+            self.bulky = 0
+        if self.urgent:
+            self.urgent = False
+            self.bulky = 0
+            self.on_event(events | _URGENT)
+
+    def stop_splicing(self) -> None:
+        """Give the pipe back; what may lie in it is lost."""
+        pipe = self.pipe
+        if pipe is not None:
+            self.pipe = None
+            self.worker.pipes.give(pipe)
+
+    def again(self, events: int) -> None:
+        """This turn's share is used up: go on in the next one."""
+        self.ready |= events & READABLE | select.EPOLLIN
+        self.held = True
+        self.worker.ready.append(self)
+
+    def resume(self) -> None:
+        """Read again what was left while held; anything may have come meanwhile."""
+        if self.eof or self.peer.blocked or self.peer is self:
+            return
+        self.held = False
+        events = self.ready | select.EPOLLIN
+        self.ready = 0
+        self.on_event(events)
+
+    def block(self, rest: bytes | None) -> None:
+        """This socket takes no more now: keep the rest (None: it lies in the peer's pipe) and stop reading the peer."""
+        self.out = rest
+        self.blocked = True
+        self.peer.held = True
+        self.conn.rearm()
+
+    def flush(self) -> None:
+        """Write what waits; when all is out, read the peer again or send the FIN that was due."""
+        worker, conn, peer = self.worker, self.conn, self.peer
+        now = worker.now
+        try:
+            out = self.out
+            if out is not None:
+                sent = self.sock.send(out)
+                self.last = now
+                if sent < len(out):
+                    self.out = memoryview(out)[sent:]
+                    return
+                self.out = None
+            pipe = peer.pipe
+            while pipe is not None and pipe.fill:
+                pipe.fill -= os.splice(pipe.reader, self.fd, pipe.fill, flags=_SPLICE_FLAGS)
+                self.last = now
+        except BlockingIOError:
+            return
+        except OSError as error:
+            conn.unwritable(self, error)
+            return
+        self.blocked = False
+        if self.fin:
+            self.fin = False
+            conn.finish(self)
+        elif not peer.eof:
+            # Its clock stood still while we did not read it.
+            peer.last = now
+            conn.rearm()
+            peer.resume()
+
+    def release(self) -> None:
+        """Forget everything; the socket itself is closed by the worker at the end of the turn."""
+        self.stop_splicing()
+        self.out = None
+        self.held = True
+        self.blocked = False
+        self.peer = self
+        self.conn = None  # type: ignore[assignment]
+        self.sock = None  # type: ignore[assignment]

@@ -1,0 +1,45 @@
+"""What a frontend and its backend together say about a connection: timeouts, as numbers ready for use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hitlessd.model import Backend, Frontend
+from hitlessd.worker.timers import NEVER
+
+__all__ = ["Route"]
+
+
+def _seconds(value: float | None) -> float:
+    return NEVER if value is None else value
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Seconds, NEVER for no limit. Where a `-fin` timeout is unset it is what would count without it, see HAProxy's
+    configuration manual under "timeout client-fin" and "timeout tunnel"."""
+
+    connect: float
+    queue: float
+    client: float  # before the connection to the server is there
+    client_open: float
+    server_open: float
+    client_fin: float
+    server_fin: float
+    pause: float  # before the same server is tried again
+    first: float  # the shortest of all: the first look at a connection
+
+    @classmethod
+    def of(cls, frontend: Frontend, backend: Backend) -> Route:
+        front, back = frontend.timeouts, backend.timeouts
+        client_open = _seconds(front.client if back.tunnel is None else back.tunnel)
+        server_open = _seconds(back.server if back.tunnel is None else back.tunnel)
+        connect = _seconds(back.connect)
+        queue = connect if back.queue is None else back.queue
+        client_fin = client_open if front.client_fin is None else front.client_fin
+        server_fin = server_open if back.server_fin is None else back.server_fin
+        client = _seconds(front.client)
+        every = (connect, queue, client, client_open, server_open, client_fin, server_fin)
+        return cls(
+            connect, queue, client, client_open, server_open, client_fin, server_fin, min(connect, 1.0), min(every)
+        )
