@@ -79,16 +79,17 @@ def equip(
     workers = config.global_.workers or len(os.sched_getaffinity(0))
     wanted = [Wanted(frontend.name, bind) for frontend in config.frontends for bind in frontend.binds]
     stats = _stats_sockets(config)
-    matched, missing, unwanted = assign(wanted, inheritance.listeners)
+    wanted_runtime = [Wanted("", _bind_of(each)) for each in stats]
+    # In one go: what was a frontend's may become the runtime API's.
+    held = inheritance.listeners + inheritance.runtime
+    matched, missing, unwanted = assign(wanted + wanted_runtime, held)
     _refuse_strays(unwanted)
     limits = plan(config, workers, len(matched) + len(missing), raise_soft_limit())
-    wanted_runtime = [Wanted("", _bind_of(each)) for each in stats]
-    runtime, missing_runtime, unwanted_runtime = assign(wanted_runtime, inheritance.runtime)
     opened: list[Listener] = []
     try:
-        pairs = matched + _open(missing, inheritance.listeners, opened, replace)
-        runtime += _open(missing_runtime, inheritance.runtime, opened, True)
-        by_bind = {id(want): listener for want, listener in runtime}
+        every = matched + _open(missing, held, opened, replace)
+        pairs = [(want, listener) for want, listener in every if want.frontend]
+        by_bind = {id(want): listener for want, listener in every if not want.frontend}
         table = _table(config, workers, generation, inheritance.ancestors)
         sockets = [(want.frontend, want.bind, listener.sock) for want, listener in pairs]
         pool = Pool(loop, log, config, sockets, table, limits.share)
@@ -107,12 +108,12 @@ def equip(
         config,
         pairs,
         [(each, by_bind[id(want)]) for each, want in zip(stats, wanted_runtime, strict=True)],
-        unwanted + unwanted_runtime,
+        unwanted,
         table,
         pool,
         limits,
-        taken=len(matched),
-        bound=len(missing),
+        taken=sum(1 for want, _ in matched if want.frontend),
+        bound=sum(1 for want in missing if want.frontend),
     )
 
 
