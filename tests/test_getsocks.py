@@ -31,15 +31,22 @@ def _many_descriptors() -> None:
 
 
 @contextlib.contextmanager
-def giving(fds: Sequence[int], timeout: float = 10.0) -> Iterator[tuple[socket.socket, list[bool]]]:
-    """A Giver on a loop in a thread: the client's end, and what done() was told once the block has ended."""
+def giving(
+    fds: Sequence[int], timeout: float = 10.0, greeted: bool = False
+) -> Iterator[tuple[socket.socket, list[bool]]]:
+    """A Giver on a loop in a thread: the client's end, and what done() was told once the block has ended.
+
+    `greeted`: the client says `_getsocks`, which is read first, as the runtime API does.
+    """
     loop = Loop(lambda what, error: pytest.fail(f"{what}: {error!r}"))
     ours, theirs = socket.socketpair()
     theirs.settimeout(10)
     told: list[bool] = []
-    Giver(loop, ours, fds, told.append, timeout)
 
     def serve() -> None:
+        if greeted:
+            assert ours.recv(10, socket.MSG_WAITALL) == b"_getsocks\n"
+        Giver(loop, ours, fds, told.append, timeout)
         limit = Deadline(20)
         while not told and not limit.expired:
             loop.turn(limit.left)
@@ -74,7 +81,7 @@ def test_our_two_sides_pass_any_number_of_descriptors_in_order(count: int) -> No
     with no_leak():
         files = [memfd() for _ in range(min(count, 3))]
         fds = [files[n % 3] for n in range(count)]
-        with giving(fds) as (client, told):
+        with giving(fds, greeted=True) as (client, told):
             taken = take(client, 10)
             assert [identity(fd) for fd in taken] == [identity(fd) for fd in fds]
             assert not any(map(os.get_inheritable, taken))

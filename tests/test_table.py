@@ -1,0 +1,286 @@
+"""The shared table: what it counts, and what it refuses to map."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hitlessd.errors import PeerError
+from hitlessd.model import Backend, Config, Frontend, InetAddress, Server
+from hitlessd.table import GAUGES, MAXIMA, PROCESS, Column, RowKey, ServerState, Table, row_keys, sum_over
+from tests.support.descriptors import memfd, no_leak
+from tests.support.processes import ROOT
+
+KEYS = [PROCESS, RowKey("frontend", "f"), RowKey("backend", "b"), RowKey("server", "b", "s")]
+GOOD = {"magic": int.from_bytes(b"hitlessT", "little"), "format": 1, "workers": 1, "columns": 24, "states": 4}
+
+
+def put(table: Table, worker: int, key: RowKey, column: Column, value: int) -> None:
+    slot = table.slot(worker)
+    slot[table.index[key] * table.columns + column] = value
+    slot.release()
+
+
+def get(table: Table, worker: int, key: RowKey, column: Column) -> int:
+    with table.slot(worker) as slot:
+        return int(slot[table.index[key] * table.columns + column])
+
+
+def test_rows_follow_the_configuration() -> None:
+    server = Server("s", InetAddress("127.0.0.1", 1))
+    config = Config(frontends=(Frontend("f", 2),), backends=(Backend("b", 3, (server,)), Backend("c", 4)))
+    assert row_keys(config) == [*KEYS, RowKey("backend", "c")]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(KEYS), st.sampled_from(Column), st.integers(0, 1 << 60))))
+def test_every_word_has_a_place_of_its_own(writes: Sequence[tuple[int, RowKey, Column, int]]) -> None:
+    table = Table.create(KEYS, 3, 7)
+    expected: dict[tuple[int, RowKey, Column], int] = {}
+    for worker, key, column, value in writes:
+        put(table, worker, key, column, value)
+        expected[worker, key, column] = value
+    table.set_state(3, ServerState.DRAIN, 17, 99)
+    for key in KEYS:
+        for column in Column:
+            values = [expected.get((worker, key, column), 0) for worker in range(3)]
+            assert [get(table, worker, key, column) for worker in range(3)] == values
+            assert table.value(table.index[key], column) == (max(values) if column in MAXIMA else sum(values))
+    assert (table.state(3), table.weight(3), table.since(3), table.epoch) == (ServerState.DRAIN, 17, 99, 1)
+    table.close()
+
+
+def test_another_process_sees_what_we_write_and_we_what_it_writes() -> None:
+    with no_leak():
+        table = Table.create(KEYS, 2, 5)
+        put(table, 0, PROCESS, Column.STOT, 3)
+        other = Table.attach(os.dup(table.fd))
+        assert (other.keys, other.workers, other.generation) == (KEYS, 2, 5)
+        put(other, 1, PROCESS, Column.STOT, 4)
+        assert table.value(0, Column.STOT) == other.value(0, Column.STOT) == 7
+        other.close()
+        table.close()
+
+
+def test_nobody_can_shrink_it() -> None:
+    table = Table.create(KEYS, 1, 1)
+    for size in (0, os.fstat(table.fd).st_size + 1):
+        with pytest.raises(PermissionError):
+            os.ftruncate(table.fd, size)
+    table.close()
+
+
+def test_a_dead_workers_gauges_go_and_its_totals_stay() -> None:
+    table = Table.create(KEYS, 2, 1)
+    for column in Column:
+        put(table, 0, KEYS[3], column, 5)
+        put(table, 1, KEYS[3], column, 2)
+    table.clear_gauges(0)
+    for column in Column:
+        assert table.value(3, column) == (2 if column in GAUGES else 5 if column in MAXIMA else 7)
+    table.close()
+
+
+def test_fold_adds_once_and_keeps_maxima() -> None:
+    with no_leak():
+        old, new = Table.create([*KEYS, RowKey("backend", "gone")], 2, 1), Table.create(KEYS[::-1], 1, 2)
+        for column in Column:
+            put(old, 0, KEYS[1], column, 10)
+            put(old, 1, KEYS[1], column, 4)
+            put(new, 0, KEYS[1], column, 6)
+        totals = [sum_over([new, old], KEYS[1], column) for column in Column if column not in GAUGES]
+        for _ in range(2):
+            new.fold(old)
+            assert old.folded
+            assert [new.value(new.index[KEYS[1]], column) for column in Column if column not in GAUGES] == totals
+            # Also as long as the old one is still listed beside the new one.
+            assert [sum_over([new, old], KEYS[1], column) for column in Column if column not in GAUGES] == totals
+        assert new.value(new.index[KEYS[1]], Column.SCUR) == 6
+        old.close()
+        new.close()
+
+
+def test_what_was_folded_is_folded_on() -> None:
+    tables = [Table.create(KEYS, 1, generation) for generation in (1, 2, 3)]
+    for table in tables:
+        put(table, 0, PROCESS, Column.STOT, 10**table.generation)
+    for old, new in itertools.pairwise(tables):
+        new.fold(old)
+        assert sum_over(tables, PROCESS, Column.STOT) == 1110
+    for table in tables:
+        table.close()
+
+
+def test_two_processes_that_fold_the_same_table_count_it_once() -> None:
+    """A predecessor that drains and its successor both hear of the death."""
+    old, mine, theirs = (Table.create(KEYS, 1, generation) for generation in (1, 2, 3))
+    put(old, 0, PROCESS, Column.STOT, 5)
+    script = (
+        "import sys; from hitlessd.table import Table; old, new = (Table.attach(int(a)) for a in sys.argv[1:]);"
+        "print('ready', flush=True); new.fold(old); print('done', flush=True)"
+    )
+    fcntl.lockf(old.fd, fcntl.LOCK_EX)
+    fds = [os.dup(old.fd), os.dup(theirs.fd)]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, fds)], stdout=subprocess.PIPE, pass_fds=fds, cwd=ROOT
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"ready\n"
+        mine.fold(old)  # ends with the lock released
+        assert other.stdout.readline() == b"done\n"
+    assert other.returncode == 0
+    for fd in fds:
+        os.close(fd)
+    assert mine.value(0, Column.STOT) + theirs.value(0, Column.STOT) == 5
+    for table in (old, mine, theirs):
+        table.close()
+
+
+def test_totals_that_cannot_be_stop_at_the_greatest_word() -> None:
+    old, new = Table.create(KEYS, 1, 1), Table.create(KEYS, 1, 2)
+    for table in (old, new):
+        put(table, 0, PROCESS, Column.BIN, (1 << 64) - 1)
+    new.fold(old)
+    third = Table.create(KEYS, 1, 3)
+    third.fold(new)
+    assert third.value(0, Column.BIN) == (1 << 64) - 1
+    for table in (old, new, third):
+        table.close()
+
+
+def test_sum_over_tables_without_the_row() -> None:
+    table = Table.create(KEYS, 1, 1)
+    put(table, 0, KEYS[1], Column.SMAX, 4)
+    assert sum_over([table], RowKey("backend", "none"), Column.STOT) == 0
+    assert sum_over([], PROCESS, Column.STOT) == 0
+    assert sum_over([table, table], KEYS[1], Column.SMAX) == 4
+    table.close()
+
+
+# --- hostile ones
+
+
+def crafted(
+    keys: bytes = json.dumps([["process", "", ""]]).encode(),
+    *,
+    rows: int = 1,
+    seals: int = fcntl.F_SEAL_SHRINK,
+    extra: int = 0,
+    **header: int,
+) -> int:
+    """A descriptor of a table with the given header words and text; sound unless told otherwise."""
+    words = {**GOOD, "names": len(keys), "generation": 1, **header}
+    head = [words[name] for name in ("magic", "format")] + [rows]
+    head += [words[name] for name in ("workers", "columns", "states", "names", "generation")]
+    size = 8 * (16 + 1 * (4 + 24 * 2)) + len(keys) + extra
+    fd = memfd(struct.pack("=16Q", *head, *[0] * 8))
+    os.ftruncate(fd, size)
+    os.pwrite(fd, keys, size - extra - len(keys))
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+def test_a_crafted_table_is_as_good_as_a_real_one() -> None:
+    with no_leak():
+        table = Table.attach(crafted())
+        assert table.keys == [PROCESS]
+        assert table.value(0, Column.STOT) == 0
+        table.close()
+
+
+def _read_only() -> int:
+    fd = crafted()
+    other = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    os.close(fd)
+    return other
+
+
+def _huge() -> int:
+    fd = memfd()
+    os.ftruncate(fd, 1 << 40)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return fd
+
+
+def _many_keys() -> int:
+    """512 MiB of spaces, said to be keys."""
+    fd = memfd(struct.pack("=16Q", GOOD["magic"], 1, 1, 1, 24, 4, 1 << 29, 1, *[0] * 8))
+    os.ftruncate(fd, 8 * (16 + 4 + 48) + (1 << 29))
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return fd
+
+
+def _sealed(data: bytes) -> int:
+    fd = memfd(data)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return fd
+
+
+HOSTILE: dict[str, Callable[[], int]] = {
+    "empty": lambda: _sealed(b""),
+    "short": lambda: _sealed(b"hitlessT"),
+    "unsealed": lambda: crafted(seals=0),
+    "sealed against writing": lambda: crafted(seals=fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE),
+    "read-only": _read_only,
+    "not a memfd": lambda: os.open("/etc/passwd", os.O_RDONLY | os.O_CLOEXEC),
+    "a directory": lambda: os.open("/", os.O_RDONLY | os.O_CLOEXEC),
+    "a terabyte": _huge,
+    "half a gigabyte of keys": _many_keys,
+    "wrong magic": lambda: crafted(magic=1),
+    "later format": lambda: crafted(format=2),
+    "more rows": lambda: crafted(rows=2),
+    "no rows": lambda: crafted(rows=0),
+    "endless rows": lambda: crafted(rows=(1 << 64) - 1),
+    "endless workers": lambda: crafted(workers=(1 << 64) - 1),
+    "other sizes that add up": lambda: crafted(workers=3, columns=len(Column) - 8),
+    "few columns": lambda: crafted(columns=1),
+    "no states": lambda: crafted(states=0, columns=26),
+    "longer text": lambda: crafted(names=1 << 20),
+    "endless text": lambda: crafted(names=(1 << 64) - 1),
+    "trailing bytes": lambda: crafted(extra=8),
+    "duplicate keys": lambda: crafted(b'[["a","",""],["a","",""]]', rows=2, columns=10),
+    "more keys than rows": lambda: crafted(b'[["a","",""],["b","",""]]'),
+    "no JSON": lambda: crafted(b"[["),
+    "no text": lambda: crafted(b"\xff\xfe"),
+    "nested": lambda: crafted(b"[" * 200_000),
+    "endless number": lambda: crafted(b"[" + b"1" * 5000 + b"]"),
+    "an object": lambda: crafted(b'{"abc":1}'),
+    "a number": lambda: crafted(b"7"),
+    "keys that are words": lambda: crafted(b'["abc"]'),
+    "keys of numbers": lambda: crafted(b"[[1,2,3]]"),
+    "keys without words": lambda: crafted(b"[[]]"),
+    "keys of too many words": lambda: crafted(b'[["a","b","c","d"]]'),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_an_unsound_table_is_refused_and_its_descriptor_closed(kind: str) -> None:
+    with no_leak():
+        fd = HOSTILE[kind]()
+        with pytest.raises(PeerError, match=r"^cannot use the shared table"):
+            Table.attach(fd)
+
+
+def test_duplicate_keys_of_a_sound_size_are_refused() -> None:
+    with no_leak():
+        table = Table.create([PROCESS, PROCESS], 1, 1)
+        with pytest.raises(PeerError, match="keys do not match"):
+            Table.attach(os.dup(table.fd))
+        table.close()
+
+
+@given(st.lists(st.integers(0, (1 << 64) - 1) | st.integers(0, 40), min_size=16, max_size=16), st.binary(max_size=600))
+def test_no_header_crashes_us(words: list[int], rest: bytes) -> None:
+    words[0], words[1] = GOOD["magic"], 1
+    fd = _sealed(struct.pack("=16Q", *words) + rest)
+    with pytest.raises(PeerError):
+        Table.attach(fd)
