@@ -18,6 +18,8 @@ DONE, REFUSED, USAGE, UNREACHABLE = range(4)
 
 _DEFAULT = "/run/hitlessd/hitlessd.sock"
 _RECONNECT = 30.0  # seconds in which a new main process must answer after the one we spoke to has gone
+#: The same as an ExecReload=: systemd starts the crashed service again only after we have ended (systemd.service(5)).
+_RECONNECT_IN_UNIT = 1.0
 _ANSWER = 10.0  # seconds without a byte until an answer other than a reload's is given up
 _PAUSE = 0.05  # seconds between attempts to reconnect
 #: How an answer begins that says no.
@@ -224,7 +226,8 @@ def _outcome_from_successor(
 ) -> int:
     """The main process has gone without an answer: whoever serves now tells how it ended."""
     asked = _number(before, "Now_monotonic_usec")
-    until = time.monotonic() + _RECONNECT
+    in_unit = os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+    until = time.monotonic() + (_RECONNECT_IN_UNIT if in_unit else _RECONNECT)
     if deadline is not None:
         until = min(until, deadline)
     reason = f"cannot reach hitlessd at {where}"

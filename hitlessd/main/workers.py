@@ -32,6 +32,15 @@ _STOP_PATIENCE = 5.0
 _BACK_OFF, _LONGEST_BACK_OFF = 0.1, 5.0
 _SOON = 10.0
 _PR_SET_PDEATHSIG = 1
+_MAINS_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTOU,
+    signal.SIGTTIN,
+)
 
 
 def die_with(parent: int) -> None:
@@ -173,9 +182,8 @@ class Pool:
         try:
             die_with(parent)
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL if number is not signal.SIGINT else signal.SIG_IGN)
-            for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTOU, signal.SIGTTIN):
+            # A signal to the process group is main's to obey; it ends us over the channel, or by SIGKILL.
+            for number in _MAINS_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
             keep = {0, 1, 2, sock.fileno(), self._table.fd, *self._wake}
             keep.update(s.fileno() for _, _, s in self._listeners)

@@ -1,0 +1,192 @@
+"""hitlessd under a real systemd: start by a connection, reload, restart, crash, watchdog, stop, and faults in a handover."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from machine import SUITES, Machine
+from service import BACKEND, FAULTS, PORT, SOCKET, TREE, UNIT, Service, backend, configuration
+
+from hitlessd.handover.states import PREDECESSOR, SUCCESSOR, State
+
+
+@pytest.fixture(scope="module", params=list(SUITES))
+def installed(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """A machine with hitlessd installed and an echo server behind it."""
+    with Machine(request.param) as machine:
+        machine.install(TREE, configuration())
+        with backend(machine):
+            yield machine
+
+
+@pytest.fixture
+def machine(installed: Machine) -> Machine:
+    """By this name, for the evidence of failed tests."""
+    return installed
+
+
+@pytest.fixture
+def service(machine: Machine) -> Iterator[Service]:
+    service = Service(machine)
+    service.configure(configuration())
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+def test_the_first_connection_starts_it(service: Service) -> None:
+    service.configure(configuration(bind="sd@http"))
+    service.drop_in(f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{PORT}\n", SOCKET)
+    service.start(SOCKET)
+    assert not service.active
+    assert service.connect() == "hello"
+    assert service.active
+    assert "generation 1" in service.status
+    # By address, the listener is found as well.
+    service.configure(configuration(bind=f"127.0.0.1:{PORT}"))
+    assert service.reload().returncode == 0
+    assert service.connect() == "hello"
+    # One of systemd's that no bind wants would leave clients hanging.
+    service.configure(configuration(bind="127.0.0.1:8002"))
+    refused = service.reload()
+    assert refused.returncode != 0
+    assert "FileDescriptorName=http" in service.status
+    assert service.connect() == "hello"
+
+
+def test_a_broken_configuration_fails_the_reload_and_changes_nothing(service: Service) -> None:
+    service.start()
+    before = service.main_pid
+    service.configure(configuration().replace("server s =", "server s 127"))
+    began = time.monotonic()
+    refused = service.reload()
+    assert refused.returncode != 0
+    record = time.monotonic() - began
+    assert service.main_pid == before
+    assert service.connect() == "hello"
+    assert "LAST RELOAD REFUSED" in service.status
+    assert "/etc/hitlessd/hitlessd.conf:" in service.status
+    messages = [str(entry["MESSAGE"]) for entry in service.machine.journal(UNIT)]
+    assert any("refused: /etc/hitlessd/hitlessd.conf:13:" in message for message in messages), messages
+    service.configure(configuration())
+    assert service.reload().returncode == 0
+    assert service.main_pid != before
+    assert service.connect() == "hello"
+    assert record < 30, "the refusal waited for a time-out"
+
+
+def test_crashes_and_restarts_in_a_row_lose_no_listener(service: Service) -> None:
+    service.start()
+    assert service.connect() == "hello"
+    listener = service.listener()
+    assert listener
+    for count in range(1, 13):
+        pid = service.main_pid
+        service.machine.run("kill", "-KILL", str(pid))
+        service.machine.wait_until(lambda c=count: service.restarts == c and service.serving(), 20, "it is back")
+        assert service.listener() == listener
+    for _ in range(10):
+        service.machine.run("systemctl", "restart", UNIT)
+        assert service.serving()
+        assert service.listener() == listener
+    assert service.machine.property(UNIT, "Result") == "success"
+
+
+def test_restart_and_crash_with_an_invalid_file_serve_the_last_good_one(service: Service) -> None:
+    service.start()
+    cursor = service.machine.journal_cursor()
+    service.configure("[global]\nworkers = many\n")
+    service.machine.run("systemctl", "restart", UNIT)
+    assert service.serving()
+    assert "SERVING THE LAST GOOD CONFIGURATION" in service.status
+    assert any("workers" in line and "hitlessd.conf:2" in line for line in service.complaints(cursor))
+    service.machine.run("kill", "-KILL", str(service.main_pid))
+    service.machine.wait_until(service.serving, 20, "it is back")
+    assert "SERVING THE LAST GOOD CONFIGURATION" in service.status
+    assert service.reload().returncode != 0
+    service.configure(configuration())
+    assert service.reload().returncode == 0
+    assert "LAST GOOD" not in service.status
+
+
+def test_a_cold_start_with_an_invalid_file_exits_78(service: Service) -> None:
+    service.configure("[global]\nworkers = many\n")
+    assert service.machine.run("systemctl", "start", UNIT, check=False).returncode != 0
+    assert service.machine.property(UNIT, "ExecMainStatus") == "78"
+    assert service.machine.property(UNIT, "ActiveState") == "failed"
+    assert service.restarts == 0
+
+
+def test_the_watchdog_ends_a_main_process_that_hangs(service: Service) -> None:
+    service.drop_in("[Service]\nWatchdogSec=1s\n")
+    service.start()
+    listener = service.listener()
+    service.machine.run("kill", "-STOP", str(service.main_pid))
+    service.machine.wait_until(lambda: service.restarts >= 1 and service.serving(), 30, "it is back")
+    assert service.listener() == listener
+    assert service.machine.property(UNIT, "WatchdogTimestampMonotonic") != "0"
+
+
+def test_stop_closes_everything_and_empties_the_store(service: Service) -> None:
+    service.start()
+    assert service.stored > 0
+    assert service.reload().returncode == 0
+    stored = service.stored
+    assert service.reload().returncode == 0
+    # A generation leaves nothing behind.
+    service.machine.wait_until(lambda: service.stored == stored, 10, "the older generation's table has gone")
+    began = time.monotonic()
+    service.machine.run("systemctl", "stop", UNIT)
+    assert time.monotonic() - began < 30
+    assert service.stored == 0
+    assert service.listener() == ""
+    assert service.mains() == []
+    service.start()
+    assert "generation 1," in service.status
+
+
+def test_it_runs_unprivileged(service: Service) -> None:
+    service.start()
+    shown = service.machine.read(f"/proc/{service.main_pid}/status")
+    uid = next(line for line in shown.splitlines() if line.startswith("Uid:")).split()[1]
+    assert uid == service.machine.run("id", "-u", "hitlessd").stdout.strip() != "0"
+    assert "NoNewPrivs:\t1" in shown
+
+
+def _places() -> list[str]:
+    places = []
+    for role, table in (("predecessor", PREDECESSOR), ("successor", SUCCESSOR)):
+        states = {state for state, _ in table} | {step.state for step in table.values()}
+        final = {State.FAILED} | ({State.DONE} if role == "successor" else set())
+        places += [f"{role}.{state.value}" for state in State if state in states - final]
+    return places
+
+
+@pytest.mark.parametrize("number", ["KILL", "STOP"])
+def test_whoever_dies_in_a_handover_one_generation_serves(
+    service: Service, number: str, record_property: Callable[[str, object], None]
+) -> None:
+    """Where MAINPID decides: each state of both tables."""
+    service.configure(configuration(reload_timeout="1s"))
+    service.drop_in(f"[Service]\nEnvironment=HITLESSD_FAULTS={FAULTS}\n")
+    service.start()
+    assert service.connect() == "hello"
+    listener = service.listener()
+    for place in _places():
+        service.fault(place, f"SIG{number}")
+        refused = service.reload().returncode != 0
+        service.machine.wait_until(service.serving, 30, f"it serves after {place}")
+        # Whoever was given up on is dead, not asleep.
+        service.machine.run("pkill", "-CONT", "-u", "hitlessd", check=False)
+        service.machine.wait_until(
+            lambda: service.mains() == [service.main_pid], 20, f"one main process after {place}: {service.mains()}"
+        )
+        assert service.listener() == listener, place
+        record_property(place, f"reload {'refused' if refused else 'done'}, restarts so far {service.restarts}")
+        again = service.reload()
+        assert again.returncode == 0, (place, again.stderr)
+        assert service.serving(), place
+    assert BACKEND
