@@ -30,6 +30,8 @@ class Requester(Client):
         self.count = 0  # answers
         self.asked = self.began
         self.close = wire.CLOSE_CLIENT
+        self.parts: list[bytes] = []  # of the answer
+        self.got = self.want = 0  # its bytes
 
     def opening(self) -> None:
         if self.engine.settings.mode == "keepalive" and not self.engine.take_request():
@@ -50,7 +52,7 @@ class Requester(Client):
         self.head = wire.pack_answer_head(wire.OK, wire.EXCHANGE, size, ident)
         self.want = wire.ANSWER_SIZE + size
         self.got = 0
-        self.parts: list[bytes] = []
+        self.parts = []
         self.phase = _SENDING
         header = wire.pack_request(wire.EXCHANGE, self.close, engine.delay, size, ident)
         if self.send(header + wire.ASKED[place : place + size]) and self.close == wire.CLOSE_HALF:
@@ -93,7 +95,7 @@ class Requester(Client):
                     data = b"".join(self.parts)
                 if not self.right(data):
                     return
-                self.answered(data)
+                self.answered()
             else:
                 self.parts.append(data)
             # A short read has drained the socket, unless the end has come along with the data.
@@ -106,6 +108,7 @@ class Requester(Client):
             len(answer) == self.want
             and answer.startswith(self.head)
             and answer[wire.ANSWER_SIZE :] == wire.ANSWERED[self.place : self.place + self.size]
+            and self.engine.tally.count(answer[wire.ANSWER_HEAD : wire.ANSWER_SIZE])
         ):
             return True
         if not self.judge_header(answer):
@@ -130,14 +133,12 @@ class Requester(Client):
             self.fail("corrupt", f"an answer of {found.length} bytes instead of {self.size}")
         return True
 
-    def answered(self, answer: bytes) -> None:
+    def answered(self) -> None:
         """The right answer is here: go on as the mode says."""
         engine, tally = self.engine, self.engine.tally
         now = time.monotonic()
         tally.requests += 1
         tally.latencies.append(now - self.asked)
-        tag = int.from_bytes(answer[wire.ANSWER_HEAD : wire.ANSWER_SIZE], "little")
-        tally.tags[tag] = tally.tags.get(tag, 0) + 1
         self.count += 1
         mode, settings = engine.settings.mode, engine.settings
         if mode == "connect" or (mode == "idle" and self.count == 2):
@@ -290,7 +291,7 @@ class Streamer(Client):
                 self.fail("wrong", f"the answer to #{answer.ident & 0xFFFFFFFF}")
                 return
             self.started = True
-            engine.tally.tags[answer.tag] = engine.tally.tags.get(answer.tag, 0) + 1
+            engine.tally.count(self.head[wire.ANSWER_HEAD : wire.ANSWER_SIZE])
         if not data:
             return
         if not wire.ANSWERED.startswith(data, self.in_place):
@@ -329,7 +330,7 @@ class Streamer(Client):
 class Transfer(Client):
     """Moves a given number of bytes down, up, or both ways at once."""
 
-    __slots__ = ("down_left", "head", "in_place", "kind", "out_place", "tail", "up_left")
+    __slots__ = ("down_left", "head", "in_place", "kind", "out_place", "part", "tail", "up_left")
 
     def __init__(self, engine: Engine, target: Target) -> None:
         super().__init__(engine, target)
@@ -339,6 +340,7 @@ class Transfer(Client):
         self.up_left = size if kind != wire.DOWN else 0
         self.head = kind != wire.UP  # an answer's header has still to come before the bytes
         self.tail = kind != wire.DOWN  # and one after them
+        self.part = b""  # of a header
 
     def opening(self) -> None:
         engine = self.engine
@@ -369,14 +371,10 @@ class Transfer(Client):
             self._upload()
         engine = self.engine
         while not self.over:
-            want = _BULK if self.down_left and not self.head else wire.ANSWER_SIZE
-            want = min(want, self.down_left) if self.down_left and not self.head else want
+            header = self.head or (self.tail and not self.down_left)
+            # When all is here one byte is asked for: there must be none.
+            want = wire.ANSWER_SIZE - len(self.part) if header else min(_BULK, self.down_left) or 1
             try:
-                if want == wire.ANSWER_SIZE and (self.head or not self.down_left):
-                    # A header is left where it is until it is complete.
-                    size = len(self.sock.recv(want, socket.MSG_PEEK))
-                    if 0 < size < want and not mask & GONE and (self.head or self.tail):
-                        return
                 size = self.sock.recv_into(_BULK_BUFFER, want)
             except BlockingIOError:
                 return
@@ -389,10 +387,13 @@ class Transfer(Client):
                     engine.tally.requests += 1
                     engine.tally.latencies.append(time.monotonic() - self.began)
                     self.done()
-            elif self.head or (self.tail and not self.down_left):
-                self._header(bytes(_BULK_BUFFER[:size]))
+            elif header:
+                self.part += _BULK_BUFFER[:size]
+                if len(self.part) == wire.ANSWER_SIZE:
+                    self._header(self.part)
+                    self.part = b""
             elif not self.down_left:
-                self.fail("corrupt", f"{size} bytes too many")
+                self.fail("corrupt", "bytes too many")
             elif _BULK_BUFFER.startswith(_ANSWERED[self.in_place : self.in_place + size]):
                 self.in_place = (self.in_place + size) & (wire.CYCLE - 1)
                 self.down_left -= size
@@ -400,9 +401,6 @@ class Transfer(Client):
                 self.fail("corrupt", f"arrived altered, {self.state()}")
 
     def _header(self, data: bytes) -> None:
-        if len(data) < wire.ANSWER_SIZE:
-            self.fail("short", f"closed {self.state()}")
-            return
         answer = wire.unpack_answer(data)
         expected = self.engine.settings.size if self.head else 0
         if answer is None:
@@ -415,10 +413,9 @@ class Transfer(Client):
             self.fail("corrupt", f"an answer of {answer.length} bytes instead of {expected}")
         elif self.head:
             self.head = False
+            self.engine.tally.count(data[wire.ANSWER_HEAD :])
         else:
             self.tail = False
-            tags = self.engine.tally.tags
-            tags[answer.tag] = tags.get(answer.tag, 0) + 1
 
     def state(self) -> str:
         return f"{self.down_left} bytes still to come, {self.up_left} still to go"

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import select
-import signal
 import socket
 import sys
 import time
@@ -14,7 +13,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from errno import EAGAIN, EINPROGRESS
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from tests.support import exchange as wire
 from tests.support.processes import Address, parse_address
@@ -217,8 +216,6 @@ class Client:
 class Engine:
     """Runs one load. `client` makes the connections."""
 
-    _stop_signals: ClassVar = (signal.SIGTERM, signal.SIGINT)
-
     def __init__(self, settings: Settings, client: Callable[["Engine", Target], Client]) -> None:
         self.settings = settings
         self.tally = Tally()
@@ -280,14 +277,12 @@ class Engine:
         print(json.dumps({"event": event, **more}), file=sys.stderr, flush=True)
 
     def stop(self) -> None:
-        """End in order; a second call ends at once."""
+        """End in order; a second call ends at once. For signal handlers and other threads."""
         self._stops += 1
         os.eventfd_write(self._wake, 1)
 
     def run(self, until_eof: bool = False) -> dict[str, Any]:
-        """Run to the end and return the result."""
-        for number in self._stop_signals:
-            signal.signal(number, lambda *_: self.stop())
+        """Run to the end, or until stop() or the end of standard input, and return the result. Once."""
         self.epoll.register(self._wake, select.EPOLLIN)
         if until_eof:
             self.epoll.register(0, select.EPOLLIN)
@@ -295,13 +290,20 @@ class Engine:
         self.say("started", pid=os.getpid(), seed=self.seed)
         self._loop()
         elapsed = time.monotonic() - self.tally.began
+        unfinished = len(self.clients)
+        for client in list(self.clients.values()):
+            client.sock.close()
+        self.epoll.close()
+        os.close(self._wake)
+        if self.cycle >= 0:
+            os.close(self.cycle)
         times = os.times()
         return {
             "mode": self.settings.mode,
             "targets": list(self.settings.targets),
             "seed": self.seed,
-            "complete": self._exhausted() and not self.clients,
-            "unfinished": len(self.clients),
+            "complete": self._exhausted() and not unfinished,
+            "unfinished": unfinished,
             **self.tally.result(elapsed),
             "cpu": {"user": round(times.user, 3), "system": round(times.system, 3)},
         }
@@ -375,7 +377,7 @@ class Engine:
         if not self._rate:
             for _ in range(room):
                 self._launch()
-            return 0.0 if room == _BURST else _NEVER
+            return 0.0 if len(clients) < self._most else _NEVER
         now = time.monotonic()
         began, rate = tally.began, self._rate
         due = int((now - began) * rate) + 1 - tally.started

@@ -52,13 +52,14 @@ BAD_REQUEST: Final = 1
 _REQUEST: Final = struct.Struct("<4sBBHQQ")
 _ANSWER: Final = struct.Struct("<4sBBHQQ")
 _CHECK: Final = struct.Struct("<I")
+_TAG: Final = struct.Struct("<HH")
 _REQUEST_MAGIC: Final = b"hla?"
 _ANSWER_MAGIC: Final = b"hla!"
 
 REQUEST_SIZE: Final = _REQUEST.size + _CHECK.size
 ANSWER_HEAD: Final = _ANSWER.size + _CHECK.size
 """Bytes of an answer that the client can foretell; the tag of the server that answered follows."""
-ANSWER_SIZE: Final = ANSWER_HEAD + _CHECK.size
+ANSWER_SIZE: Final = ANSWER_HEAD + _TAG.size
 
 
 class Request(NamedTuple):
@@ -108,14 +109,21 @@ def pack_answer_head(status: int, kind: int, length: int, ident: int) -> bytes:
 
 
 def pack_tag(tag: int) -> bytes:
-    """The part of an answer's header that names the server."""
-    return _CHECK.pack(tag)
+    """The part of an answer's header that names the server by a number below 65536."""
+    return _TAG.pack(tag, tag ^ 0xFFFF)
+
+
+def unpack_tag(data: bytes) -> int | None:
+    """The number, or None if these are not the bytes that pack_tag() makes."""
+    tag, check = _TAG.unpack(data)
+    return tag if check == tag ^ 0xFFFF else None
 
 
 def unpack_answer(data: bytes) -> Answer | None:
     """The header at the start of `data`, or None if it is not one. `data` has at least ANSWER_SIZE bytes."""
     magic, status, kind, _, length, ident = _ANSWER.unpack_from(data)
-    check, tag = struct.unpack_from("<II", data, _ANSWER.size)
-    if magic != _ANSWER_MAGIC or check != zlib.crc32(data[: _ANSWER.size]):
+    (check,) = _CHECK.unpack_from(data, _ANSWER.size)
+    tag = unpack_tag(data[ANSWER_HEAD:ANSWER_SIZE])
+    if magic != _ANSWER_MAGIC or tag is None or check != zlib.crc32(data[: _ANSWER.size]):
         return None
     return Answer(status, kind, length, ident, tag)

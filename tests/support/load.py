@@ -1,9 +1,9 @@
 """The load generator as a program and as an object for tests: checks every byte, counts every failure by its kind.
 
 `python -m tests.support.load --target 127.0.0.1:8080 --rate 2500 --total 25000 --json` prints one JSON object on stdout
-when it has ended; SIGTERM ends it in order (what is under way is finished), a second SIGTERM at once. Events are lines of
-JSON on stderr: "started", "ready" (all connections of the modes idle and stream have had an answer), "progress". The exit
-status is 0 if nothing failed. The backend that it needs is tests.support.backend.
+when it has ended; SIGTERM ends it in order (what is under way is finished), a second SIGTERM at once. Events are lines
+of JSON on stderr: "started", "ready" (all connections of the modes idle and stream have had an answer), "progress". The
+exit status is 0 if nothing failed. The backend that it needs is tests.support.backend.
 """
 
 import argparse
@@ -246,6 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: engine.stop())
     result = engine.run(until_eof)
     print(json.dumps(result) if as_json else _summary(result), flush=True)
     return 1 if result["failed"] or result["unfinished"] else 0

@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, Final
 
+from tests.support.exchange import unpack_tag
+
 FAILURES: Final = ("refused", "reset", "timeout", "short", "corrupt", "wrong", "local")
 """refused: nobody listens. reset: the connection was reset. timeout: no complete answer and orderly end in time.
 short: the other side closed too early. corrupt: a byte is not what it has to be, there is one too many, or the server
@@ -53,7 +55,7 @@ class Tally:
         self.requests = 0  # answers that were right
         self.failures = dict.fromkeys(FAILURES, 0)
         self.errors: list[str] = []
-        self.tags: dict[int, int] = {}
+        self.tags: dict[bytes, int] = {}  # answers by the tag of the server
         self.latencies = array(
             "d"
         )  # seconds from the attempt to connect, or from the request, to the last byte of the answer
@@ -65,6 +67,15 @@ class Tally:
     @property
     def failed(self) -> int:
         return sum(self.failures.values())
+
+    def count(self, tag: bytes) -> bool:
+        """Count an answer by the server that gave it. False if this is no tag."""
+        if tag not in self.tags:
+            if unpack_tag(tag) is None:
+                return False
+            self.tags[tag] = 0
+        self.tags[tag] += 1
+        return True
 
     def fail(self, kind: str, detail: str) -> None:
         self.failures[kind] += 1
@@ -103,5 +114,5 @@ class Tally:
             "latency_ms": percentiles(self.latencies),
             "lag_ms": round(self.lag * 1000, 3),
             "gap_ms": percentiles(self.gaps),
-            "tags": {str(tag): count for tag, count in sorted(self.tags.items())},
+            "tags": {str(unpack_tag(tag)): count for tag, count in self.tags.items()},
         }
