@@ -56,6 +56,8 @@ MASKED = (
 FILES = {
     # In memory, since nothing outlives a boot; without a rate limit, so that a test sees every line.
     "etc/systemd/journald.conf.d/50-test.conf": "[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\n",
+    # Debian's installer writes it, not a package.
+    "etc/hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
     # Empty: the container's own id counts, and the boot is not taken for a first one, which would apply presets.
     "etc/machine-id": "",
     # Present: /usr is not newer than these, so the boot need not rebuild the linker cache and the journal's catalog.

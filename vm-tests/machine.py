@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import tarfile
@@ -94,6 +95,9 @@ class Process(subprocess.Popen[str]):
         if pid := self.host_pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, sig)
+        if sig in (signal.SIGCONT, signal.SIGKILL) and self.poll() is None:
+            # nsenter(1) stops when its child does, and must run to see it go on or end.
+            os.kill(self.pid, signal.SIGCONT)
 
 
 class Machine:
@@ -103,10 +107,11 @@ class Machine:
     finished; leaving it ends the machine at once, as a power cut would. Leaving by an exception keeps the artefacts.
     """
 
-    def __init__(self, name: str, boot_deadline: float = 60.0) -> None:
+    def __init__(self, name: str, boot_deadline: float = 60.0, artefacts: Path = ARTEFACTS) -> None:
         self.name = name
         self.suite = SUITES.get(name, "")
         self.boot_deadline = boot_deadline
+        self.artefacts = artefacts
         self.leader = 0
         """The host's pid for the machine's PID 1; 0 when there is none."""
         self._label = f"{os.getpid()}-{next(_serial)}"
@@ -257,8 +262,8 @@ class Machine:
     # Evidence
 
     def keep(self, label: str) -> Path:
-        """Keep what helps to understand a failure in vm-tests/artefacts/LABEL/, and return that directory."""
-        directory = ARTEFACTS / "".join(c if c.isalnum() or c in "-_.[]" else "-" for c in label)
+        """Keep what helps to understand a failure in the directory LABEL of `artefacts`, and return its path."""
+        directory = self.artefacts / "".join(c if c.isalnum() or c in "-_.[]" else "-" for c in label)
         directory.mkdir(parents=True, exist_ok=True)
         if not self._console.closed:
             (directory / "console.log").write_bytes(self._console_output())
@@ -339,14 +344,18 @@ class Machine:
         raise MachineError(f"cannot find PID 1 of {self.name} below process {supervisor}")
 
     def _end(self, supervisor: subprocess.Popen[bytes]) -> None:
-        """Kill everything. What is in the machine dies with its PID 1; _remove_cgroup() waits for that."""
-        supervisor.kill()
-        supervisor.wait()
-        self.leader = 0
+        """Kill everything, and return when it has been reaped."""
         for process in self._started:
-            # Its standard streams are pipes, which the context manager closes; what it ran is dead or dying.
             with process:
-                pass
+                process.kill()
+        self.leader = 0
+        # systemd-nspawn is PID 1 of a namespace, and so it ends only when all in there is dead and reaped. unshare(1)
+        # waits for it; to kill that one would leave nobody who does.
+        if nspawn := _children(supervisor.pid):
+            os.kill(nspawn[0], signal.SIGKILL)
+        else:
+            supervisor.kill()
+        supervisor.wait(30)
 
     def _nsenter(self, argv: Iterable[str]) -> list[str]:
         """The command that runs `argv` in the machine."""
@@ -360,7 +369,9 @@ class Machine:
             encoding="utf-8",
             env=ENVIRONMENT,
             errors="replace",
-            start_new_session=True,
+            # Of our session but not of our group, which Ctrl-C goes to. If we are killed, the kernel sends SIGHUP and
+            # SIGCONT to a group that has thereby lost its parent and is stopped: not even a stopped process stays behind.
+            process_group=0,
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
