@@ -103,8 +103,10 @@ class Store:
             except (HitlessdError, OSError, ValueError, TypeError, LookupError, AttributeError, *_TOO_MUCH) as error:
                 log("warning", f"cannot use what systemd passed as '{name}': {error}")
                 stored.useless.append(short)
-        states.sort(key=lambda item: item[1].generation)
-        stored.useless += [short for short, _ in states[:-1]]
+        # A successor that died in the commit may have left a state of the number that the next one got. Dropping goes
+        # by name, so what shares the name of the one that counts stays beside it.
+        states.sort(key=lambda item: (item[1].generation, item[1].reloads.get("number", 0)))
+        stored.useless += [short for short, _ in states[:-1] if short != states[-1][0]]
         stored.state = states[-1][1] if states else None
         records = stored.state.listeners if stored.state else {}
         for fd, short in loose:
