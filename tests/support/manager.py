@@ -8,6 +8,7 @@ import socket
 from types import TracebackType
 from typing import NamedTuple
 
+from tests.support.descriptors import identity
 from tests.support.processes import wait_readable
 
 
@@ -56,7 +57,9 @@ class FakeManager:
         for lines, fds in datagrams:
             name = next((line.removeprefix("FDNAME=") for line in lines if line.startswith("FDNAME=")), "stored")
             if "FDSTORE=1" in lines:
-                self.store += [(name, fd) for fd in fds]
+                # What is there already stays; PID 1 compares open file descriptions.
+                known = {identity(fd) for _, fd in self.store}
+                self.store += [(name, fd) for fd in fds if identity(fd) not in known]
             elif "FDSTOREREMOVE=1" in lines:
                 self.store = [(each, fd) for each, fd in self.store if each != name]
         return datagrams
