@@ -1,4 +1,4 @@
-"""A service manager's end of sd_notify(3): a datagram socket that notes who said what, in order (SO_PASSCRED, unix(7))."""
+"""A service manager's end of sd_notify(3): a datagram socket that notes who said what (SO_PASSCRED, unix(7))."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class NotifySocket:
             return [each.value("STATUS") for each in self._datagrams if "STATUS" in each.names]
 
     def wait(self, line: str, pid: int = 0, after: int = 0, deadline: float = 15.0) -> int:
-        """The index in `datagrams` of the first one, not before number `after`, with such a line, of that process if given."""
+        """The index in `datagrams` of the first one, from number `after` on, with such a line, of that process."""
         limit = Deadline(deadline)
         with self._changed:
             while True:
