@@ -19,7 +19,7 @@ def open_descriptors() -> dict[int, str]:
 
 @contextlib.contextmanager
 def no_leak() -> Iterator[None]:
-    """Fail if a descriptor is open at the end that was not at the beginning. What earlier tests left may go meanwhile."""
+    """Fail if a descriptor is open at the end that was not at the beginning; what earlier tests left may go."""
     before = open_descriptors()
     yield
     if _new(before):
