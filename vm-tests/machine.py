@@ -166,7 +166,8 @@ class Machine:
     def start(self, *argv: str) -> Process:
         """Start a command as root and return it, its stdin, stdout and stderr being text pipes.
 
-        The caller ends it; what is left when the machine ends is ended with it. Who writes much needs a reader.
+        The caller ends it; what is left when the machine ends is ended with it, and so it is when the calling thread
+        ends. What writes much needs a reader.
         """
         process = self._process(argv, stdin=subprocess.PIPE)
         self._started.append(process)
@@ -358,10 +359,14 @@ class Machine:
         supervisor.wait(30)
 
     def _nsenter(self, argv: Iterable[str]) -> list[str]:
-        """The command that runs `argv` in the machine."""
+        """The command that runs `argv` in the machine.
+
+        Should we be killed, so is nsenter(1): stopped together with its child it would never reap it, and a PID
+        namespace lasts until all in it are reaped.
+        """
         if not self.leader:
             raise MachineError(f"cannot run a command on {self.name}: it is not running")
-        return ["nsenter", f"--target={self.leader}", "--all", "--", *argv]
+        return ["setpriv", "--pdeathsig=KILL", "nsenter", f"--target={self.leader}", "--all", "--", *argv]
 
     def _process(self, argv: Iterable[str], stdin: int) -> Process:
         return Process(
@@ -369,9 +374,7 @@ class Machine:
             encoding="utf-8",
             env=ENVIRONMENT,
             errors="replace",
-            # Of our session but not of our group, which Ctrl-C goes to. If we are killed, the kernel sends SIGHUP and
-            # SIGCONT to a group that has thereby lost its parent and is stopped: not even a stopped process stays behind.
-            process_group=0,
+            start_new_session=True,
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
