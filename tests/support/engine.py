@@ -288,6 +288,7 @@ class Engine:
             self.epoll.register(0, select.EPOLLIN)
         self.tally.began = time.monotonic()
         self.say("started", pid=os.getpid(), seed=self.seed)
+        before = os.times()
         self._loop()
         elapsed = time.monotonic() - self.tally.began
         unfinished = len(self.clients)
@@ -305,7 +306,10 @@ class Engine:
             "complete": self._exhausted() and not unfinished,
             "unfinished": unfinished,
             **self.tally.result(elapsed),
-            "cpu": {"user": round(times.user, 3), "system": round(times.system, 3)},
+            "cpu": {
+                "user": round(times.user - before.user, 3),
+                "system": round(times.system - before.system, 3),
+            },
         }
 
     def _exhausted(self) -> bool:

@@ -1,0 +1,1 @@
+"""What hitlessd costs and how fast it reloads, measured beside Debian's haproxy; and the demonstration."""

@@ -1,0 +1,251 @@
+"""The programs that are compared, as processes: started, reloaded, timed, and ended with all their generations."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from tests.support.processes import ROOT, Process, alive, cpu_seconds, end, poll_until, python_module
+
+HAPROXY: Final = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin") or "/usr/sbin/haproxy"
+_MARK: Final = "HITLESSD_BENCHMARK"
+
+
+class Proxy:
+    """A proxy in front of servers, with all the processes that came of it.
+
+    Its processes carry a mark in their environment, since a reload leaves the original one behind.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        directory: Path,
+        listen: Sequence[int],
+        servers: Sequence[int],
+        *,
+        workers: int = 1,
+        cpu: int | None = None,
+    ) -> None:
+        """Ports of 127.0.0.1 to listen on and to connect to."""
+        self.directory = directory
+        self.listen = list(listen)
+        self.servers = list(servers)
+        self.workers = workers
+        self.socket = directory / "proxy.sock"
+        self.file = directory / "proxy.conf"
+        self.pidfile = directory / "proxy.pid"
+        self._cpu = cpu
+        self._mark = secrets.token_hex(8)
+        self._env = {**os.environ, _MARK: self._mark}
+        self._process: Process | None = None
+
+    @property
+    def targets(self) -> list[str]:
+        return [f"127.0.0.1:{port}" for port in self.listen]
+
+    @property
+    def log(self) -> str:
+        return self._process.stderr.text if self._process else ""
+
+    def write(self, listen: Sequence[int] | None = None, servers: Sequence[int] | None = None) -> None:
+        """Write the configuration, by default as it was; atomically, since a reload may be reading it."""
+        temporary = self.file.with_suffix(".new")
+        temporary.write_text(
+            self.text(self.listen if listen is None else listen, self.servers if servers is None else servers)
+        )
+        temporary.rename(self.file)
+
+    def text(self, listen: Sequence[int], servers: Sequence[int]) -> str:
+        raise NotImplementedError
+
+    def command(self) -> list[str]:
+        """What starts it in the foreground."""
+        raise NotImplementedError
+
+    def reload(self) -> float:
+        """Reload and return how long it took, in seconds; RuntimeError if it failed."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Returns when it serves."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.write()
+        self._process = Process(self.command(), env=self._env, cwd=ROOT, cpu=self._cpu)
+        try:
+            poll_until(self._serves, 15, f"{self.name} serves")
+        except AssertionError as error:
+            self.stop()
+            raise RuntimeError(f"cannot start {self.name}: {self.log}") from error
+
+    def _serves(self) -> bool:
+        if self._process is None or not self._process.running:
+            raise AssertionError(f"{self.name} ended")
+        with contextlib.suppress(OSError):
+            return "Pid:" in self.ask("show info")
+        return False
+
+    def ask(self, command: str, timeout: float = 60.0) -> str:
+        """A command of the runtime API, and the whole answer."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout)
+            sock.connect(str(self.socket))
+            sock.sendall(command.encode() + b"\n")
+            answer = b""
+            while piece := sock.recv(65536):
+                answer += piece
+        return answer.decode()
+
+    def info(self) -> dict[str, str]:
+        """`show info`."""
+        return dict(line.split(": ", 1) for line in self.ask("show info").splitlines() if ": " in line)
+
+    def processes(self) -> list[int]:
+        """All that came of it, the oldest first."""
+        mark = f"{_MARK}={self._mark}".encode()
+        found = []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                with contextlib.suppress(OSError):
+                    if mark in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0") and alive(int(entry)):
+                        found.append(int(entry))
+        return sorted(found)
+
+    def cpu_used(self) -> float:
+        """User and system time of all its processes, in seconds."""
+        return sum(cpu_seconds(pid) for pid in self.processes())
+
+    def memory(self) -> int:
+        """Resident bytes of all its processes that are not shared with others."""
+        total = 0
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                    if line.startswith("Private_"):
+                        total += int(line.split()[1]) * 1024
+        return total
+
+    def stop(self) -> None:
+        """End all its processes, each by its pid."""
+        for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+            pids = self.processes()
+            for pid in pids:
+                end(pid, 5, number)
+            if not pids:
+                break
+        if self._process is not None:
+            self._process.stop()
+
+    def __enter__(self) -> "Proxy":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _run(self, command: Sequence[str | Path]) -> float:
+        began = time.monotonic()
+        done = subprocess.run(
+            [str(part) for part in command],
+            env=self._env,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        elapsed = time.monotonic() - began
+        if done.returncode != 0:
+            raise RuntimeError(f"{self.name}: reload failed: {done.stderr.decode(errors='replace').strip()}")
+        return elapsed
+
+
+class Hitlessd(Proxy):
+    """hitlessd from this tree, reloaded with hitlessctl."""
+
+    name = "hitlessd"
+
+    def text(self, listen: Sequence[int], servers: Sequence[int]) -> str:
+        binds = "\n       ".join(f"127.0.0.1:{port}" for port in listen)
+        lines = "\n".join(f"server s{index} = 127.0.0.1:{port}" for index, port in enumerate(servers, 1))
+        return (
+            f"[global]\nstats socket = {self.socket} mode 600 expose-fd listeners level admin\n"
+            f"workers = {self.workers}\nmaxconn = 4000\n\n"
+            "[defaults]\nmode = tcp\ntimeout connect = 5s\ntimeout client = 1m\ntimeout server = 1m\n\n"
+            f"[listen t]\nbind = {binds}\n{lines}\n"
+        )
+
+    def command(self) -> list[str]:
+        return python_module("hitlessd", "-f", self.file, "-p", self.pidfile)
+
+    def reload(self) -> float:
+        """By `hitlessctl reload`, until it returns."""
+        return self._run(python_module("hitlessd.ctl", "-s", self.socket, "reload"))
+
+    def reload_directly(self) -> float:
+        """The same without the start of hitlessctl: the command on the runtime socket, until its answer."""
+        before = self.info()["Generation"]
+        began = time.monotonic()
+        answer = self.ask("reload")
+        elapsed = time.monotonic() - began
+        if self.info()["Generation"] == before:
+            raise RuntimeError(f"{self.name}: reload failed: {answer}")
+        return elapsed
+
+
+class Haproxy(Proxy):
+    """Debian's haproxy with one thread, reloaded by hand with -x and -sf."""
+
+    name = "haproxy"
+
+    def __init__(
+        self,
+        directory: Path,
+        listen: Sequence[int],
+        servers: Sequence[int],
+        *,
+        workers: int = 1,
+        cpu: int | None = None,
+        splice: bool = False,
+    ) -> None:
+        super().__init__(directory, listen, servers, workers=workers, cpu=cpu)
+        self._splice = splice
+
+    def text(self, listen: Sequence[int], servers: Sequence[int]) -> str:
+        binds = "\n".join(f"    bind 127.0.0.1:{port}" for port in listen)
+        lines = "\n".join(f"    server s{index} 127.0.0.1:{port}" for index, port in enumerate(servers, 1))
+        splice = "    option splice-auto\n" if self._splice else ""
+        return (
+            f"global\n    stats socket {self.socket} mode 600 expose-fd listeners level admin\n"
+            f"    nbthread {self.workers}\n    maxconn 4000\n    pidfile {self.pidfile}\n\n"
+            f"defaults\n    mode tcp\n{splice}    timeout connect 5s\n    timeout client 1m\n    timeout server 1m\n\n"
+            f"listen t\n{binds}\n{lines}\n"
+        )
+
+    def command(self) -> list[str]:
+        return [HAPROXY, "-f", str(self.file), "-db"]
+
+    def reload(self) -> float:
+        """By a new haproxy that takes the listeners over and goes into the background when it serves."""
+        pid = self.info()["Pid"]
+        return self._run([HAPROXY, "-D", "-f", self.file, "-x", self.socket, "-sf", pid])
+
+
+def haproxy_version() -> str:
+    """Such as 2.6.12, or nothing if there is no haproxy."""
+    try:
+        text = subprocess.run([HAPROXY, "-v"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return text.split()[2].split("-")[0]
