@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from tests.support.processes import ROOT, Process, alive, cpu_seconds, end, poll_until, python_module
 
@@ -145,7 +145,7 @@ class Proxy:
         if self._process is not None:
             self._process.stop()
 
-    def __enter__(self) -> "Proxy":
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -82,6 +82,10 @@ class Tally:
         if len(self.errors) < _KEPT_ERRORS:
             self.errors.append(f"{time.monotonic() - self.began:.3f}s {kind}: {detail}")
 
+    def by_server(self) -> dict[str, int]:
+        """Answers by the number of the server that gave them."""
+        return {str(unpack_tag(tag)): count for tag, count in self.tags.items()}
+
     def progress(self, open_now: int) -> dict[str, Any]:
         """A line for whoever watches; latencies are those since the line before."""
         recent = self.latencies[self._shown :]
@@ -95,6 +99,7 @@ class Tally:
             "open": open_now,
             "bytes": self.bytes_in + self.bytes_out,
             "latency_ms": percentiles(recent),
+            "tags": self.by_server(),
         }
 
     def result(self, elapsed: float) -> dict[str, Any]:
@@ -114,5 +119,5 @@ class Tally:
             "latency_ms": percentiles(self.latencies),
             "lag_ms": round(self.lag * 1000, 3),
             "gap_ms": percentiles(self.gaps),
-            "tags": {str(unpack_tag(tag)): count for tag, count in self.tags.items()},
+            "tags": self.by_server(),
         }
