@@ -58,6 +58,8 @@ class Manager:
         self.present = bool(environment.get("NOTIFY_SOCKET"))
         #: The descriptor store is open to us (FileDescriptorStoreMax=); managers older than 254 do not say.
         self.has_store = self.present and environment.get("FDSTORE") != "0"
+        #: Another process is the main one by our own word: from us systemd hears nothing but a barrier any more.
+        self.replaced = False
         #: Seconds within which systemd wants to hear from us, None without WatchdogSec=.
         self.watchdog: float | None = None
         usec, pid = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID", "")
@@ -69,7 +71,7 @@ class Manager:
 
         A line break within a line, say from a file name in a reason, would begin another assignment.
         """
-        if not self.present:
+        if not self.present or (self.replaced and lines != ("BARRIER=1",)):
             return
         from systemd import daemon
 

@@ -98,10 +98,13 @@ class Predecessor:
     def pid(self) -> int:
         return self._successor.pid
 
-    def abandon(self, reason: str) -> None:
-        """Call it off, for reasons of our own."""
+    def abandon(self, reason: str) -> bool:
+        """Call it off, for reasons of our own. False when it is too late: the successor may serve alone already."""
+        if self._machine.state is State.COMMIT:
+            return False
         self._refusal = reason
         self._handle(Event.SILENT)
+        return True
 
     def _message(self, message: Message) -> None:
         for fd in message.fds:

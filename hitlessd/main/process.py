@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import signal
@@ -88,6 +89,10 @@ class Main:
         self._by_hand = False
         self._reload_began = 0.0
         self._again = False
+        self._stop_next = False
+        self._finishing = False
+        self._drained = False
+        self._given = False
         self._givers: set[Giver] = set()
         self._ticker: Timer | None = None
         self._watchdog: Timer | None = None
@@ -158,6 +163,8 @@ class Main:
         self.log("err", "cannot use the configuration as it is now; serving the one that ran last")
 
     def _start(self, config: Config, stored: Stored, successor: Successor | None) -> None:
+        if not stored.state:
+            self._check_pidfile()
         if self._options.predecessor and successor is None:
             successor = connect(self.loop, self._options.predecessor, self._patience(config))
             foreign = successor is None
@@ -197,8 +204,12 @@ class Main:
         if not self._equipment.accepting:
             self._equipment.accept(self.loop, self._patience(config))
         self._take_office(inheritance, stored, clients, fds)
-        if successor and not lost:
-            successor.committed()
+        if successor and not lost and (predecessor := successor.committed()):
+            predecessor.close()
+        # Only now: it would take the signal of -sf for a wish to call the handover off.
+        for pids, number in ((self._options.finish, signal.SIGUSR1), (self._options.terminate, signal.SIGTERM)):
+            for pid in pids:
+                self._signal_old(pid, number)
 
     def _alone(self, error: PredecessorLost) -> bool:
         """The predecessor is dead. Under systemd it was the unit's main process: the unit restarts, from the store."""
@@ -275,9 +286,6 @@ class Main:
                     self._server.import_client(socket.socket(fileno=fd), state)
                 except (PeerError, OSError) as error:
                     self.log("warning", f"cannot serve a client of the predecessor's runtime API: {error}")
-        for pids, number in ((self._options.finish, signal.SIGUSR1), (self._options.terminate, signal.SIGTERM)):
-            for pid in pids:
-                self._signal_old(pid, number)
         self._tick()
         if self._manager.watchdog:
             self._pet_watchdog()
@@ -386,6 +394,7 @@ class Main:
         def done(ok: bool) -> None:
             for fd in fds:
                 os.close(fd)
+            self._given |= ok
             who = f" by process {credentials.pid}" if credentials else ""
             self.log("notice", f"{len(fds)} listeners {'were taken' if ok else 'were asked for, but not taken,'}{who}")
 
@@ -477,6 +486,7 @@ class Main:
         self._store.forget(x.name for i, x in enumerate(ours) if i not in keep and x.origin == "own" and x.name)
         if not self._by_hand:
             self._manager.notify(f"MAINPID={successor}")
+            self._manager.replaced = True
 
     def export_clients(self) -> tuple[list[dict[str, Any]], list[int]]:
         # No new ones from here on: they are the successor's.
@@ -499,9 +509,12 @@ class Main:
         )
         successor.close()
         self._leave(EXIT_REPLACED if self._by_hand and self._manager.present else 0)
+        if self._stop_next:
+            self._stop()
 
     def refused(self, reason: str) -> None:
         self._handover = None
+        self._manager.replaced = False
         if not self._by_hand:
             self._manager.notify("READY=1")
         outcome = ReloadOutcome(self._reloads.number, False, reason, time.monotonic() - self._reload_began, time.time())
@@ -513,6 +526,8 @@ class Main:
             self._server.import_client(sock, state)
         self._exported.clear()
         self._tell_status()
+        if self._stop_next:
+            self._stop()
 
     # --- leaving
 
@@ -520,9 +535,8 @@ class Main:
         """Accept nothing more, serve who is there, then end."""
         self._exit_status = exit_status
         self.stopping = True
-        for timer in (self._ticker, self._watchdog):
-            if timer:
-                timer.cancel()
+        if self._ticker:
+            self._ticker.cancel()
         pool = self._equipment.pool
         for _, listener in self._equipment.runtime:
             self._server.remove_listener(listener.sock)
@@ -549,6 +563,14 @@ class Main:
 
     def _gone(self) -> None:
         self.log("info", f"generation {self.generation} has drained")
+        self._drained = True
+        self._end_when_drained()
+
+    def _end_when_drained(self) -> None:
+        # While we are the unit's main process, our end is the end of older generations too.
+        main = self._finishing or (self._by_hand and self._manager.present)
+        if not self._drained or (main and any(ancestor.process for ancestor in self._ancestors)):
+            return
         # PID 1 must have seen all that we sent before it sees us end.
         self._manager.barrier()
         self.loop.stop()
@@ -556,7 +578,9 @@ class Main:
     def _soft_stop(self) -> None:
         if self.stopping or not self._serving():
             return
-        self._abandon_handover("it was told to finish")
+        if not self._abandon_handover("it was told to finish"):
+            return  # the successor takes over, and that is what finishes us
+        self._finishing = True
         self.log("notice", "finishing: no new connections are accepted")
         self._manager.notify(f"STATUS=finishing {status.sessions(self.tables())} connections")
         self._unlink_paths()
@@ -566,7 +590,9 @@ class Main:
     def _stop(self) -> None:
         if not self._serving():
             raise SystemExit(1)
-        self._abandon_handover("it is being stopped")
+        if not self._abandon_handover("it is being stopped"):
+            self._stop_next = True
+            return
         if not self.stopping:
             self._manager.notify("STOPPING=1", "STATUS=stopping")
             self.log("notice", f"stopping: closing {status.sessions(self.tables())} connections")
@@ -598,15 +624,17 @@ class Main:
         else:
             self.loop.call_later(0.02, self._stopped)
 
-    def _abandon_handover(self, why: str) -> None:
-        if self._handover:
-            self._handover.abandon(f"cannot reload: {why}")
+    def _abandon_handover(self, why: str) -> bool:
+        """Call a running handover off; False when it is too late for that, and its end has to be awaited."""
+        return not self._handover or self._handover.abandon(f"cannot reload: {why}")
 
     def _serving(self) -> bool:
         return hasattr(self, "_server")
 
     def _unlink_paths(self) -> None:
-        for _, listener in (*self._equipment.listeners, *self._equipment.runtime):
+        # After `_getsocks` a haproxy may serve our paths.
+        listeners = [] if self._given else self._equipment.listeners
+        for _, listener in (*listeners, *self._equipment.runtime):
             listener.unlink()
 
     def _pause(self, order: str) -> None:
@@ -660,6 +688,21 @@ class Main:
         ancestor.table.close()
         if left and ancestor.pid:
             self.log("err", f"generation {ancestor.generation} ended with {left} connections lost", lost=left)
+        self._end_when_drained()
+
+    def _check_pidfile(self) -> None:
+        """Refuse what cannot be written before anything moves. Raises SystemRefused."""
+        path = self._options.pidfile
+        if not path:
+            return
+        temporary = f"{path}.{self.pid}.tmp"
+        try:
+            if os.path.isdir(path):
+                raise IsADirectoryError(errno.EISDIR, "it is a directory")
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            os.unlink(temporary)
+        except OSError as error:
+            raise SystemRefused(f"cannot write the pidfile {path}: {error.strerror}") from None
 
     def _write_pidfile(self) -> None:
         path = self._options.pidfile
