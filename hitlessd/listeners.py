@@ -205,14 +205,13 @@ def assign(
             matched += [(want, listener) for listener in named]
             taken.update(map(id, named))
             continue
-        found = next(
-            (x for x in by_identity.get(_identity_of(want.bind), ()) if id(x) not in taken and _sound(x)), None
-        )
-        if found is None:
+        # A haproxy may have several sockets for one address (shards), each with clients in its backlog.
+        same = by_identity.get(_identity_of(want.bind), ())
+        found = [x for x in same if id(x) not in taken and _sound(x)]
+        if not found:
             missing.append(want)
-        else:
-            taken.add(id(found))
-            matched.append((want, found))
+        matched += [(want, listener) for listener in found]
+        taken.update(map(id, found))
     return matched, missing, [x for x in free if id(x) not in taken]
 
 
