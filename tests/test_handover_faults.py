@@ -54,7 +54,7 @@ def test_exactly_one_generation_accepts_afterwards(place: str, number: signal.Si
             tmp_path,
             f"[listen t]\nbind = 127.0.0.1:{port}\nserver s = 127.0.0.1:{echo.port}\n",
             workers=1,
-            more="reload-timeout = 1s",
+            more="reload-timeout = 3s",
         ) as daemon,
     ):
         before = daemon.pid

@@ -103,7 +103,6 @@ class Service:
     def status(self) -> str:
         return self.machine.property(UNIT, "StatusText")
 
-    @property
     def active(self) -> bool:
         return self.machine.property(UNIT, "ActiveState") == "active"
 

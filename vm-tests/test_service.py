@@ -1,4 +1,4 @@
-"""hitlessd under a real systemd: start by a connection, reload, restart, crash, watchdog, stop, and faults in a handover."""
+"""hitlessd under a real systemd: activation, reload, restart, crash, watchdog, stop, and faults in a handover."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_the_first_connection_starts_it(service: Service) -> None:
     service.configure(configuration(bind="sd@http"))
     service.drop_in(f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{PORT}\n", SOCKET)
     service.start(SOCKET)
-    assert not service.active
+    assert not service.active()
     assert service.connect() == "hello"
-    assert service.active
+    assert service.active()
     assert "generation 1" in service.status
     # By address, the listener is found as well.
     service.configure(configuration(bind=f"127.0.0.1:{PORT}"))
@@ -86,7 +86,7 @@ def test_crashes_and_restarts_in_a_row_lose_no_listener(service: Service) -> Non
     for count in range(1, 13):
         pid = service.main_pid
         service.machine.run("kill", "-KILL", str(pid))
-        service.machine.wait_until(lambda c=count: service.restarts == c and service.serving(), 20, "it is back")
+        service.machine.wait_until(lambda: service.restarts >= count and service.serving(), 20, "it is back")  # noqa: B023
         assert service.listener() == listener
     for _ in range(10):
         service.machine.run("systemctl", "restart", UNIT)
@@ -170,7 +170,7 @@ def test_whoever_dies_in_a_handover_one_generation_serves(
     service: Service, number: str, record_property: Callable[[str, object], None]
 ) -> None:
     """Where MAINPID decides: each state of both tables."""
-    service.configure(configuration(reload_timeout="1s"))
+    service.configure(configuration(reload_timeout="2s"))
     service.drop_in(f"[Service]\nEnvironment=HITLESSD_FAULTS={FAULTS}\n")
     service.start()
     assert service.connect() == "hello"

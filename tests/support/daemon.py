@@ -97,6 +97,7 @@ class Daemon:
         try:
             self.wait_serving()
         except BaseException:
+            print(f"--- log of hitlessd in {self.directory} ---\n{self.log}")
             self.end_all()
             raise
         return self
