@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
 from typing import TYPE_CHECKING
 
 from hitlessd.balance import NOBODY, Chooser, chooser
 from hitlessd.model import Backend, InetAddress, Server
 from hitlessd.table import Column, RowKey, ServerState
+from hitlessd.worker.counters import Tally
 from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
@@ -18,28 +17,28 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveBackend", "LiveServer"]
 
-_STREAM = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
-_INPROGRESS = int(errno.EINPROGRESS)
 _SCUR, _QCUR = int(Column.SCUR), int(Column.QCUR)
 #: Seconds between two looks at the queue when nobody has woken us; a lost wake-up costs no more than this.
 _RECHECK = 0.1
 
 
-class LiveServer:
-    """A server, its counters, and its sockets' making."""
+class LiveServer(Tally):
+    """A server and its counters."""
 
-    def __init__(self, worker: Worker, backend: Backend, server: Server) -> None:
+    def __init__(self, worker: Worker, backend: LiveBackend, server: Server) -> None:
+        super().__init__(worker.ledger, worker.ledger.row(RowKey("server", backend.name, server.name)), [])
+        self.backend = backend
         self.name = server.name
         self.config = server
         self.maxconn = server.maxconn
-        self.row = worker.ledger.row(RowKey("server", backend.name, server.name))
         self.state = ServerState.READY
         self.weight = server.weight
-        self._family = int(server.address.family)
-        self._inet = isinstance(server.address, InetAddress)
-        self._address = server.address.sockaddr
+        self.family = int(server.address.family)
+        self.inet = isinstance(server.address, InetAddress)
+        self.address = server.address.sockaddr
         self.any_port = isinstance(server.address, InetAddress) and server.address.port == 0
         self._slots = worker.slots
+        self._slot = worker.ledger.slot
         self._scur_at = self.row.start + _SCUR
 
     def total(self) -> int:
@@ -49,9 +48,13 @@ class LiveServer:
 
     def count(self, change: int) -> None:
         """One more or one fewer of ours, seen by all workers at once."""
-        row = self.row
-        row.scur += change
-        row.ledger.slot[self._scur_at] = row.scur
+        sessions = self.sessions = self.sessions + change
+        self._slot[self._scur_at] = sessions
+        if sessions > self.peak:
+            self.peak = sessions
+        if not self.dirty:
+            self.dirty = True
+            self.ledger.dirty.append(self)
 
     def claim(self) -> bool:
         """Take a slot, unless that is one too many over all workers. Ours is counted first: two cannot both win."""
@@ -61,34 +64,27 @@ class LiveServer:
             return False
         return True
 
-    def open(self, port: int) -> tuple[socket.SocketType, int]:
-        """A socket that is connecting, and errno of connect(2), 0 when it is under way or done. Raises OSError from
-        socket(2). `port` is the one the client came to, for servers without one."""
-        sock = socket.SocketType(self._family, _STREAM, 0)
-        address = self._address
-        try:
-            if self._inet:
-                sock.setsockopt(6, 1, 1)  # IPPROTO_TCP, TCP_NODELAY
-                sock.setsockopt(1, 10, 1)  # SOL_SOCKET, SO_OOBINLINE
-                if self.any_port:
-                    address = (address[0], port)
-            error = sock.connect_ex(address)
-        except BaseException:
-            sock.close()
-            raise
-        return sock, 0 if error == _INPROGRESS else error
+    def collect(self, wall: int) -> None:
+        opened = self.opened
+        if opened:
+            row, backend = self.row, self.backend.row
+            row.lbtot += opened
+            backend.lbtot += opened
+            backend.change()
+        super().collect(wall)
 
 
-class LiveBackend:
+class LiveBackend(Tally):
     """A backend: its usable servers, its algorithm and its queue."""
 
     def __init__(self, worker: Worker, config: Backend) -> None:
+        super().__init__(worker.ledger, worker.ledger.row(RowKey("backend", config.name)), [])
         self.worker = worker
         self.name = config.name
         self.config = config
-        self.row = worker.ledger.row(RowKey("backend", config.name))
-        self.servers = [LiveServer(worker, config, server) for server in config.servers]
+        self.servers = [LiveServer(worker, self, server) for server in config.servers]
         self.usable: list[LiveServer] = []
+        self.only: LiveServer | None = None  # the one to choose, when there is no choice
         self.by_source = config.balance == "source"
         self.limited = False  # a usable server has a maxconn
         self.queue: dict[Connection, None] = {}
@@ -115,6 +111,7 @@ class LiveBackend:
         self.usable = usable
         self.limited = any(s.maxconn for s in usable)
         self._chooser = None
+        self.only = usable[0] if len(usable) == 1 and not self.limited else None
         if usable:
             weights, names = [s.weight for s in usable], [s.name for s in usable]
             self._chooser = chooser(self.config.balance, weights, names, self.worker.index)
@@ -124,6 +121,10 @@ class LiveBackend:
 
     def choose(self, conn: Connection, avoid: LiveServer | None = None) -> LiveServer | None:
         """A server with a slot claimed for the connection; None when none is usable or all are full (see `usable`)."""
+        only = self.only
+        if only is not None:
+            only.count(1)
+            return only
         algorithm = self._chooser
         if algorithm is None:
             return None

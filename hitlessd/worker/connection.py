@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from hitlessd.worker.logline import log_line
-from hitlessd.worker.relay import EVENTS, READABLE, SCRATCH, TROUBLE, WRITABLE, Side
+from hitlessd.worker.relay import EVENTS, READABLE, SCRATCH, TROUBLE, WRITABLE, Side, ignore
 from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close(2) sends RST (socket(7))
 _TARRY = 5.0
 #: Seconds between two entries of a long connection's bytes in the counters.
 _ACCOUNT = 1.0
+_STREAM = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
+_INPROGRESS = int(errno.EINPROGRESS)
 _SOL_SOCKET, _SO_ERROR = int(socket.SOL_SOCKET), int(socket.SO_ERROR)
 
 
@@ -56,7 +58,6 @@ class Connection:
         "account_at",
         "accounted_in",
         "accounted_out",
-        "accounted_spliced",
         "address",
         "assigned_at",
         "bucket",
@@ -95,7 +96,7 @@ class Connection:
         self.cause = ""  # HAProxy's termination state once something went wrong
         self.dead: Side | None = None  # the side whose socket failed
         self.account_at = now + _ACCOUNT
-        self.accounted_in = self.accounted_out = self.accounted_spliced = 0
+        self.accounted_in = self.accounted_out = 0
         self.bucket = 0
 
     # -- to a server -------------------------------------------------------------------------------------------------
@@ -103,18 +104,19 @@ class Connection:
     def begin(self) -> None:
         """Just accepted: watch the client, count, and find a server."""
         worker, frontend, client = self.worker, self.frontend, self.client
-        fd = client.fd
         client.sock.setblocking(False)
         worker.connections[self] = None
+        fd = client.fd
         worker.handlers[fd] = client.on_event
         worker.epoll.register(fd, EVENTS)
         worker.wheel.add(self, self.started + frontend.route.first)
-        worker.sessions += 1
-        frontend.sessions += 1
-        wall = worker.wall
-        worker.row.session_begins(wall)
-        frontend.row.session_begins(wall)
-        frontend.backend.row.session_begins(wall)
+        frontend.opened += 1
+        sessions = frontend.sessions = frontend.sessions + 1
+        if sessions > frontend.peak:
+            frontend.peak = sessions
+        if not frontend.dirty:
+            frontend.dirty = True
+            worker.ledger.dirty.append(frontend)
         self.assign()
 
     def assign(self, avoid: LiveServer | None = None) -> None:
@@ -136,27 +138,34 @@ class Connection:
 
     def dispatched(self, target: LiveServer) -> None:
         """A server's slot is ours."""
-        worker = self.worker
         self.target = target
+        target.opened += 1
         if self.assigned_at < 0:
-            self.assigned_at = worker.now
-        target.row.session_counted(worker.wall)
-        self.frontend.backend.row.lbtot += 1
+            self.assigned_at = self.worker.now
         self.connect()
 
     def connect(self) -> None:
-        """Start to connect to the server we have a slot of."""
+        """Start to connect to the server of which we have a slot."""
         worker, client, target = self.worker, self.client, self.target
         assert target is not None
         now = worker.now
         self.state = _CONNECTING
         self.due = now + self.frontend.route.connect
         try:
-            sock, error = target.open(self.local_port() if target.any_port else 0)
+            sock = socket.SocketType(target.family, _STREAM, 0)
         except OSError as failure:
             self.connect_failed(failure.errno or errno.EIO)
             return
-        if error:
+        address = target.address
+        if target.inet:
+            sock.setsockopt(6, 1, 1)  # IPPROTO_TCP, TCP_NODELAY
+            sock.setsockopt(1, 10, 1)  # SOL_SOCKET, SO_OOBINLINE
+            # The last ACK of the handshake may wait for the first data, which saves a packet; see on_connecting().
+            sock.setsockopt(6, 12, 0)  # IPPROTO_TCP, TCP_QUICKACK
+            if target.any_port:
+                address = (address[0], self.local_port())
+        error = sock.connect_ex(address)
+        if error and error != _INPROGRESS:
             sock.close()
             self.connect_failed(error)
             return
@@ -187,6 +196,12 @@ class Connection:
         if ready:
             client.ready = 0
             client.on_event(ready)
+        elif self.target.inet:  # type: ignore[union-attr]
+            # Nothing to send yet: the server may be the one to speak first, so it must learn now that we are connected.
+            try:
+                server.sock.setsockopt(6, 12, 1)  # IPPROTO_TCP, TCP_QUICKACK
+            except OSError:
+                pass
         if events & READABLE and self.state is _ESTABLISHED:
             server.on_event(events)
 
@@ -227,10 +242,9 @@ class Connection:
         if server is not None:
             worker, client = self.worker, self.client
             worker.epoll.unregister(server.fd)
-            worker.handlers[server.fd] = worker.ignore
+            worker.handlers[server.fd] = ignore
             worker.closing.append(server.sock)
             client.stop_splicing()
-            client.peer = client
             self.server = None
             server.release()
 
@@ -240,7 +254,6 @@ class Connection:
         if target is not None:
             self.target = None
             target.count(-1)
-            target.row.change()
             if target.maxconn:
                 self.frontend.backend.freed()
 
@@ -273,13 +286,15 @@ class Connection:
 
     def at_eof(self, side: Side) -> None:
         """The side has sent FIN, and all before it has been read."""
-        if self.dead is side:
-            self.bury(side)
+        peer = side.peer
+        if self.dead is not None:
+            self.bury(self.dead)
             return
         side.eof = side.held = True
-        peer = side.peer
         if peer.blocked:
             peer.fin = True
+        elif peer.eof and not side.blocked:
+            self.close()
         else:
             self.finish(peer)
 
@@ -298,7 +313,8 @@ class Connection:
             self.unwritable(side, error)
             return
         side.shut = True
-        self.rearm()
+        if self.frontend.route.fin_nearer:
+            self.rearm()
 
     def broken(self, side: Side, error: OSError) -> None:
         """Reading failed: this side is dead, nothing more comes from it or can be written to it."""
@@ -396,34 +412,40 @@ class Connection:
             row.change()
 
     def account(self) -> None:
-        """Enter the bytes in the counters; at the end, and now and then before."""
-        client, server, frontend = self.client, self.server, self.frontend
+        """Enter the bytes of a long connection in the counters, now and then."""
         self.account_at = self.worker.now + _ACCOUNT
-        received = client.received
-        answered = spliced = 0
-        if server is not None:
-            answered = server.received
-            spliced = client.spliced + server.spliced
-        new_in = received - self.accounted_in
-        new_out = answered - self.accounted_out
-        if not new_in and not new_out:
-            return
-        new_spliced = spliced - self.accounted_spliced
-        self.accounted_in, self.accounted_out, self.accounted_spliced = received, answered, spliced
-        self.worker.row.transferred(new_in, new_out, new_spliced)
-        frontend.row.transferred(new_in, new_out, new_spliced)
-        frontend.backend.row.transferred(new_in, new_out, new_spliced)
+        self.enter_bytes()
+        self.frontend.touch()
         if self.target is not None:
-            self.target.row.transferred(new_in, new_out, new_spliced)
+            self.target.touch()
+
+    def enter_bytes(self) -> None:
+        """Enter what was not yet accounted; the caller sees to it that it is collected."""
+        client, server, frontend, target = self.client, self.server, self.frontend, self.target
+        received = client.received
+        came = received - self.accounted_in
+        self.accounted_in = received
+        frontend.bin += came
+        if server is not None and target is not None:
+            received = server.received
+            went = received - self.accounted_out
+            self.accounted_out = received
+            frontend.bout += went
+            target.bin += came
+            target.bout += went
+            if client.spliced or server.spliced:
+                spliced = client.spliced + server.spliced
+                client.spliced = server.spliced = 0
+                frontend.spliced += spliced
+                target.spliced += spliced
 
     def close(self) -> None:
         """The end, whatever came before: sockets, pipes, timers, queue places and gauges are given back."""
-        state = self.state
-        if state is _CLOSED:
+        if self.state is _CLOSED:
             return
-        self.account()
-        config = self.frontend.config
-        if config.tcplog and (self.client.received or not config.dontlognull):
+        self.enter_bytes()
+        frontend = self.frontend
+        if frontend.tcplog and (self.client.received or not frontend.config.dontlognull):
             self.worker.log("info", log_line(self))
         self.leave()
 
@@ -435,13 +457,14 @@ class Connection:
         self.state = _CLOSED
         if self.bucket:
             worker.wheel.remove(self)
-        unregister, handlers, closing, ignore = worker.epoll.unregister, worker.handlers, worker.closing, worker.ignore
+        unregister, handlers, closing = worker.epoll.unregister, worker.handlers, worker.closing
         # Out of epoll at once: a registration outlives close() wherever a duplicate lives. The number stays ours until
         # the turn is over, so that no event of this turn meets a new owner.
         fd = client.fd
         unregister(fd)
         handlers[fd] = ignore
         closing.append(client.sock)
+        client.release()
         if server is not None:
             fd = server.fd
             unregister(fd)
@@ -449,15 +472,13 @@ class Connection:
             closing.append(server.sock)
             server.release()
             self.server = None
-        client.release()
         self.dead = None
         if self.target is not None:
             self.give_slot_back()
-        worker.row.session_ends()
-        frontend.row.session_ends()
-        frontend.backend.row.session_ends()
         frontend.sessions -= 1
-        worker.sessions -= 1
+        if not frontend.dirty:
+            frontend.dirty = True
+            worker.ledger.dirty.append(frontend)
         del worker.connections[self]
         if worker.throttled:
             worker.arm()

@@ -1,7 +1,8 @@
 """A worker's counters: counted in plain attributes, written to the shared table once a turn of the loop.
 
-An attribute costs a third of a store in the table. What other workers decide by (a server's SCUR, a backend's QCUR) is
-written at once by those who change it.
+An attribute costs a third of a store in the table. And a connection counts only with its frontend and its server; the
+rows of the backend and of the process follow from these once a turn. What other workers decide by (a server's SCUR, a
+backend's QCUR) is written at once by those who change it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import struct
 
 from hitlessd.table import Column, RowKey, Table
 
-__all__ = ["Ledger", "Row"]
+__all__ = ["Ledger", "Row", "Tally"]
 
 _pack_into = struct.Struct("20Q").pack_into
 
@@ -71,42 +72,6 @@ class Row:
             self.changed = True
             self.ledger.changed.append(self)
 
-    def session_begins(self, wall: int) -> None:
-        """One more session; `wall` is CLOCK_REALTIME in seconds."""
-        scur = self.scur = self.scur + 1
-        if scur > self.smax:
-            self.smax = scur
-        self.stot += 1
-        self.lastsess = wall
-        if not self.changed:
-            self.changed = True
-            self.ledger.changed.append(self)
-
-    def session_counted(self, wall: int) -> None:
-        """As session_begins(), for a server: SCUR has been counted when its slot was claimed."""
-        if self.scur > self.smax:
-            self.smax = self.scur
-        self.stot += 1
-        self.lbtot += 1
-        self.lastsess = wall
-        if not self.changed:
-            self.changed = True
-            self.ledger.changed.append(self)
-
-    def session_ends(self) -> None:
-        self.scur -= 1
-        if not self.changed:
-            self.changed = True
-            self.ledger.changed.append(self)
-
-    def transferred(self, from_client: int, to_client: int, spliced: int) -> None:
-        self.bin += from_client
-        self.bout += to_client
-        self.spliced += spliced
-        if not self.changed:
-            self.changed = True
-            self.ledger.changed.append(self)
-
     def write(self) -> None:
         """Bring the table up to date."""
         self.changed = False
@@ -137,12 +102,64 @@ class Row:
         )
 
 
+class Tally:
+    """What the connections of one frontend, or one server, have changed since it was last collected.
+
+    Whoever touches one sees to it that it is in the ledger's `dirty`, once.
+    """
+
+    __slots__ = ("bin", "bout", "dirty", "ledger", "opened", "parents", "peak", "row", "sessions", "spliced")
+
+    def __init__(self, ledger: Ledger, row: Row, parents: list[Tally]) -> None:
+        self.ledger = ledger
+        self.row = row
+        self.parents = parents  # whose rows count the same sessions and bytes
+        self.sessions = 0  # now
+        self.peak = 0  # most of them since the last collection
+        self.opened = self.bin = self.bout = self.spliced = 0
+        self.dirty = False
+
+    def touch(self) -> None:
+        """It will be collected at the end of the turn."""
+        if not self.dirty:
+            self.dirty = True
+            self.ledger.dirty.append(self)
+
+    def collect(self, wall: int) -> None:
+        """Bring the row up to date, and let the parents know."""
+        row, sessions, opened = self.row, self.sessions, self.opened
+        came, went, spliced, peak = self.bin, self.bout, self.spliced, self.peak
+        change = sessions - row.scur
+        for parent in self.parents:
+            parent.sessions += change
+            parent.peak = max(parent.peak, parent.sessions + peak - sessions)
+            parent.opened += opened
+            parent.bin += came
+            parent.bout += went
+            parent.spliced += spliced
+            parent.touch()
+        self.opened = self.bin = self.bout = self.spliced = 0
+        self.peak = sessions
+        self.dirty = False
+        row.scur = sessions
+        if opened:
+            row.stot += opened
+            row.lastsess = wall
+            if peak > row.smax:
+                row.smax = peak
+        row.bin += came
+        row.bout += went
+        row.spliced += spliced
+        row.change()
+
+
 class Ledger:
     """All rows of this worker's slot."""
 
     def __init__(self, table: Table, worker: int) -> None:
         self.slot = table.slot(worker)
         self.changed: list[Row] = []
+        self.dirty: list[Tally] = []
         self._table = table
 
     def row(self, key: RowKey) -> Row:
@@ -150,8 +167,15 @@ class Ledger:
         number = self._table.index[key]
         return Row(self, number, number * self._table.columns)
 
-    def write(self) -> None:
-        """Write what has changed since the last time."""
+    def write(self, wall: int) -> None:
+        """Write what has changed since the last time; `wall` is CLOCK_REALTIME in seconds."""
+        dirty = self.dirty
+        if dirty:
+            for tally in dirty:  # grows by the parents on the way
+                tally.collect(wall)
+            dirty.clear()
         changed = self.changed
-        while changed:
-            changed.pop().write()
+        if changed:
+            for row in changed:
+                row.write()
+            changed.clear()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from hitlessd.model import Frontend
 from hitlessd.table import RowKey
 from hitlessd.worker.connection import Connection
+from hitlessd.worker.counters import Tally
+from hitlessd.worker.relay import ignore
 from hitlessd.worker.route import Route
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ class LiveListener:
             self.worker.epoll.register(self.fd, _LISTENER_EVENTS)
         else:
             self.worker.epoll.unregister(self.fd)
-            self.worker.handlers[self.fd] = self.worker.ignore
+            self.worker.handlers[self.fd] = ignore
 
     def on_event(self, events: int) -> None:
         """Somebody connects."""
@@ -87,6 +89,7 @@ class LiveListener:
         Limits end it only when `most` is given: who drains a listener must not leave anybody behind.
         """
         worker, frontend, accept = self.worker, self.frontend, self.sock.accept
+        connections = worker.connections
         accepted = 0
         while not most or accepted < most:
             try:
@@ -105,7 +108,7 @@ class LiveListener:
                 conn.begin()
             except Exception:
                 worker.crashed(conn)
-            if worker.sessions >= worker.limit or frontend.sessions >= frontend.limit:
+            if len(connections) >= worker.limit or frontend.sessions >= frontend.limit:
                 worker.throttled = True
                 worker.arm()
                 if most:
@@ -114,20 +117,20 @@ class LiveListener:
 
     def close(self) -> None:
         self.arm(False)
-        self.worker.handlers.pop(self.fd, None)
         self.sock.close()
 
 
-class LiveFrontend:
+class LiveFrontend(Tally):
     """A frontend: its counters, limits and listeners."""
 
     def __init__(self, worker: Worker, config: Frontend, backend: LiveBackend) -> None:
+        row = worker.ledger.row(RowKey("frontend", config.name))
+        super().__init__(worker.ledger, row, [worker.process, backend])
         self.name = config.name
         self.config = config
-        self.row = worker.ledger.row(RowKey("frontend", config.name))
+        self.tcplog = config.tcplog
         self.backend = backend
         self.route = Route.of(config, backend.config)
-        self.sessions = 0
         # The configured limit is for all workers together.
         self.limit = -(-config.maxconn // worker.table.workers) if config.maxconn else 1 << 60
         self.listeners: list[LiveListener] = []

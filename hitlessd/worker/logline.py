@@ -38,7 +38,7 @@ def log_line(conn: Connection) -> str:
     """The line for a connection that is about to be closed."""
     worker, frontend = conn.worker, conn.frontend
     backend, target, table = frontend.backend, conn.target, worker.table
-    worker.ledger.write()
+    worker.ledger.write(worker.wall)
 
     def now_on(row: int) -> int:
         return table.value(row, Column.SCUR)
@@ -48,7 +48,7 @@ def log_line(conn: Connection) -> str:
         f"{backend.name}/{target.name if target else '<NOSRV>'} "
         f"{_milliseconds(conn.started, conn.assigned_at)}/{_milliseconds(conn.assigned_at, conn.connected_at)}/"
         f"{_milliseconds(conn.started, worker.now)} {conn.accounted_out} {conn.cause or '--'} "
-        f"{now_on(worker.row.number)}/{now_on(frontend.row.number)}/{now_on(backend.row.number)}/"
+        f"{now_on(worker.process.row.number)}/{now_on(frontend.row.number)}/{now_on(backend.row.number)}/"
         f"{now_on(target.row.number) if target else 0}/{'+' if conn.redispatched else ''}{conn.retries} "
         f"0/{conn.queue_position}"
     )

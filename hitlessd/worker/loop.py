@@ -22,7 +22,7 @@ from hitlessd.errors import PeerError
 from hitlessd.table import PROCESS
 from hitlessd.worker.backend import LiveBackend
 from hitlessd.worker.connection import Connection
-from hitlessd.worker.counters import Ledger
+from hitlessd.worker.counters import Ledger, Tally
 from hitlessd.worker.frontend import LiveFrontend, LiveListener
 from hitlessd.worker.pipes import BUDGET, PipePool
 from hitlessd.worker.relay import SCRATCH, Side
@@ -39,6 +39,10 @@ _REST = 0.1
 _COMPLAINT = 1.0
 _MOST_SHOWN = 200
 _MANY = 1 << 60
+
+
+#: socket.socket.close() adds bookkeeping for makefile(), which nobody calls here.
+close_socket = socket.SocketType.close
 
 
 class _Rest:
@@ -81,7 +85,6 @@ class Worker:
         self.wheel = Wheel()
         self.next_number = itertools.count(1).__next__
         self.connections: dict[Connection, None] = {}
-        self.sessions = 0
         self.limit = setup.maxconn or _MANY
         self.accepting = False
         self.throttled = False  # a listener is not armed because of a limit
@@ -92,7 +95,7 @@ class Worker:
         self._outbox: deque[dict[str, Any]] = deque()
         self.slots = [self.table.slot(index) for index in range(self.table.workers)]
         self.ledger = Ledger(self.table, self.index)
-        self.row = self.ledger.row(PROCESS)
+        self.process = Tally(self.ledger, self.ledger.row(PROCESS), [])
         self.backends = {backend.name: LiveBackend(self, backend) for backend in setup.config.backends}
         self._epoch = self.table.epoch
         self.frontends = {
@@ -108,7 +111,7 @@ class Worker:
         self.handlers[self._wake_fd] = self._on_wake
         self.epoll.register(self._channel_fd, select.EPOLLIN)
         self.epoll.register(self._wake_fd, select.EPOLLIN)
-        self.ledger.write()
+        self.ledger.write(self.wall)
 
     # -- turns -------------------------------------------------------------------------------------------------------
 
@@ -154,22 +157,15 @@ class Worker:
         closing = self.closing
         while closing or self.dispatch:
             if closing:
-                handlers = self.handlers
-                close = os.close
                 for sock in closing:
-                    fd = sock.detach()
-                    del handlers[fd]
-                    close(fd)
+                    close_socket(sock)
                 closing.clear()
             # Who is served may fail to connect, and be closed in turn.
             while self.dispatch:
                 backend = self.dispatch.pop()
                 if backend.queue:
                     backend.serve_queue()
-        self.ledger.write()
-
-    def ignore(self, events: int) -> None:
-        """The handler of a descriptor that was closed earlier in this turn."""
+        self.ledger.write(self.wall)
 
     def crashed(self, owner: object) -> None:
         """A bug met one connection: say so, close that one, go on. To be called while the exception is handled."""
@@ -207,7 +203,7 @@ class Worker:
 
     def arm(self) -> None:
         """Watch the listeners that may be accepted from now, and only those."""
-        wanted = self.accepting and not self.resting and self.sessions < self.limit
+        wanted = self.accepting and not self.resting and len(self.connections) < self.limit
         throttled = self.accepting and not wanted
         for frontend in self.frontends.values():
             below = frontend.sessions < frontend.limit
@@ -291,7 +287,7 @@ class Worker:
                                 listener.accept(_MANY)
             case "ping":
                 answer["n"] = message.get("n")
-                answer["sessions"] = self.sessions
+                answer["sessions"] = len(self.connections)
             case "quit" | "hurry":
                 self._end_now(str(order))
             case "show-sessions":

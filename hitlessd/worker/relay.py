@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hitlessd.worker.connection import Connection
     from hitlessd.worker.loop import Worker
 
-__all__ = ["EVENTS", "READABLE", "SCRATCH", "TROUBLE", "TURN", "WRITABLE", "Side"]
+__all__ = ["EVENTS", "READABLE", "SCRATCH", "TROUBLE", "TURN", "WRITABLE", "Side", "ignore"]
 
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
 WRITABLE = select.EPOLLOUT
@@ -44,6 +44,10 @@ _NO_PIPE = -64
 _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
+def ignore(events: int) -> None:
+    """The handler of a descriptor that is no longer watched; an event of this turn may still name it."""
+
+
 class Side:
     """One socket of a connection. `peer` is the other one; a direction's state is kept by the side it comes from,
     what waits to be written by the side it goes to."""
@@ -57,6 +61,7 @@ class Side:
         "fin",
         "held",
         "last",
+        "live",
         "out",
         "peer",
         "pipe",
@@ -75,11 +80,12 @@ class Side:
         self.sock = sock
         self.fd = fd
         self.last = now  # when it last sent or took a byte
-        self.peer: Side = self
+        self.peer: Side  # set as soon as there is one
+        self.live = True
         self.held = True  # not to be read now: no peer yet, its peer is blocked, or it has sent everything
         self.ready = 0  # events seen while held
         self.received = 0  # bytes read from it, ever
-        self.spliced = 0  # of these, through a pipe
+        self.spliced = 0  # of these, through a pipe, as far as not accounted
         self.bulky = 0  # bulky reads in a row; _BULKY_IN_A_ROW and more: splice
         self.pipe: Pipe | None = None  # from here to the peer
         self.urgent = False  # an urgent mark lies ahead, where splice stops
@@ -93,7 +99,7 @@ class Side:
         """epoll has something to say."""
         if self.blocked and events & WRITABLE:
             self.flush()
-            if self.peer is self:  # released
+            if not self.live:
                 return
         if self.held:
             self.ready |= events & READABLE
@@ -119,7 +125,7 @@ class Side:
             return
         self.received += size
         peer = self.peer
-        now = self.last = peer.last = worker.now
+        self.last = peer.last = worker.now
         try:
             sent = peer.sock.send(worker.view[:size])
         except BlockingIOError:
@@ -127,8 +133,6 @@ class Side:
         except OSError as error:
             self.conn.unwritable(peer, error)
             return
-        if now >= self.conn.account_at:
-            self.conn.account()
         if sent != size:
             peer.block(bytes(worker.view[sent:size]))
         elif size >= _BULKY or events & _MORE:
@@ -141,6 +145,8 @@ class Side:
         worker, conn, peer, sock = self.worker, self.conn, self.peer, self.sock
         more = events & _MORE
         moved = 0
+        if worker.now >= conn.account_at:
+            conn.account()
         while True:
             moved += size
             self.bulky = self.bulky + 1 if size >= _BULKY else 0
@@ -250,7 +256,7 @@ class Side:
 
     def resume(self) -> None:
         """Read again what was left while held; anything may have come meanwhile."""
-        if self.eof or self.peer.blocked or self.peer is self:
+        if not self.live or self.eof or self.peer.blocked:
             return
         self.held = False
         events = self.ready | select.EPOLLIN
@@ -298,10 +304,8 @@ class Side:
 
     def release(self) -> None:
         """Forget everything; the socket itself is closed by the worker at the end of the turn."""
-        self.stop_splicing()
-        self.out = None
-        self.held = True
-        self.blocked = False
-        self.peer = self
-        self.conn = None  # type: ignore[assignment]
-        self.sock = None  # type: ignore[assignment]
+        if self.pipe is not None:
+            self.stop_splicing()
+        self.live = False
+        # No cycles: what is closed is freed at once.
+        self.peer = self.conn = None  # type: ignore[assignment]

@@ -28,6 +28,7 @@ class Route:
     server_fin: float
     pause: float  # before the same server is tried again
     first: float  # the shortest of all: the first look at a connection
+    fin_nearer: bool  # a FIN may bring the deadline nearer
 
     @classmethod
     def of(cls, frontend: Frontend, backend: Backend) -> Route:
@@ -40,6 +41,5 @@ class Route:
         server_fin = server_open if back.server_fin is None else back.server_fin
         client = _seconds(front.client)
         every = (connect, queue, client, client_open, server_open, client_fin, server_fin)
-        return cls(
-            connect, queue, client, client_open, server_open, client_fin, server_fin, min(connect, 1.0), min(every)
-        )
+        fin_nearer = client_fin < client_open or server_fin < server_open
+        return cls(*every, min(connect, 1.0), min(every), fin_nearer)
