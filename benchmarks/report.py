@@ -88,8 +88,8 @@ def show_reloads(out: Terminal, times: Mapping[str, Times], target: Target | Non
     }
     for name, each in times.items():
         out.line(
-            f"    {pad(names.get(name, name), 44)}median {out.paint(f'{each.median * 1000:5.0f} ms', 'bold')}"
-            f"   longest {each.longest * 1000:5.0f} ms"
+            f"    {pad(names.get(name, name), 44)}median {out.paint(f'{each.median * 1000:6.1f} ms', 'bold')}"
+            f"   longest {each.longest * 1000:6.1f} ms"
             + (f"   {_mark(out, target)}" if target and name == "hitlessd" else "")
         )
 
