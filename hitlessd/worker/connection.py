@@ -78,7 +78,7 @@ class Connection:
         "worker",
     )
 
-    def __init__(self, worker: Worker, frontend: LiveFrontend, sock: socket.socket, address: Any) -> None:
+    def __init__(self, worker: Worker, frontend: LiveFrontend, sock: socket.SocketType, address: Any) -> None:
         now = worker.now
         self.worker = worker
         self.frontend = frontend
@@ -105,19 +105,24 @@ class Connection:
         """Just accepted: watch the client, count, and find a server."""
         worker, frontend, client = self.worker, self.frontend, self.client
         client.sock.setblocking(False)
-        worker.connections[self] = None
         fd = client.fd
         worker.handlers[fd] = client.on_event
         worker.epoll.register(fd, EVENTS)
         worker.wheel.add(self, self.started + frontend.route.first)
         frontend.opened += 1
+        self.count_in()
+        self.assign()
+
+    def count_in(self) -> None:
+        """One session more now."""
+        frontend = self.frontend
+        self.worker.connections[self] = None
         sessions = frontend.sessions = frontend.sessions + 1
         if sessions > frontend.peak:
             frontend.peak = sessions
         if not frontend.dirty:
             frontend.dirty = True
-            worker.ledger.dirty.append(frontend)
-        self.assign()
+            frontend.ledger.dirty.append(frontend)
 
     def assign(self, avoid: LiveServer | None = None) -> None:
         """Ask balancing for a server; wait if all are full, give up if there is none."""

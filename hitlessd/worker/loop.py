@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import os
 import select
 import socket
@@ -26,6 +27,7 @@ from hitlessd.worker.counters import Ledger, Tally
 from hitlessd.worker.frontend import LiveFrontend, LiveListener
 from hitlessd.worker.pipes import BUDGET, PipePool
 from hitlessd.worker.relay import SCRATCH, Side
+from hitlessd.worker.serial import to_serial
 from hitlessd.worker.setup import WorkerSetup
 from hitlessd.worker.timers import NEVER, Wheel
 
@@ -312,7 +314,16 @@ class Worker:
         self.epoll.modify(self._channel_fd, select.EPOLLIN)
 
     def _sessions(self) -> dict[str, Any]:
-        return {"sessions": []}
+        """As many serial forms as fit into one message, the oldest first."""
+        shown: list[dict[str, Any]] = []
+        room = channel.LONGEST - 1024
+        for conn in itertools.islice(self.connections, _MOST_SHOWN):
+            form = to_serial(conn, data=False).as_dict()
+            room -= len(json.dumps(form, separators=(",", ":"))) + 1
+            if room < 0:
+                break
+            shown.append(form)
+        return {"sessions": shown, "total": len(self.connections)}
 
     def _end_now(self, order: str) -> NoReturn:
         """Close every connection, then the process."""

@@ -1,0 +1,273 @@
+"""The serial form of a connection: all that a process must know to go on with it, besides its descriptors.
+
+It is what moves to another process, is parked, and is shown. Times are ages and remainders in seconds, so that they
+mean the same on another clock; sizes are bytes. Later versions add fields and never change the meaning of one: an
+unknown field is ignored, a missing one has the default below.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import socket
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from hitlessd.errors import PeerError
+from hitlessd.worker.connection import Connection, State
+from hitlessd.worker.pipes import Pipe
+from hitlessd.worker.relay import EVENTS, Side, ignore
+from hitlessd.worker.timers import NEVER
+
+if TYPE_CHECKING:
+    from hitlessd.worker.loop import Worker
+
+__all__ = ["VERSION", "Frozen", "SerialConnection", "SerialSide", "freeze", "resume", "to_serial"]
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class SerialSide:
+    """One socket of a connection."""
+
+    received: int = 0  # bytes read from it, ever
+    idle: float = 0.0  # since it last sent or took something
+    eof: bool = False  # it has sent FIN, and everything before it was read
+    shut: bool = False  # we have sent FIN to it
+    fin: bool = False  # we shall, once what waits for it is written
+    urgent: bool = False  # an urgent mark may lie ahead of what was read
+    bulky: int = 0  # how bulky its flow is, for the choice between recv and splice
+    kept: str = ""  # base64: read from the other side and not yet written to this one
+    piped: int = 0  # bytes from this side that lie in the pipe that comes along, behind the other side's `kept`
+
+
+@dataclass(frozen=True)
+class SerialConnection:
+    """A connection in any state but closed."""
+
+    version: int = VERSION
+    generation: int = 0
+    worker: int = 0
+    number: int = 0
+    frontend: str = ""
+    backend: str = ""
+    server: str = ""  # "" while none is assigned
+    state: str = str(State.ESTABLISHED)
+    client_address: tuple[str, int] | None = None  # None: a unix socket
+    frontend_address: str = ""  # where the client connected to
+    source_address: str = ""  # where we connect to the server from
+    server_address: str = ""
+    accepted_at: float = 0.0  # CLOCK_REALTIME
+    age: float = 0.0  # since accept
+    assigned_after: float = -1.0  # from accept to a server's slot; negative: not yet
+    connected_after: float = -1.0  # from accept to the connection to the server; negative: not yet
+    due_in: float | None = None  # what is left of the time to queue, connect, pause or tarry; None: for ever
+    expires_in: float | None = None  # until the nearest timeout, as of now; for people
+    retries: int = 0
+    redispatched: bool = False
+    queue_position: int = 0
+    cause: str = ""  # HAProxy's termination state, once something went wrong
+    dead: str = ""  # "client" or "server": its socket has failed, the other side only takes what is left for it
+    accounted_in: int = 0
+    accounted_out: int = 0
+    client: SerialSide = field(default_factory=SerialSide)
+    server_side: SerialSide | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, form: dict[str, Any]) -> SerialConnection:
+        """The reverse, whichever version wrote it. Raises PeerError when it cannot be one."""
+        try:
+            known = _known(cls, form)
+            known["client"] = SerialSide(**_known(SerialSide, known.get("client") or {}))
+            if known.get("server_side") is not None:
+                known["server_side"] = SerialSide(**_known(SerialSide, known["server_side"]))
+            if known.get("client_address") is not None:
+                host, port = known["client_address"]
+                known["client_address"] = (str(host), int(port))
+            serial = cls(**known)
+            State(serial.state)
+            for side in (serial.client, serial.server_side):
+                if side is not None:
+                    base64.b64decode(side.kept, validate=True)
+        except (TypeError, ValueError, AttributeError, binascii.Error) as error:
+            raise PeerError(f"cannot read the serial form of a connection: {error}") from None
+        return serial
+
+
+def _known(kind: type, form: dict[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(kind)}
+    return {name: value for name, value in form.items() if name in names}
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A connection between two processes: its form and its descriptors, owned by whoever holds this."""
+
+    serial: SerialConnection
+    client: socket.SocketType
+    server: socket.SocketType | None = None
+    to_server: Pipe | None = None  # holds serial.client.piped bytes
+    to_client: Pipe | None = None
+
+
+def _name(sock: socket.SocketType, peer: bool) -> str:
+    try:
+        name = sock.getpeername() if peer else sock.getsockname()
+    except OSError:
+        return ""
+    if isinstance(name, tuple):
+        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+    if isinstance(name, bytes):
+        return "abns@" + name[1:].decode(errors="backslashreplace")
+    return f"unix@{name}"
+
+
+def _side(side: Side, now: float, data: bool) -> SerialSide:
+    kept = bytes(side.out) if side.out is not None else b""
+    return SerialSide(
+        received=side.received,
+        idle=now - side.last,
+        eof=side.eof,
+        shut=side.shut,
+        fin=side.fin,
+        urgent=side.urgent,
+        bulky=side.bulky,
+        kept=base64.b64encode(kept).decode() if data else "",
+        piped=side.pipe.fill if side.pipe is not None else 0,
+    )
+
+
+def to_serial(conn: Connection, data: bool = True) -> SerialConnection:
+    """The form of a connection as it is now; nothing is changed. `data` False leaves out what is buffered."""
+    worker, client, server, now = conn.worker, conn.client, conn.server, conn.worker.now
+    deadline = conn.deadline()
+    address = conn.address
+    return SerialConnection(
+        generation=worker.setup.generation,
+        worker=worker.index,
+        number=conn.number,
+        frontend=conn.frontend.name,
+        backend=conn.frontend.backend.name,
+        server=conn.target.name if conn.target is not None else "",
+        state=str(conn.state),
+        client_address=(str(address[0]), int(address[1])) if isinstance(address, tuple) else None,
+        frontend_address=_name(client.sock, False),
+        source_address=_name(server.sock, False) if server is not None else "",
+        server_address=_name(server.sock, True) if server is not None else "",
+        accepted_at=worker.realtime(conn.started),
+        age=now - conn.started,
+        assigned_after=conn.assigned_at - conn.started if conn.assigned_at >= 0 else -1.0,
+        connected_after=conn.connected_at - conn.started if conn.connected_at >= 0 else -1.0,
+        due_in=None if conn.due == NEVER else conn.due - now,
+        expires_in=None if deadline == NEVER else deadline - now,
+        retries=conn.retries,
+        redispatched=conn.redispatched,
+        queue_position=conn.queue_position,
+        cause=conn.cause,
+        dead="" if conn.dead is None else "client" if conn.dead is client else "server",
+        accounted_in=conn.accounted_in,
+        accounted_out=conn.accounted_out,
+        client=_side(client, now, data),
+        server_side=_side(server, now, data) if server is not None else None,
+    )
+
+
+def freeze(conn: Connection) -> Frozen:
+    """Take a connection out of its worker: nothing of it is read or written any more, its descriptors are yours."""
+    worker, client, server = conn.worker, conn.client, conn.server
+    conn.account()
+    serial = to_serial(conn)
+    pipes: list[Pipe | None] = []
+    for side in (client, server):
+        pipe = side.pipe if side is not None else None
+        if side is not None and pipe is not None:
+            side.pipe = None
+            worker.pipes.surrender(pipe)
+        pipes.append(pipe)
+    socks = (client.sock, server.sock if server is not None else None)
+    conn.leave()
+    worker.closing[:] = [sock for sock in worker.closing if sock not in socks]
+    return Frozen(serial, socks[0], socks[1], pipes[0], pipes[1])
+
+
+def _restore(side: Side, form: SerialSide, pipe: Pipe | None, now: float) -> None:
+    side.received = form.received
+    side.last = now - form.idle
+    side.eof, side.shut, side.fin = form.eof, form.shut, form.fin
+    side.urgent, side.bulky = form.urgent, form.bulky
+    side.out = base64.b64decode(form.kept) or None
+    if pipe is not None:
+        pipe.fill = form.piped
+        side.worker.pipes.adopt(pipe)
+        if pipe.fill:
+            side.pipe = pipe
+        else:
+            side.worker.pipes.give(pipe)
+
+
+def resume(worker: Worker, frozen: Frozen) -> Connection:
+    """Go on with a connection of another worker; its descriptors are ours now.
+
+    Raises PeerError, having taken nothing, when this configuration has no such frontend or a pipe is missing. A server
+    that does not exist any more keeps its established connections; they then count with their backend only.
+    """
+    serial, now = frozen.serial, worker.now
+    frontend = worker.frontends.get(serial.frontend)
+    if frontend is None:
+        raise PeerError(f"cannot resume a connection: there is no frontend {serial.frontend}")
+    for form, pipe in ((serial.client, frozen.to_server), (serial.server_side, frozen.to_client)):
+        if form is not None and form.piped and pipe is None:
+            raise PeerError("cannot resume a connection: its pipe is missing")
+    backend = frontend.backend
+    state = State(serial.state)
+    address: Any = serial.client_address if serial.client_address is not None else ""
+    frozen.client.setblocking(False)
+    conn = Connection(worker, frontend, frozen.client, address)
+    conn.started = now - serial.age
+    conn.assigned_at = conn.started + serial.assigned_after if serial.assigned_after >= 0 else -1.0
+    conn.connected_at = conn.started + serial.connected_after if serial.connected_after >= 0 else -1.0
+    conn.due = NEVER if serial.due_in is None else now + serial.due_in
+    conn.retries, conn.redispatched = serial.retries, serial.redispatched
+    conn.queue_position, conn.cause = serial.queue_position, serial.cause
+    conn.accounted_in, conn.accounted_out = serial.accounted_in, serial.accounted_out
+    client = conn.client
+    _restore(client, serial.client, frozen.to_server, now)
+    if backend.name == serial.backend:
+        conn.target = next((s for s in backend.servers if s.name == serial.server), None)
+        if conn.target is not None:
+            conn.target.count(1)
+    conn.state = state
+    conn.count_in()
+    worker.handlers[client.fd] = client.on_event
+    if frozen.server is not None and serial.server_side is not None:
+        frozen.server.setblocking(False)
+        server = conn.server = Side(worker, conn, frozen.server, frozen.server.fileno(), now)
+        client.peer, server.peer = server, client
+        _restore(server, serial.server_side, frozen.to_client, now)
+        worker.handlers[server.fd] = conn.on_connecting if state is State.CONNECTING else server.on_event
+        client.blocked = client.out is not None or server.pipe is not None
+        server.blocked = server.out is not None or client.pipe is not None
+        conn.dead = client if serial.dead == "client" else server if serial.dead == "server" else None
+        if state is State.ESTABLISHED:
+            dead = conn.dead is not None
+            client.held = client.eof or server.blocked or (dead and conn.dead is not client)
+            server.held = server.eof or client.blocked or (dead and conn.dead is not server)
+        elif state is State.TARRYING and conn.dead is not None:
+            worker.handlers[conn.dead.fd] = ignore
+            worker.handlers[conn.dead.peer.fd] = conn.on_tarrying
+        worker.epoll.register(server.fd, EVENTS)
+    # What has come or become possible meanwhile is an event of the registration itself.
+    worker.epoll.register(client.fd, EVENTS)
+    if state is State.QUEUED:
+        backend.enqueue(conn)
+    elif state in (State.CONNECTING, State.PAUSED) and conn.target is None:
+        conn.drop_server()
+        conn.assign()
+    if conn.state is not State.CLOSED:
+        conn.rearm()
+    return conn

@@ -1,0 +1,402 @@
+"""Workers under test: in this process, turn by turn and on a clock of one's own, or forked as main would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hitlessd import channel, worker
+from hitlessd.model import Backend, Balance, Bind, Config, Frontend, InetAddress, Server, Timeouts, UnixAddress
+from hitlessd.table import PROCESS, Column, RowKey, ServerState, Table, row_keys
+from hitlessd.worker.loop import Worker
+from hitlessd.worker.setup import WorkerSetup
+from tests.support.processes import Deadline, wait_readable
+
+__all__ = ["Clock", "Farm", "Forked", "Lab", "Peer", "drain", "gauges", "listen", "make_config"]
+
+Address = InetAddress | UnixAddress
+
+
+class Clock:
+    """Time that passes only when told to, or real time as long as `real` is set."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def listen(address: tuple[str, int] | str = ("127.0.0.1", 0), backlog: int = 1024) -> socket.socket:
+    """A listener as listeners.py opens it."""
+    if isinstance(address, str):
+        sock = socket.socket(socket.AF_UNIX)
+    else:
+        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    sock.bind(address)
+    sock.listen(backlog)
+    sock.setblocking(False)
+    return sock
+
+
+def address_of(sock: socket.socket) -> Address:
+    """Where a listener listens, as the model writes it."""
+    name = sock.getsockname()
+    if isinstance(name, tuple):
+        return InetAddress(name[0], name[1])
+    return UnixAddress(name.decode() if isinstance(name, bytes) else name)
+
+
+def make_config(
+    servers: Sequence[Server],
+    *,
+    balance: Balance = "roundrobin",
+    timeouts: Timeouts | None = None,
+    retries: int = 0,
+    redispatch: bool = False,
+    maxconn: int = 0,
+    tcplog: bool = True,
+    dontlognull: bool = False,
+) -> Config:
+    """One frontend "www" and one backend "app"."""
+    times = timeouts or Timeouts()
+    frontend = Frontend(
+        "www",
+        2,
+        (Bind(InetAddress("127.0.0.1", 0)),),
+        "app",
+        times,
+        maxconn=maxconn,
+        tcplog=tcplog,
+        dontlognull=dontlognull,
+    )
+    backend = Backend("app", 3, tuple(servers), balance, times, retries, redispatch)
+    return Config(frontends=(frontend,), backends=(backend,))
+
+
+def make_table(config: Config, workers: int = 1, generation: int = 1) -> Table:
+    """A table as main makes it, with the servers' states from the configuration."""
+    table = Table.create(row_keys(config), workers, generation)
+    for backend in config.backends:
+        for server in backend.servers:
+            state = ServerState.MAINT if server.disabled else ServerState.READY
+            table.set_state(table.index[RowKey("server", backend.name, server.name)], state, server.weight, 0)
+    return table
+
+
+def gauges(table: Table) -> dict[str, int]:
+    """All that says "now" and is not zero; empty when nobody is connected or waits."""
+    return {
+        f"{key.kind} {key.proxy} {key.server} {column.name}": table.value(row, column)
+        for row, key in enumerate(table.keys)
+        for column in (Column.SCUR, Column.QCUR)
+        if table.value(row, column)
+    }
+
+
+def drain(sock: socket.socket) -> bytes:
+    """What can be read without waiting; b"" at once at the end of the stream too."""
+    data = b""
+    with contextlib.suppress(BlockingIOError):
+        while chunk := sock.recv(1 << 20):
+            data += chunk
+    return data
+
+
+class Peer:
+    """A non-blocking socket of a test, client or server side."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.got = b""
+        self.eof = False
+        self.error: OSError | None = None
+
+    def read(self) -> bytes:
+        """Collect what is there; returns all so far."""
+        try:
+            while not self.eof and (chunk := self.sock.recv(1 << 20)):
+                self.got += chunk
+            self.eof = True
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.error = error
+            self.eof = True
+        return self.got
+
+    def send(self, data: bytes | memoryview) -> int:
+        """As much as goes without waiting."""
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+@dataclass
+class Farm:
+    """The listeners of servers that a test plays itself."""
+
+    count: int = 1
+    listeners: list[socket.socket] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.listeners += [listen() for _ in range(self.count - len(self.listeners))]
+
+    def server(self, number: int, **options: Any) -> Server:
+        address = address_of(self.listeners[number])
+        assert isinstance(address, (InetAddress, UnixAddress))
+        return Server(f"s{number + 1}", address, number + 1, **options)
+
+    def servers(self, **options: Any) -> list[Server]:
+        return [self.server(number, **options) for number in range(len(self.listeners))]
+
+    def accept(self, number: int = 0) -> Peer | None:
+        """The next connection of a server, if there is one."""
+        try:
+            return Peer(self.listeners[number].accept()[0])
+        except BlockingIOError:
+            return None
+
+    def close(self) -> None:
+        for sock in self.listeners:
+            sock.close()
+
+
+class Lab:
+    """A Worker in this process. `until(condition)` turns its loop until the condition holds."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        clock: Clock | None = None,
+        listener: socket.socket | None = None,
+        table: Table | None = None,
+        index: int = 0,
+        wake: Sequence[int] | None = None,
+        maxconn: int = 0,
+        accept: bool = True,
+    ) -> None:
+        self.clock = clock or Clock()
+        self.config = config
+        self.own_table = table is None
+        self.table = table or make_table(config)
+        self.listener = listener or listen()
+        self.own_listener = listener is None
+        self.address = self.listener.getsockname()
+        self.main, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.setblocking(False)
+        self.main.setblocking(False)
+        self._channel = theirs
+        self.own_wake = wake is None
+        self.wake = list(wake or [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(self.table.workers)])
+        self.lines: list[str] = []
+        self.logged: list[tuple[str, str]] = []
+        self.worker = Worker(
+            WorkerSetup(
+                index=index,
+                config=config,
+                listeners=[("www", config.frontends[0].binds[0], self.listener.dup())],
+                table=self.table,
+                channel=theirs,
+                wake=self.wake,
+                log=self._log,
+                maxconn=maxconn,
+                generation=self.table.generation,
+            ),
+            self.clock,
+        )
+        if accept:
+            self.order("accept")
+
+    def _log(self, severity: str, message: str, /, **fields: object) -> None:
+        self.logged.append((severity, message))
+        if severity == "info":
+            self.lines.append(message)
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.worker.close()
+        self.main.close()
+        self._channel.close()
+        if self.own_wake:
+            for fd in self.wake:
+                os.close(fd)
+        if self.own_listener:
+            self.listener.close()
+        if self.own_table:
+            self.table.close()
+
+    def connect(self) -> Peer:
+        """A client."""
+        sock = socket.socket(self.listener.family)
+        sock.connect(self.address)
+        return Peer(sock)
+
+    def turn(self) -> int:
+        return self.worker.turn(0)
+
+    def until(self, condition: Callable[[], Any], what: str = "condition", seconds: float = 20.0) -> Any:
+        """Turn until the condition is true, and return what it gave. The loop waits for events in short steps."""
+        deadline = Deadline(seconds)
+        while not (value := condition()):
+            deadline.check(f"{what}; log: {self.logged[-3:]}")
+            self.worker.turn(0.005)
+        return value
+
+    def settle(self) -> None:
+        """Turn until nothing happens any more."""
+        while self.worker.turn(0.01) or self.worker.ready:
+            pass
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the clock go on and what is due happen."""
+        self.clock.now += seconds
+        self.turn()
+
+    def order(self, do: str, **more: object) -> dict[str, Any]:
+        """Give an order over the channel and return the answer."""
+        channel.send(self.main, {"do": do, **more})
+        while True:
+            self.turn()
+            try:
+                answer = channel.receive(self.main)
+            except BlockingIOError:
+                continue
+            assert answer is not None
+            if answer.get("did") == do:
+                return answer
+
+    def value(self, kind: str, column: Column) -> int:
+        """A counter: kind is process, frontend, backend or the name of a server."""
+        keys = {"process": PROCESS, "frontend": RowKey("frontend", "www"), "backend": RowKey("backend", "app")}
+        return self.table.value(self.table.index[keys.get(kind, RowKey("server", "app", kind))], column)
+
+    def pair(self, farm: Farm, number: int = 0) -> tuple[Peer, Peer]:
+        """A client and its server, connected through the worker."""
+        client = self.connect()
+        server = self.until(lambda: farm.accept(number), "a connection to the server")
+        self.until(lambda: all(c.state == "established" for c in self.worker.connections), "established")
+        return client, server
+
+
+class Forked:
+    """A worker as a child process, logging its lines as JSON into a pipe."""
+
+    def __init__(
+        self,
+        config: Config,
+        listeners: Sequence[socket.socket],
+        table: Table,
+        index: int = 0,
+        wake: Sequence[int] | None = None,
+        maxconn: int = 0,
+        cpu: int | None = None,
+    ) -> None:
+        self.main, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.setblocking(False)
+        self.own_wake = wake is None
+        self.wake = list(wake or [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(table.workers)])
+        self._log, log_end = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                self.main.close()
+                if cpu is not None:
+                    os.sched_setaffinity(0, {cpu})
+
+                def log(severity: str, message: str, /, **fields: object) -> None:
+                    os.write(log_end, json.dumps([severity, message]).encode() + b"\n")
+
+                name = config.frontends[0].name
+                bind = config.frontends[0].binds[0]
+                worker.run(
+                    WorkerSetup(
+                        index,
+                        config,
+                        [(name, bind, sock) for sock in listeners],
+                        table,
+                        theirs,
+                        self.wake,
+                        log,
+                        maxconn,
+                        table.generation,
+                    )
+                )
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(3)
+        theirs.close()
+        os.close(log_end)
+        self._pidfd = os.pidfd_open(self.pid)
+        self.status: int | None = None
+
+    def order(self, do: str, **more: object) -> dict[str, Any]:
+        """Give an order and wait for the answer."""
+        channel.send(self.main, {"do": do, **more})
+        while True:
+            wait_readable(self.main, 20.0, f"answer to {do}")
+            answer = channel.receive(self.main)
+            assert answer is not None, f"the worker ended instead of answering {do}"
+            if answer.get("did") == do:
+                return answer
+
+    def tell(self, do: str) -> None:
+        channel.send(self.main, {"do": do})
+
+    def wait(self, seconds: float = 20.0) -> int:
+        """Its exit status."""
+        if self.status is None:
+            wait_readable(self._pidfd, seconds, "end of the worker")
+            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.status
+
+    def log(self) -> list[tuple[str, str]]:
+        """All that it logged, once it has ended."""
+        data = b""
+        while chunk := os.read(self._log, 65536):
+            data += chunk
+        return [(severity, message) for severity, message in map(json.loads, data.splitlines())]
+
+    def __enter__(self) -> Forked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.main.close()
+        if self.status is None:
+            if not select.select([self._pidfd], [], [], 10)[0]:
+                os.kill(self.pid, 9)
+            self.wait()
+        os.close(self._pidfd)
+        os.close(self._log)
+        if self.own_wake:
+            for fd in self.wake:
+                os.close(fd)
+
+
+@contextlib.contextmanager
+def farm(count: int = 1) -> Iterator[Farm]:
+    """Listeners of `count` servers."""
+    made = Farm(count)
+    try:
+        yield made
+    finally:
+        made.close()
