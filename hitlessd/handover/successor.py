@@ -73,8 +73,10 @@ class Successor:
         predecessor: int,
         timeout: float,
         environment: Mapping[str, str] = os.environ,
+        sender: int = 0,
     ) -> None:
-        """`predecessor`: its pid if we were told by who started us, else 0 until the offer names it."""
+        """`predecessor`: its pid if we were told by who started us, else 0 until the offer names it; `sender` is then
+        the process that the kernel says has answered, or 0."""
         self._loop = loop
         self._nonce = nonce
         self.timeout = timeout
@@ -84,6 +86,7 @@ class Successor:
         self._lost = ""
         self._process: PeerProcess | None = None
         self._known = bool(predecessor)
+        self._sender = sender
         self._stream = FrameStream(loop, sock, self._inbox.append, self._trouble)
         if predecessor:
             try:
@@ -182,7 +185,9 @@ class Successor:
         return message
 
     def _meet(self, pid: object) -> None:
-        """Note whom we spoke with; by hand, only its own word says so. It must be of our uid, since we may kill it."""
+        """Note whom we speak with. Since we may kill it, its own word is not enough."""
+        if self._sender and pid != self._sender:
+            self._fail(Event.GARBAGE, f"it says that it is process {pid}, and is process {self._sender}")
         try:
             uid = os.stat(f"/proc/{int(str(pid))}").st_uid
             if uid != os.getuid() and os.getuid():

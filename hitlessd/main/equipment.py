@@ -25,12 +25,13 @@ _MOST_RETIRED = 10_000
 
 @dataclass(slots=True)
 class Equipment:
-    """The result of equip(). `unwanted` are inherited listeners that no bind asks for, still open."""
+    """The result of equip(). `unwanted` are inherited listeners that no bind asks for, still open; `opened` are new."""
 
     config: Config
     listeners: list[tuple[Wanted, Listener]]
     runtime: list[tuple[StatsSocket, Listener]]
     unwanted: list[Listener]
+    opened: list[Listener]
     table: Table
     pool: Pool
     limits: Limits
@@ -51,6 +52,13 @@ class Equipment:
         done: list[bool] = []
         self.pool.tell("accept", lambda: done.append(True))
         _pump(loop, lambda: bool(done), patience, "cannot start: the workers do not accept")
+
+    def withdraw(self) -> None:
+        """Undo it: whoever had the inherited listeners still has them."""
+        self.pool.when_gone(lambda: None)
+        self.pool.kill_all()
+        for listener in self.opened:
+            close_unwanted(listener)
 
     def own_paths(self, log: Logger) -> None:
         """Apply mode and owner to unix paths that were taken over; opened ones have them."""
@@ -109,6 +117,7 @@ def equip(
         pairs,
         [(each, by_bind[id(want)]) for each, want in zip(stats, wanted_runtime, strict=True)],
         unwanted,
+        opened,
         table,
         pool,
         limits,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import struct
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ from hitlessd.main.store import Stored
 from hitlessd.table import Table
 
 __all__ = ["Ancestor", "Inheritance", "connect", "from_offer", "from_store", "summoned", "take_foreign"]
+
+_UCRED = struct.Struct("=iII")
 
 
 @dataclass(slots=True)
@@ -136,14 +139,20 @@ def connect(loop: Loop, path: str, timeout: float) -> Successor | None:
     """
     sock = _connect(path, timeout)
     try:
+        # The kernel adds to each message who has sent it (SCM_CREDENTIALS, unix(7)).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         sock.sendall(b"_takeover\n" + hello(""))
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         if not poll.poll(timeout * 1000):
             raise PeerError(f"cannot take over from {path}: no answer within {timeout:g} s")
-        start = sock.recv(512, socket.MSG_PEEK)
+        start, ancillary, _, _ = sock.recvmsg(512, socket.CMSG_SPACE(_UCRED.size), socket.MSG_PEEK)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         if start.startswith(MAGIC):
-            return Successor(loop, sock.dup(), "", 0, timeout)
+            sender = next((_UCRED.unpack(data)[0] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS), 0)
+            if not sender:
+                raise PeerError(f"cannot take over from {path}: it is in another pid namespace")
+            return Successor(loop, sock.dup(), "", 0, timeout, sender=sender)
         text = start.decode(errors="replace").strip()
         if text.startswith("cannot "):
             raise TakeoverRefused(text)

@@ -105,8 +105,6 @@ class Main:
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
         summons = Summons.take(os.environ)  # type: ignore[arg-type]
-        inherited = inherited_descriptors()
-        leave_no_trace(os.environ)  # type: ignore[arg-type]
         raise_soft_limit()
         self.loop.handle_signals(
             {
@@ -123,11 +121,16 @@ class Main:
         try:
             if summons:
                 successor = summoned(self.loop, summons, self._patience(None))
-            stored = self._store.recover(inherited, self.log)
+            stored = self._store.recover(inherited_descriptors(), self.log)
+            leave_no_trace(os.environ)  # type: ignore[arg-type]
             config = self._configuration(stored)
             self.log = Log(config.global_.log, self.generation)
             self._start(config, stored, successor)
-        except HitlessdError as error:
+        except BaseException as error:
+            if hasattr(self, "_equipment"):
+                self._equipment.withdraw()
+            if not isinstance(error, HitlessdError):
+                raise
             if successor:
                 successor.refuse(str(error))
             for line in str(error).splitlines():
@@ -293,9 +296,9 @@ class Main:
 
     def _note_reload(self, inheritance: Inheritance) -> ReloadOutcome | None:
         began = inheritance.reloads.get("began")
-        if not began:
+        if not isinstance(began, int | float) or not began:
             return None
-        duration = time.monotonic() - float(began)
+        duration = time.monotonic() - began
         closed = len(self._equipment.unwanted)
         summary = (
             f"generation {self.generation} (pid {self.pid}) serves, took {duration * 1000:.0f} ms;"
@@ -443,7 +446,7 @@ class Main:
         nonce = secrets.token_hex(16)
         try:
             process, sock = spawn(nonce, command_line(sys.orig_argv))
-        except SystemRefused as error:
+        except (HitlessdError, OSError) as error:
             return self.refused(str(error))
         self.log("info", f"reload {number}: started process {process.pid}")
         self._handover = Predecessor(self.loop, self, sock, process, nonce, self.config.global_.reload_timeout)

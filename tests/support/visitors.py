@@ -101,12 +101,16 @@ class Visitors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(2 * _TIMEOUT)
+        self.stop()
         if error is None:
             assert not self.failures, f"{len(self.failures)} of {self.served} connections failed: {self.failures[0]}"
             assert self.served
+
+    def stop(self) -> None:
+        """Let nobody come any more, and wait for those who are there."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(2 * _TIMEOUT)
 
     def more(self, count: int = 20) -> None:
         """Wait until that many more have been served."""
