@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import socket
 import struct
 import termios
@@ -30,6 +31,8 @@ _RESOURCE = frozenset({errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.EN
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close(2) sends RST (socket(7))
 #: Seconds that the survivor of a broken connection may take to read what was buffered for it.
 _TARRY = 5.0
+#: Seconds that connecting may go on after the client has sent FIN and nothing else.
+_GRACE = 1.0
 #: Seconds between two entries of a long connection's bytes in the counters.
 _ACCOUNT = 1.0
 _STREAM = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
@@ -133,8 +136,8 @@ class Connection:
         elif backend.usable:
             self.state = State.QUEUED
             self.due = self.worker.now + self.frontend.route.queue
-            self.queue_position = len(backend.queue)
             backend.enqueue(self)
+            self.queue_position = len(backend.queue)
             self.rearm()
         else:
             backend.row.econ += 1
@@ -215,6 +218,9 @@ class Connection:
         worker, target, backend = self.worker, self.target, self.frontend.backend
         assert target is not None
         self.drop_server()
+        if self.client_left():
+            self.abandon()
+            return
         row, config = target.row, backend.config
         row.change()
         if error in _RESOURCE or self.retries >= config.retries:
@@ -280,14 +286,23 @@ class Connection:
             return
         if self.state is State.TARRYING:
             return
-        # The client, while there is no server: a FIN without data, or an error, means that it has given up.
-        try:
-            if not side.sock.recv(1, socket.MSG_PEEK):
-                self.abandon()
-        except BlockingIOError:
-            pass
-        except OSError:
+        if not self.client_left():
+            return
+        if self.state is _CONNECTING and not events & select.EPOLLERR:
+            # It may have closed only its half, and want to hear the server: if that one is there, it soon shows.
+            self.due = min(self.due, self.worker.now + _GRACE)
+            self.rearm()
+        else:
             self.abandon()
+
+    def client_left(self) -> bool:
+        """Whether the client, while there is no server, has sent FIN without data, or was reset."""
+        try:
+            return not self.client.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def at_eof(self, side: Side) -> None:
         """The side has sent FIN, and all before it has been read."""

@@ -43,12 +43,16 @@ def log_line(conn: Connection) -> str:
     def now_on(row: int) -> int:
         return table.value(row, Column.SCUR)
 
+    waited = _milliseconds(conn.started, conn.assigned_at)
+    if waited < 0 and conn.queue_position:
+        waited = _milliseconds(conn.started, worker.now)
+    # As with HAProxy, the connection itself counts on its frontend still, and on its backend and server no more.
     return (
         f"{address_text(conn.address)} [{_accept_date(worker.realtime(conn.started))}] {frontend.name} "
         f"{backend.name}/{target.name if target else '<NOSRV>'} "
-        f"{_milliseconds(conn.started, conn.assigned_at)}/{_milliseconds(conn.assigned_at, conn.connected_at)}/"
+        f"{waited}/{_milliseconds(conn.assigned_at, conn.connected_at)}/"
         f"{_milliseconds(conn.started, worker.now)} {conn.accounted_out} {conn.cause or '--'} "
-        f"{now_on(worker.process.row.number)}/{now_on(frontend.row.number)}/{now_on(backend.row.number)}/"
-        f"{now_on(target.row.number) if target else 0}/{'+' if conn.redispatched else ''}{conn.retries} "
+        f"{now_on(worker.process.row.number)}/{now_on(frontend.row.number)}/{now_on(backend.row.number) - 1}/"
+        f"{now_on(target.row.number) - 1 if target else 0}/{'+' if conn.redispatched else ''}{conn.retries} "
         f"0/{conn.queue_position}"
     )

@@ -134,6 +134,7 @@ class Side:
             self.conn.unwritable(peer, error)
             return
         if sent != size:
+            self.bulky = self.bulky + 1 if size >= _BULKY else 0
             peer.block(bytes(worker.view[sent:size]))
         elif size >= _BULKY or events & _MORE:
             self.read_on(events, size)
@@ -177,6 +178,7 @@ class Side:
                 conn.unwritable(peer, error)
                 return
             if sent != size:
+                self.bulky = self.bulky + 1 if size >= _BULKY else 0
                 peer.block(bytes(worker.view[sent:size]))
                 self.ready |= more
                 return
@@ -234,8 +236,9 @@ class Side:
                 return
         # Drained, or at an urgent mark. Others may have the pipe until more comes.
         self.stop_splicing()
-        if moved < _BULKY:
-            self.bulky = 0
+        if 0 < moved < _BULKY:
+            # The end of a burst, or of the flow's being bulky: the next recv tells.
+            self.bulky = _BULKY_IN_A_ROW - 1
         if self.urgent:
             self.urgent = False
             self.bulky = 0

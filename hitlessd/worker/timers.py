@@ -12,8 +12,8 @@ from typing import Protocol
 
 __all__ = ["GRAIN", "NEVER", "Timed", "Wheel"]
 
-#: Seconds that a bucket spans.
-GRAIN = 0.05
+#: Seconds that a bucket spans; a power of two, so that no rounding happens at its edges.
+GRAIN = 0.0625
 NEVER = float("inf")
 
 
@@ -87,8 +87,7 @@ class Wheel:
                 if deadline <= now:
                     member.expired()
                 else:
-                    # Never into the bucket being emptied, whatever rounding does.
-                    self.add(member, max(deadline, now + GRAIN))
+                    self.add(member, deadline)
             del buckets[heapq.heappop(keys)]
 
     def __len__(self) -> int:
