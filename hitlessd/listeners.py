@@ -32,7 +32,7 @@ _SO_BINDTOIFINDEX = 62
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What makes two listeners the same: family, address, IPV6_V6ONLY, interface."""
+    """What makes two listeners the same: family, address, IPV6_V6ONLY of the wildcard, interface."""
 
     family: int
     address: str
@@ -141,7 +141,9 @@ def identify(sock: socket.socket) -> Identity:
         ):
             raise SystemRefused(f"cannot use descriptor {sock.fileno()}: it is not a listening stream socket")
         name = sock.getsockname()
-        v6only = family == socket.AF_INET6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+        # bind(2) of any other address sets it, whatever was asked for.
+        wildcard = family == socket.AF_INET6 and name[0] == "::"
+        v6only = wildcard and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
         interface = _interface(sock)
     except OSError as error:
         raise SystemRefused(f"cannot use descriptor {sock.fileno()}: {error.strerror}") from None
@@ -172,11 +174,11 @@ def _identity_of(bind: Bind) -> Identity:
         raise TypeError("systemd's sockets are found by name")
     if isinstance(address, UnixAddress):
         return Identity(socket.AF_UNIX, str(address))
-    v6 = address.family == socket.AF_INET6
     # The kernel's spelling of the address, so that [::0:1] is [::1].
     host = socket.inet_ntop(address.family, socket.inet_pton(address.family, address.host.partition("%")[0]))
     scope = "%" + address.host.partition("%")[2] if "%" in address.host else ""
-    return Identity(address.family, str(InetAddress(host + scope, address.port)), v6 and bind.v6only, bind.interface)
+    v6only = host == "::" and bind.v6only
+    return Identity(address.family, str(InetAddress(host + scope, address.port)), v6only, bind.interface)
 
 
 def assign(

@@ -274,6 +274,13 @@ def test_row_11_a_limit_that_is_too_low_is_refused_before_anything_moves(tmp_pat
             assert daemon.reload().returncode == 0
 
 
+def test_row_10_listeners_are_known_again_however_they_are_written(tmp_path: Path) -> None:
+    one, other, third, fourth = free_ports(4)
+    binds = [f"[0:0::1]:{one}", f"[::1]:{other} v4v6", f"[::]:{third} v4v6", f"[::]:{fourth}", f"abns@t{one}"]
+    with Echo() as echo, Daemon(tmp_path, listen(*binds, server=echo.port), workers=1) as daemon:
+        assert "5 taken, 0 bound, 0 closed" in daemon.ctl("reload", "-v").stdout
+
+
 # 12
 
 
