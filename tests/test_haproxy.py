@@ -180,7 +180,7 @@ def test_a_takeover_that_fails_leaves_haproxy_as_it_was(tmp_path: Path) -> None:
     with Echo() as echo, HAProxy(tmp_path, [port], echo.port) as old:
         old.wait_serving(port)
         with Visitors(port) as visitors:
-            new = Daemon(tmp_path, listen(port, "192.0.2.1:1", server=echo.port), workers=1, name="new")
+            new = Daemon(tmp_path, listen(port, "203.0.113.1:1", server=echo.port), workers=1, name="new")
             new.start("-x", str(old.socket), "-sf", str(old.pid))
             assert new.process.wait(20) == 78
             visitors.more(50)

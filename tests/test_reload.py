@@ -207,9 +207,9 @@ def test_a_path_changes_its_use(tmp_path: Path) -> None:
         daemon.socket = one
         with Conversation(str(other)) as conversation:
             conversation.say()
-            daemon.write(text(other, one, listen("192.0.2.1:80", server=echo.port, name="u")))
+            daemon.write(text(other, one, listen("203.0.113.1:80", server=echo.port, name="u")))
             refused = daemon.reload()
-            assert (refused.returncode, "192.0.2.1:80" in refused.stderr) == (1, True), refused.stderr
+            assert (refused.returncode, "203.0.113.1:80" in refused.stderr) == (1, True), refused.stderr
             with Conversation(str(other)) as another:
                 another.finish()
             daemon.write(text(other, one))

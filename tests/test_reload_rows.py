@@ -194,7 +194,7 @@ def test_row_8_failed_reloads_do_not_block_the_next(tmp_path: Path) -> None:
         for wrong, reason in (
             (listen(port, server=echo.port) + "bogus = 1\n", "bogus"),
             (listen(port, taken, server=echo.port), f"cannot bind {taken}"),
-            (listen(port, "192.0.2.1:1", server=echo.port), "cannot bind 192.0.2.1:1"),
+            (listen(port, "203.0.113.1:1", server=echo.port), "cannot bind 203.0.113.1:1"),
         ):
             daemon.write(daemon.text(wrong))
             result = daemon.reload()
@@ -381,8 +381,8 @@ def test_row_13_a_reload_that_fails_then_leaves_the_old_one_whole(
         with held:
             held.say()
             # Another bind of it cannot be had; and then, at the worst moment: both listen, and the new one dies.
-            daemon.write(daemon.text(listen(new, "192.0.2.1:1", server=echo.port)))
-            assert "cannot bind 192.0.2.1:1" in daemon.reload().stderr
+            daemon.write(daemon.text(listen(new, "203.0.113.1:1", server=echo.port)))
+            assert "cannot bind 203.0.113.1:1" in daemon.reload().stderr
             for place in ("successor.offer", "successor.accept", "successor.commit"):
                 daemon.write(daemon.text(listen(new, server=echo.port)))
                 daemon.fault(place, signal.SIGKILL)

@@ -92,7 +92,9 @@ def equip(
     held = inheritance.listeners + inheritance.runtime
     matched, missing, unwanted = assign(wanted + wanted_runtime, held)
     _refuse_strays(unwanted)
-    limits = plan(config, workers, len(matched) + len(missing), raise_soft_limit())
+    taken = sum(1 for want, _ in matched if want.frontend)
+    bound = sum(1 for want in missing if want.frontend)
+    limits = plan(config, workers, taken + bound, raise_soft_limit())
     opened: list[Listener] = []
     try:
         every = matched + _open(missing, held, opened, replace)
@@ -121,8 +123,8 @@ def equip(
         table,
         pool,
         limits,
-        taken=sum(1 for want, _ in matched if want.frontend),
-        bound=sum(1 for want in missing if want.frontend),
+        taken=taken,
+        bound=bound,
     )
 
 
