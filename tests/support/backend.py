@@ -17,7 +17,16 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from tests.support.processes import ROOT, Deadline, Process, pin, python_module, raise_descriptor_limit
+from tests.support.processes import (
+    ROOT,
+    Deadline,
+    Process,
+    as_deadline,
+    pin,
+    poll_until,
+    python_module,
+    raise_descriptor_limit,
+)
 from tests.support.server import FAULTS, MODES, Server
 
 __all__ = ["Backend", "BackendThread", "Server", "main"]
@@ -96,6 +105,18 @@ class Backend:
         self._asked += 1
         answer: dict[str, int] = self.process.stdout.wait(json.loads, deadline, "counters", start=self._asked - 1)
         return answer
+
+    def wait_closed(self, deadline: float | Deadline = 10.0) -> dict[str, int]:
+        """The counters when no connection is open any more; the last end comes after the client is done."""
+        limit = as_deadline(deadline)
+
+        def closed() -> dict[str, int] | None:
+            counters = self.counters(limit)
+            return None if counters["open"] else counters
+
+        found = poll_until(closed, limit, "the end of all connections to the backend")
+        assert found is not None
+        return found
 
     def stop(self, deadline: float | Deadline = 10.0) -> dict[str, int]:
         """End it. Returns the last counters, which stay in `stats`."""

@@ -244,11 +244,9 @@ class Server:
 
     def _ended(self, connection: _Connection) -> None:
         """The client has closed its side; an answer that is still on its way is finished first."""
-        if connection.kind == _STALLED:
-            return
         if connection.kind == wire.EXCHANGE and not connection.held:
             self._requests(connection)  # it may have waited for this
-        if connection.held or connection.out is not None or connection.send_left:
+        if connection.held or connection.out is not None or connection.send_left or connection.kind == _STALLED:
             return
         if connection.rest or connection.kind not in (0, wire.STREAM):
             self.counters.short += 1
