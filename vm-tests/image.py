@@ -33,6 +33,8 @@ PACKAGES = (
     "iproute2",
     "procps",
     "python3",
+    "python3-hypothesis",
+    "python3-pytest",
     "python3-systemd",
     "systemd",
     "systemd-sysv",

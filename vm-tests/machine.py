@@ -283,7 +283,9 @@ class Machine:
         cgroup = hierarchy / f"{CGROUP_PREFIX}{self._label}"
         cgroup.mkdir()
         self._cleanup.callback(_remove_cgroup, cgroup)
-        notify = self._cleanup.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC))
+        # Closed once it has said READY=1: a queue that nobody reads would block systemd-nspawn, and with it PID 1.
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._cleanup.callback(notify.close)
         notify.bind("")  # an abstract name of the kernel's choice
         nspawn = [
             "systemd-nspawn",
@@ -314,6 +316,7 @@ class Machine:
         )
         self._cleanup.callback(self._end, supervisor)
         self._wait_for_ready(notify, supervisor)
+        notify.close()
         self.leader = self._find_leader(supervisor.pid)
         self._leader_pidfd = os.pidfd_open(self.leader)
         self._cleanup.callback(os.close, self._leader_pidfd)

@@ -16,6 +16,7 @@ UNIT = "hitlessd.service"
 SOCKET = "hitlessd.socket"
 PORT = 8001
 BACKEND = 9001
+LOADED = 9002
 FAULTS = "/run/hitlessd/faults"
 
 CONFIGURATION = """\
@@ -168,9 +169,34 @@ def backend(machine: Machine, port: int = BACKEND) -> Iterator[Process]:
             process.kill()
 
 
-def result(process: Process) -> dict[str, Any]:
-    """What a load generator printed at its end."""
-    stdout, stderr = process.communicate(timeout=120)
-    assert stdout, stderr
-    report: dict[str, Any] = json.loads(stdout.splitlines()[-1])
-    return report
+class Load:
+    """Checked connections at a rate, from inside the machine to PORT, until stop(); the server checks them, too."""
+
+    def __init__(self, machine: Machine, rate: int, *more: str) -> None:
+        self._machine = machine
+        self._options = f"--target 127.0.0.1:{PORT} --rate {rate} --json --progress 60 {' '.join(more)}"
+
+    def __enter__(self) -> Load:
+        self._machine.push(TREE / "tests" / "__init__.py", "/opt/load/tests/__init__.py")
+        self._machine.push(TREE / "tests" / "support", "/opt/load/tests/support")
+        self._server = self._start(f"backend --listen 127.0.0.1:{LOADED}")
+        assert self._server.stdout is not None
+        assert self._server.stdout.readline()
+        self._client = self._start(f"load {self._options}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (self._client, self._server):
+            process.kill()
+            process.communicate()
+
+    def stop(self) -> dict[str, Any]:
+        """End the load in order; what it counted."""
+        self._client.terminate()
+        stdout, stderr = self._client.communicate(timeout=60)
+        assert stdout, stderr
+        report: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+        return report
+
+    def _start(self, what: str) -> Process:
+        return self._machine.start("sh", "-c", f"cd /opt/load && exec python3 -m tests.support.{what}")

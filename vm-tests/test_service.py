@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from machine import SUITES, Machine
-from service import BACKEND, FAULTS, PORT, SOCKET, TREE, UNIT, Service, backend, configuration
+from service import FAULTS, LOADED, PORT, SOCKET, TREE, UNIT, Load, Service, backend, configuration
 
 from hitlessd.handover.states import PREDECESSOR, SUCCESSOR, State
+
+RATE = 1000
 
 
 @pytest.fixture(scope="module", params=list(SUITES))
@@ -132,10 +134,10 @@ def test_the_watchdog_ends_a_main_process_that_hangs(service: Service) -> None:
 
 def test_stop_closes_everything_and_empties_the_store(service: Service) -> None:
     service.start()
-    assert service.stored > 0
-    assert service.reload().returncode == 0
     stored = service.stored
-    assert service.reload().returncode == 0
+    assert stored > 0
+    for _ in range(3):
+        assert service.reload().returncode == 0
     # A generation leaves nothing behind.
     service.machine.wait_until(lambda: service.stored == stored, 10, "the older generation's table has gone")
     began = time.monotonic()
@@ -154,6 +156,53 @@ def test_it_runs_unprivileged(service: Service) -> None:
     uid = next(line for line in shown.splitlines() if line.startswith("Uid:")).split()[1]
     assert uid == service.machine.run("id", "-u", "hitlessd").stdout.strip() != "0"
     assert "NoNewPrivs:\t1" in shown
+
+
+def test_twenty_reloads_under_load(service: Service, record_property: Callable[[str, object], None]) -> None:
+    service.configure(configuration(backend=LOADED))
+    service.start()
+    with Load(service.machine, RATE) as load:
+        service.machine.wait_until(lambda: int(service.info()["CumConns"]) > RATE, 30, "the load runs")
+        cursor = service.machine.journal_cursor()
+        seen = {service.main_pid}
+        took = []
+        for _ in range(20):
+            began = time.monotonic()
+            assert service.reload().returncode == 0
+            took.append(time.monotonic() - began)
+            pid = service.main_pid
+            assert f"Pid: {pid}\n" in service.ask("show info")
+            seen.add(pid)
+        outcome = load.stop()
+        assert outcome["failed"] == 0, outcome["errors"]
+        assert int(service.info()["CumConns"]) == outcome["done"]
+        record_property("connections", outcome["done"])
+        record_property("reload, median", f"{sorted(took)[10] * 1000:.0f} ms, systemctl and all")
+    assert len(seen) == 21
+    assert service.restarts == 0
+    assert service.complaints(cursor) == []
+    service.machine.wait_until(lambda: service.mains() == [service.main_pid], 10, "no older generation is left")
+
+
+def test_restarts_and_crashes_refuse_no_new_connection(
+    service: Service, record_property: Callable[[str, object], None]
+) -> None:
+    """What was established is cut off by them; whoever comes then waits in the backlog and is served."""
+    service.configure(configuration(backend=LOADED))
+    service.start()
+    with Load(service.machine, 500) as load:
+        service.machine.wait_until(lambda: int(service.info()["CumConns"]) > 500, 30, "the load runs")
+        for _ in range(3):
+            service.machine.run("systemctl", "restart", UNIT)
+            service.machine.run("kill", "-KILL", str(service.main_pid))
+            # `systemctl restart` has set the number to 0.
+            service.machine.wait_until(lambda: service.restarts == 1, 20, "it is started again")
+            service.machine.wait_until(lambda: int(service.info()["CumConns"]) > 100, 30, "the load runs")
+        outcome = load.stop()
+    record_property("connections", f"{outcome['done']} served, cut off by kind: {outcome['failures']}")
+    assert outcome["failures"].get("refused", 0) == 0, outcome["errors"]
+    assert outcome["failures"].get("timeout", 0) == 0, outcome["errors"]
+    assert outcome["done"] > 1000
 
 
 def _places() -> list[str]:
@@ -189,4 +238,3 @@ def test_whoever_dies_in_a_handover_one_generation_serves(
         again = service.reload()
         assert again.returncode == 0, (place, again.stderr)
         assert service.serving(), place
-    assert BACKEND
