@@ -15,7 +15,7 @@ import pytest
 from tests.support.accepting import accepting
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo, exchange
-from tests.support.processes import alive, free_port, poll_until, wait_gone
+from tests.support.processes import alive, free_port, poll_until, stat_fields, wait_gone
 from tests.support.visitors import Conversation, conversations, listen
 
 
@@ -244,3 +244,33 @@ def test_workers_end_with_their_main_process(tmp_path: Path) -> None:
         with Daemon(tmp_path, listen(port, server=echo.port)) as successor:
             assert exchange(port) == b"hello"
             assert successor.pid not in pids
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_amid_the_commit_does_not_call_the_successor_off(number: signal.Signals, tmp_path: Path) -> None:
+    """As `-sf` and `-st` send it: whoever is replaced ends, and whoever replaces it serves."""
+    port = free_port()
+    with (
+        Echo() as echo,
+        Daemon(tmp_path, listen(port, server=echo.port), workers=1) as daemon,
+        Conversation(port) as held,
+    ):
+        held.say()
+        daemon.fault("successor.commit", signal.SIGSTOP)
+        daemon.process.signal(signal.SIGHUP)
+        poll_until(lambda: not daemon.faults.exists(), 15, "the fault strikes")
+        successor = poll_until(
+            lambda: next((pid for pid in daemon.processes() if stat_fields(pid)[0] == "T"), 0), 15, "a stopped process"
+        )
+        daemon.process.signal(number)
+        os.kill(successor, signal.SIGCONT)
+        poll_until(lambda: daemon.pid == successor, 15, "the successor serves")
+        if number is signal.SIGUSR1:
+            held.say()
+            held.finish()
+        else:
+            assert held.closed()
+        assert daemon.process.wait() == 0
+        assert exchange(port) == b"hello"
+        assert daemon.socket.exists()
+        assert daemon.reload().returncode == 0
