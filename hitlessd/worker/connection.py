@@ -586,7 +586,8 @@ def _unsent(side: Side) -> int:
         (size,) = struct.unpack("i", fcntl.ioctl(side.fd, termios.TIOCOUTQ, b"\0\0\0\0"))
     except OSError:
         return 0
-    return int(size)
+    # A FIN that was not yet acknowledged counts as one.
+    return int(size) - 1 if side.shut and size else int(size)
 
 
 def _explain(error: int) -> str:

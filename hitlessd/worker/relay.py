@@ -218,8 +218,10 @@ class Side:
                 self.spliced += size
                 moved += size
             elif not size and not held_before:
+                # The end, or an urgent mark with a FIN somewhere behind it: only recv knows.
                 self.stop_splicing()
-                conn.at_eof(self)
+                self.bulky = 0
+                self.on_event(events | _URGENT)
                 return
             try:
                 pipe.fill -= os.splice(pipe.reader, peer_fd, pipe.fill, flags=_SPLICE_FLAGS)

@@ -116,8 +116,8 @@ def drain(sock: socket.socket) -> bytes:
 class Peer:
     """A non-blocking socket of a test, client or server side."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
+    def __init__(self, sock: socket.socket, blocking: bool = False) -> None:
+        sock.setblocking(blocking)
         self.sock = sock
         self.got = b""
         self.eof = False
@@ -153,6 +153,7 @@ class Farm:
 
     count: int = 1
     listeners: list[socket.socket] = field(default_factory=list)
+    peers: list[Peer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.listeners += [listen() for _ in range(self.count - len(self.listeners))]
@@ -168,11 +169,15 @@ class Farm:
     def accept(self, number: int = 0) -> Peer | None:
         """The next connection of a server, if there is one."""
         try:
-            return Peer(self.listeners[number].accept()[0])
+            peer = Peer(self.listeners[number].accept()[0])
         except BlockingIOError:
             return None
+        self.peers.append(peer)
+        return peer
 
     def close(self) -> None:
+        for peer in self.peers:
+            peer.close()
         for sock in self.listeners:
             sock.close()
 
@@ -205,6 +210,7 @@ class Lab:
         self._channel = theirs
         self.own_wake = wake is None
         self.wake = list(wake or [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(self.table.workers)])
+        self.clients: list[Peer] = []
         self.lines: list[str] = []
         self.logged: list[tuple[str, str]] = []
         self.worker = Worker(
@@ -233,6 +239,8 @@ class Lab:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for peer in self.clients:
+            peer.close()
         self.worker.close()
         self.main.close()
         self._channel.close()
@@ -246,9 +254,11 @@ class Lab:
 
     def connect(self) -> Peer:
         """A client."""
-        sock = socket.socket(self.listener.family)
-        sock.connect(self.address)
-        return Peer(sock)
+        peer = Peer(socket.socket(self.listener.family), blocking=True)
+        self.clients.append(peer)
+        peer.sock.connect(self.address)
+        peer.sock.setblocking(False)
+        return peer
 
     def turn(self) -> int:
         return self.worker.turn(0)
