@@ -6,6 +6,8 @@ SHELL = /bin/bash
 PYTHON = /usr/bin/python3
 VENV = .venv
 BIN = $(VENV)/bin
+# Byte code is kept, as an installed package has it: a reload starts a Python.
+unexport PYTHONDONTWRITEBYTECODE
 SUDO = $(shell [ $$(id -u) = 0 ] || echo sudo)
 APT = DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=300
 

@@ -56,13 +56,13 @@ def test_row_5_and_6_a_reload_is_told_in_order_and_by_the_right_process(tmp_path
         reload = notify.datagrams[start:]
         assert [(each.pid, each.names, each.fds) for each in reload] == [
             (old, ("RELOADING", "MONOTONIC_USEC"), 0),
-            (old, ("MAINPID",), 0),
+            (old, ("READY", "MAINPID"), 0),
             (new, ("READY", "STATUS"), 0),
             (new, ("BARRIER",), 1),
         ]
         assert reload[0].lines[0] == "RELOADING=1"
         assert began <= int(reload[0].value("MONOTONIC_USEC")) <= time.monotonic_ns() // 1000
-        assert reload[1].lines == (f"MAINPID={new}",)
+        assert reload[1].lines == ("READY=1", f"MAINPID={new}")
         assert reload[2].lines[0] == "READY=1"
         assert "generation 2" in reload[2].value("STATUS")
         # The old one drains in silence, and leaves after a barrier.
@@ -133,7 +133,7 @@ def test_row_5_only_the_newest_generation_speaks_of_those_before_it(tmp_path: Pa
             notify.wait("FDNAME=hitlessd.table-2", newest)
         datagrams = notify.datagrams
         for old, new in pairwise(pids):
-            announced = datagrams.index(Datagram(old, (f"MAINPID={new}",), 0))
+            announced = datagrams.index(Datagram(old, ("READY=1", f"MAINPID={new}"), 0))
             later = [each.lines for each in datagrams[announced + 1 :] if each.pid == old]
             assert later == [("BARRIER=1",)]
 

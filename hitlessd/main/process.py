@@ -488,7 +488,8 @@ class Main:
         keep = set(kept)
         self._store.forget(x.name for i, x in enumerate(ours) if i not in keep and x.origin == "own" and x.name)
         if not self._by_hand:
-            self._manager.notify(f"MAINPID={successor}")
+            # READY=1 too: systemd 257 would wait for one from a main process that dies now, and restart nothing.
+            self._manager.notify("READY=1", f"MAINPID={successor}")
             self._manager.replaced = True
 
     def export_clients(self) -> tuple[list[dict[str, Any]], list[int]]:
