@@ -117,6 +117,12 @@ class Service:
     def info(self) -> dict[str, str]:
         return dict(line.split(": ", 1) for line in self.ask("show info").splitlines() if ": " in line)
 
+    def connections(self) -> int:
+        """Connections ever, as the main process counts them; 0 while nobody answers."""
+        answer = self.machine.run("hitlessctl", "show", "info", check=False).stdout
+        counts = [line.split()[1] for line in answer.splitlines() if line.startswith("CumConns:")]
+        return int(counts[0]) if counts else 0
+
     def connect(self, port: int = PORT) -> str:
         """One connection: what an echo answers to "hello"."""
         return self.machine.run("python3", "-c", CONNECT, str(port)).stdout.strip()

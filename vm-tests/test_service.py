@@ -162,7 +162,7 @@ def test_twenty_reloads_under_load(service: Service, record_property: Callable[[
     service.configure(configuration(backend=LOADED))
     service.start()
     with Load(service.machine, RATE) as load:
-        service.machine.wait_until(lambda: int(service.info()["CumConns"]) > RATE, 30, "the load runs")
+        service.machine.wait_until(lambda: service.connections() > RATE, 30, "the load runs")
         cursor = service.machine.journal_cursor()
         seen = {service.main_pid}
         took = []
@@ -175,7 +175,7 @@ def test_twenty_reloads_under_load(service: Service, record_property: Callable[[
             seen.add(pid)
         outcome = load.stop()
         assert outcome["failed"] == 0, outcome["errors"]
-        assert int(service.info()["CumConns"]) == outcome["done"]
+        assert service.connections() == outcome["done"]
         record_property("connections", outcome["done"])
         record_property("reload, median", f"{sorted(took)[10] * 1000:.0f} ms, systemctl and all")
     assert len(seen) == 21
@@ -191,13 +191,13 @@ def test_restarts_and_crashes_refuse_no_new_connection(
     service.configure(configuration(backend=LOADED))
     service.start()
     with Load(service.machine, 500) as load:
-        service.machine.wait_until(lambda: int(service.info()["CumConns"]) > 500, 30, "the load runs")
+        service.machine.wait_until(lambda: service.connections() > 500, 30, "the load runs")
         for _ in range(3):
             service.machine.run("systemctl", "restart", UNIT)
             service.machine.run("kill", "-KILL", str(service.main_pid))
             # `systemctl restart` has set the number to 0.
             service.machine.wait_until(lambda: service.restarts == 1, 20, "it is started again")
-            service.machine.wait_until(lambda: int(service.info()["CumConns"]) > 100, 30, "the load runs")
+            service.machine.wait_until(lambda: service.connections() > 100, 30, "the load runs")
         outcome = load.stop()
     record_property("connections", f"{outcome['done']} served, cut off by kind: {outcome['failures']}")
     assert outcome["failures"].get("refused", 0) == 0, outcome["errors"]
