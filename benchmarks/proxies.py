@@ -46,7 +46,9 @@ class Proxy:
         self.pidfile = directory / "proxy.pid"
         self._cpu = cpu
         self._mark = secrets.token_hex(8)
+        # As installed packages are, with byte code kept: a reload starts a Python.
         self._env = {**os.environ, _MARK: self._mark}
+        self._env.pop("PYTHONDONTWRITEBYTECODE", None)
         self._process: Process | None = None
 
     @property

@@ -46,6 +46,10 @@ class Log:
     def __init__(self, target: LogTarget, generation: int = 0, name: str = "hitlessd") -> None:
         self.generation = generation
         self.name = name
+        self.configure(target)
+
+    def configure(self, target: LogTarget) -> None:
+        """Log there from now on."""
         self._threshold = SEVERITIES.index(target.level)
         self._write: Callable[[int, str, dict[str, str]], None]
         if target.target == "journal" or (target.target == "auto" and _journal_is(2)):

@@ -69,6 +69,8 @@ class Daemon:
             "HITLESSD_FAULTS": str(self.faults),
             **(env or {}),
         }
+        # As an installed package is: without byte code each reload would compile everything again.
+        self._env.pop("PYTHONDONTWRITEBYTECODE", None)
         self._arguments = list(arguments)
         self.write(config if config is not None else self.text(body))
         self.process: Process

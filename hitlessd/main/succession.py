@@ -1,0 +1,200 @@
+"""Being replaced: starts successors, and is the Host of the handovers to them. Also gives listeners to a haproxy."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hitlessd.errors import HitlessdError, PeerError
+from hitlessd.handover.getsocks import Giver
+from hitlessd.handover.predecessor import Offer, Predecessor
+from hitlessd.handover.process import PeerProcess
+from hitlessd.log import Logger
+from hitlessd.loop import Loop
+from hitlessd.main import status
+from hitlessd.main.office import Office
+from hitlessd.main.reloads import Reloads
+from hitlessd.main.spawn import command_line, spawn
+from hitlessd.main.store import Store
+from hitlessd.runtime.control import Credentials, ReloadOutcome
+from hitlessd.systemd import Manager
+
+__all__ = ["Succession"]
+
+
+class Succession:
+    """At most one handover at a time. `ended(handed_over, by_hand)` is called at the end of each."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        log: Logger,
+        manager: Manager,
+        store: Store,
+        reloads: Reloads,
+        office: Office,
+        ended: Callable[[bool, bool], object],
+    ) -> None:
+        self._loop = loop
+        self._log = log
+        self._manager = manager
+        self._store = store
+        self._reloads = reloads
+        self._office = office
+        self._ended = ended
+        self._handover: Predecessor | None = None
+        self._exported: list[tuple[socket.socket, dict[str, Any]]] = []
+        self._by_hand = False
+        self._began = 0.0
+        self._again = False
+
+    def begin(self, number: int) -> None:
+        """Reload: start a successor."""
+        self._began = time.monotonic()
+        self._by_hand = False
+        self._again = False
+        self._manager.reloading()
+        if self._office.stopping:
+            return self.refused("it is being stopped")
+        nonce = secrets.token_hex(16)
+        try:
+            process, sock = spawn(nonce, command_line(sys.orig_argv))
+        except (HitlessdError, OSError) as error:
+            return self.refused(str(error))
+        self._log("info", f"reload {number}: started process {process.pid}")
+        self._handover = Predecessor(self._loop, self, sock, process, nonce, self._office.config.global_.reload_timeout)
+
+    def again(self) -> None:
+        """Somebody who waits for no answer wants one more reload than the running one."""
+        self._again = self._reloads.running
+
+    def abandon(self, why: str) -> bool:
+        """Call a running handover off; False when it is too late for that, and its end has to be awaited."""
+        return not self._handover or self._handover.abandon(f"cannot reload: {why}")
+
+    def give(self, sock: socket.socket, credentials: Credentials | None) -> None:
+        """Answer `_getsocks`."""
+        # Copies: a reload meanwhile closes ours, and their numbers must not come to mean something else.
+        fds = [os.dup(listener.sock.fileno()) for _, listener in self._office.equipment.listeners]
+
+        def done(ok: bool) -> None:
+            for fd in fds:
+                os.close(fd)
+            self._office.given |= ok
+            who = f" by process {credentials.pid}" if credentials else ""
+            how = "were taken" if ok else "were asked for, but not taken,"
+            self._log("notice", f"{len(fds)} listeners {how}{who}")
+
+        Giver(self._loop, sock, fds, done)
+
+    def takeover(self, sock: socket.socket, credentials: Credentials, already: bytes) -> None:
+        """Answer `_takeover`: somebody was started by hand to replace us."""
+        problem = ""
+        if self._manager.present and not self._office.config.global_.external_takeover:
+            problem = (
+                "this one is run by systemd, which would revive it beside you: use `systemctl reload`,"
+                " or set `external-takeover = on` in [global]"
+            )
+        elif self._reloads.running or self._office.stopping:
+            problem = "it is being reloaded or stopped; try again"
+        elif not credentials.pid:
+            problem = "you are in another pid namespace"
+        try:
+            if problem:
+                raise PeerError(problem)
+            process = PeerProcess(credentials.pid)
+        except PeerError as error:
+            with sock:
+                sock.setblocking(False)
+                try:
+                    sock.send(f"cannot take over: {error}\n".encode(), socket.MSG_NOSIGNAL)
+                except OSError:
+                    return
+            return
+        self._by_hand = True
+        self._reloads.running = True
+        self._reloads.number += 1
+        self._began = time.monotonic()
+        self._handover = Predecessor(
+            self._loop, self, sock, process, "", self._office.config.global_.reload_timeout, already
+        )
+
+    # What follows is Host, for Predecessor.
+
+    def offer(self) -> Offer:
+        office = self._office
+        offer = Offer(
+            {
+                "generation": office.generation,
+                "pid": office.pid,
+                "reloads": {**self._reloads.export(), "began": self._began},
+            }
+        )
+        for _, listener in office.equipment.listeners:
+            offer.add("listener", listener.sock.fileno(), listener.record())
+        for _, listener in office.equipment.runtime:
+            offer.add("runtime", listener.sock.fileno(), listener.record())
+        for ancestor in [*office.ancestors, office.as_ancestor()]:
+            offer.add("table", ancestor.table.fd, ancestor.record())
+        return offer
+
+    def stop_accepting(self, done: Callable[[], object]) -> None:
+        self._office.equipment.pool.stop_accepting(done)
+
+    def resume_accepting(self) -> None:
+        self._office.equipment.pool.tell("accept")
+        self._office.pidfile.write(self._log)  # the successor may have written its own
+        self._office.close_runtime()
+        self._office.open_runtime()
+
+    def announce(self, successor: int, kept: Sequence[int]) -> None:
+        equipment = self._office.equipment
+        ours = [listener for _, listener in (*equipment.listeners, *equipment.runtime)]
+        keep = set(kept)
+        self._store.forget(x.name for i, x in enumerate(ours) if i not in keep and x.origin == "own" and x.name)
+        if not self._by_hand:
+            # READY=1 too: systemd 257 would wait for one from a main process that dies now, and restart nothing.
+            self._manager.notify("READY=1", f"MAINPID={successor}")
+            self._manager.replaced = True
+
+    def export_clients(self) -> tuple[list[dict[str, Any]], list[int]]:
+        # No new ones from here on: they are the successor's.
+        self._office.close_runtime()
+        self._exported = self._office.server.export_clients()
+        return [state for _, state in self._exported], [sock.fileno() for sock, _ in self._exported]
+
+    def handed_over(self, successor: PeerProcess) -> None:
+        self._handover = None
+        for sock, _ in self._exported:
+            sock.close()
+        self._exported.clear()
+        if self._again and not self._by_hand:
+            successor.signal(signal.SIGHUP)
+        self._log(
+            "notice" if self._by_hand else "info",
+            f"generation {self._office.generation} hands over to process {successor.pid} and drains"
+            f" {status.sessions([self._office.equipment.table])} connections",
+        )
+        successor.close()
+        self._ended(True, self._by_hand)
+
+    def refused(self, reason: str) -> None:
+        self._handover = None
+        self._manager.replaced = False
+        if not self._by_hand:
+            self._manager.notify("READY=1")
+        outcome = ReloadOutcome(self._reloads.number, False, reason, time.monotonic() - self._began, time.time())
+        for line in reason.splitlines():
+            self._log("err", f"reload {outcome.number} refused: {line}")
+        self._reloads.finished(outcome)
+        # Clients that were on their way to the successor come back, and find the outcome there.
+        for sock, state in self._exported:
+            self._office.server.import_client(sock, state)
+        self._exported.clear()
+        self._ended(False, self._by_hand)
