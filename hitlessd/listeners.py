@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import socket
 import stat
 from collections.abc import Iterable, Sequence
@@ -315,7 +314,7 @@ def _shared_port(sock: socket.socket, overlaps: Sequence[Listener]) -> Any:
 
 
 def _store_name() -> str:
-    return f"listener-{secrets.token_hex(8)}"
+    return f"listener-{os.urandom(8).hex()}"
 
 
 def _open_unix(bind: Bind, address: UnixAddress, replace: bool) -> Listener:

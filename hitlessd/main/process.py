@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import time
-import traceback
 from collections.abc import Callable, Sequence
 
 from hitlessd import __version__
@@ -360,5 +359,7 @@ class Main:
         self._departure.ancestor_ended()
 
     def _report(self, what: str, error: BaseException) -> None:
+        import traceback  # in hand for a bug only; its import would slow every reload
+
         text = "".join(traceback.format_exception(error))
         self.log("crit", f"a callback of {what} failed, which is a bug in hitlessd; it goes on\n{text}")

@@ -10,7 +10,6 @@ import signal
 import socket
 import stat
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -202,6 +201,8 @@ class Pool:
                 )
             )
         except BaseException:
+            import traceback
+
             with contextlib.suppress(Exception):
                 self._log("crit", f"worker {index} ends: {traceback.format_exc()}")
         finally:
