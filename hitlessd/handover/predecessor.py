@@ -163,8 +163,8 @@ class Predecessor:
             action = self._machine.handle(event)
         except StateError as error:
             self._refusal = f"cannot hand over: {error}"
-            self._stream.send({"is": "refuse", "reason": self._refusal})
             action = self._machine.handle(Event.GARBAGE)
+            self._stream.send({"is": "refuse", "reason": self._refusal})
         if self._machine.state is not before:
             self._entering(self._machine.state)
         self._timer.cancel()
