@@ -50,8 +50,6 @@ class LiveServer(Tally):
         """One more or one fewer of ours, seen by all workers at once."""
         sessions = self.sessions = self.sessions + change
         self._slot[self._scur_at] = sessions
-        if sessions > self.peak:
-            self.peak = sessions
         if not self.dirty:
             self.dirty = True
             self.ledger.dirty.append(self)
@@ -166,6 +164,8 @@ class LiveBackend(Tally):
         """It waits no more, for whatever reason."""
         del self.queue[conn]
         self._count_queue()
+        if not self.queue:
+            self.worker.wheel.remove(self)
 
     def _count_queue(self) -> None:
         row = self.row

@@ -148,6 +148,8 @@ class Connection:
         """A server's slot is ours."""
         self.target = target
         target.opened += 1
+        if target.sessions > target.peak:
+            target.peak = target.sessions
         if self.assigned_at < 0:
             self.assigned_at = self.worker.now
         self.connect()

@@ -125,7 +125,7 @@ class Side:
             return
         self.received += size
         peer = self.peer
-        self.last = peer.last = worker.now
+        now = self.last = peer.last = worker.now
         try:
             sent = peer.sock.send(worker.view[:size])
         except BlockingIOError:
@@ -133,6 +133,8 @@ class Side:
         except OSError as error:
             self.conn.unwritable(peer, error)
             return
+        if now >= self.conn.account_at:
+            self.conn.account()
         if sent != size:
             self.bulky = self.bulky + 1 if size >= _BULKY else 0
             peer.block(bytes(worker.view[sent:size]))
@@ -146,8 +148,6 @@ class Side:
         worker, conn, peer, sock = self.worker, self.conn, self.peer, self.sock
         more = events & _MORE
         moved = 0
-        if worker.now >= conn.account_at:
-            conn.account()
         while True:
             moved += size
             self.bulky = self.bulky + 1 if size >= _BULKY else 0

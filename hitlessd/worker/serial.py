@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import socket
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from hitlessd.errors import PeerError
@@ -75,8 +75,13 @@ class SerialConnection:
     server_side: SerialSide | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON; what has its default value is left out."""
+        form = {"version": self.version, "state": self.state} | _told(self)
+        for name in ("client", "server_side"):
+            side = getattr(self, name)
+            if side is not None:
+                form[name] = _told(side)
+        return form
 
     @classmethod
     def from_dict(cls, form: dict[str, Any]) -> SerialConnection:
@@ -97,6 +102,12 @@ class SerialConnection:
         except (TypeError, ValueError, AttributeError, binascii.Error) as error:
             raise PeerError(f"cannot read the serial form of a connection: {error}") from None
         return serial
+
+
+def _told(what: SerialConnection | SerialSide) -> dict[str, Any]:
+    """The fields that do not have their default value."""
+    values = ((f, getattr(what, f.name)) for f in fields(what))
+    return {f.name: value for f, value in values if value != f.default}
 
 
 def _known(kind: type, form: dict[str, Any]) -> dict[str, Any]:
