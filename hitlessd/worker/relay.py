@@ -138,6 +138,7 @@ class Side:
         if sent != size:
             self.bulky = self.bulky + 1 if size >= _BULKY else 0
             peer.block(bytes(worker.view[sent:size]))
+            self.ready |= events & _MORE
         elif size >= _BULKY or events & _MORE:
             self.read_on(events, size)
         else:
