@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 from hitlessd.model import Frontend
@@ -13,6 +14,7 @@ from hitlessd.worker.connection import Connection
 from hitlessd.worker.counters import Tally
 from hitlessd.worker.relay import ignore
 from hitlessd.worker.route import Route
+from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
     from hitlessd.worker.backend import LiveBackend
@@ -25,6 +27,13 @@ _LISTENER_EVENTS = select.EPOLLIN | select.EPOLLEXCLUSIVE
 _BURST = 16
 #: accept(2) cannot get what it needs; trying on would spin.
 _CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+#: accept(2) cannot be done on this listener, as when a foreign process that holds it too has shut it down.
+_UNUSABLE = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSOCK})
+#: Seconds until such a listener is tried again.
+_RETRY = 1.0
+#: More connections than ever wait at a listener (listen(2), net.core.somaxconn).
+_MOST_WAITING = 65536
+_UNACKED = 24  # where struct tcp_info has tcpi_unacked: for a listening socket, how many wait to be accepted
 
 
 class _Accepting(socket.socket):
@@ -60,10 +69,13 @@ class LiveListener:
         self.sock.setblocking(False)
         self.fd = self.sock.fileno()
         self.armed = False
+        self.bucket = 0
         self._burst = 1
+        self._unusable_until = NEVER
 
     def arm(self, wanted: bool) -> None:
         """Have epoll watch it, or not."""
+        wanted = wanted and self._unusable_until == NEVER
         if wanted == self.armed:
             return
         self.armed = wanted
@@ -83,15 +95,27 @@ class LiveListener:
         else:
             self._burst = max(accepted, 1)
 
-    def accept(self, most: int = 0) -> int:
-        """Accept until nobody waits, at most `most` connections (0: however many); returns how many.
+    def waiting(self) -> int:
+        """How many wait to be accepted now, at most."""
+        if self.sock.family == socket.AF_UNIX:
+            return _MOST_WAITING
+        try:
+            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED + 4)
+        except OSError:
+            return _MOST_WAITING
+        return int.from_bytes(info[_UNACKED:], sys.byteorder)
 
-        Limits end it only when `most` is given: who drains a listener must not leave anybody behind.
+    def accept(self, most: int = 0) -> int:
+        """Accept until nobody waits, at most `most` connections (0: all who wait now); returns how many.
+
+        Limits end it only when `most` is given: who drains a listener must not leave anybody behind. Those who come
+        meanwhile may be too many for us ever to end, and are not ours: they wake whoever still watches the listener.
         """
         worker, frontend, accept = self.worker, self.frontend, self.sock.accept
         connections = worker.connections
         accepted = 0
-        while not most or accepted < most:
+        end = most or self.waiting()
+        while accepted < end:
             try:
                 sock, address = accept()
             except BlockingIOError:
@@ -99,6 +123,9 @@ class LiveListener:
             except OSError as error:
                 if error.errno in _CAPACITY:
                     worker.exhausted(f"cannot accept on {frontend.name}: {error.strerror}")
+                    break
+                if error.errno in _UNUSABLE:
+                    self._give_up(error)
                     break
                 accepted += 1  # it has left again, or the network had an error for it (accept(2))
                 continue
@@ -115,7 +142,26 @@ class LiveListener:
                     break
         return accepted
 
+    def _give_up(self, error: OSError) -> None:
+        """Level-triggered, it would wake us for ever: let it be for a while."""
+        worker = self.worker
+        worker.complain(
+            f"cannot accept on {self.frontend.name}: {error.strerror}; somebody may have shut its socket down"
+        )
+        if not self.bucket:
+            self._unusable_until = worker.now + _RETRY
+            worker.wheel.add(self, self._unusable_until)
+        self.arm(False)
+
+    def deadline(self) -> float:
+        return self._unusable_until
+
+    def expired(self) -> None:
+        self._unusable_until = NEVER
+        self.worker.arm()
+
     def close(self) -> None:
+        self.worker.wheel.remove(self)
         self.arm(False)
         self.sock.close()
 

@@ -286,7 +286,7 @@ class Worker:
                     for frontend in self.frontends.values():
                         for listener in frontend.listeners:
                             if listener.armed:
-                                listener.accept(_MANY)
+                                listener.accept(max(1, listener.waiting()))
             case "ping":
                 answer["n"] = message.get("n")
                 answer["sessions"] = len(self.connections)
