@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hitlessd.worker.logline import log_line
 from hitlessd.worker.relay import EVENTS, READABLE, SCRATCH, TROUBLE, WRITABLE, Side, ignore
-from hitlessd.worker.timers import NEVER
+from hitlessd.worker.timers import GRAIN, NEVER
 
 if TYPE_CHECKING:
     from hitlessd.worker.backend import LiveServer
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "State"]
 
 #: connect(2) or socket(2) lacks something of this machine's: retrying helps nobody (HAProxy's "R").
-_RESOURCE = frozenset({errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_RESOURCE = frozenset({errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close(2) sends RST (socket(7))
 #: Seconds that the survivor of a broken connection may take to read what was buffered for it.
 _TARRY = 5.0
@@ -108,12 +108,18 @@ class Connection:
         """Just accepted: watch the client, count, and find a server."""
         worker, frontend, client = self.worker, self.frontend, self.client
         client.sock.setblocking(False)
-        fd = client.fd
-        worker.handlers[fd] = client.on_event
-        worker.epoll.register(fd, EVENTS)
-        worker.wheel.add(self, self.started + frontend.route.first)
         frontend.opened += 1
         self.count_in()
+        fd = client.fd
+        worker.handlers[fd] = client.on_event
+        try:
+            worker.epoll.register(fd, EVENTS)
+        except OSError as error:
+            worker.complain(f"cannot serve a client of {frontend.name}: {_explain(error.errno or errno.EIO)}")
+            self.cause = "RC"
+            self.close()
+            return
+        worker.wheel.add(self, self.started + frontend.route.first)
         self.assign()
 
     def count_in(self) -> None:
@@ -180,11 +186,16 @@ class Connection:
             self.connect_failed(error)
             return
         fd = sock.fileno()
+        try:
+            worker.epoll.register(fd, EVENTS)
+        except OSError as failure:
+            sock.close()
+            self.connect_failed(failure.errno or errno.EIO)
+            return
+        worker.handlers[fd] = self.on_connecting
         server = self.server = Side(worker, self, sock, fd, now)
         server.peer = client
         client.peer = server
-        worker.handlers[fd] = self.on_connecting
-        worker.epoll.register(fd, EVENTS)
 
     def on_connecting(self, events: int) -> None:
         """The server's socket is connected, or failed to."""
@@ -201,6 +212,9 @@ class Connection:
         self.state = _ESTABLISHED
         self.connected_at = server.last = worker.now
         worker.handlers[server.fd] = server.on_event
+        # Seldom: the first look at a connection comes soon enough, unless connecting went on beyond it.
+        if worker.now + self.frontend.route.opened + GRAIN < (self.bucket * GRAIN or NEVER):
+            self.rearm()
         client.held = server.held = False
         ready = client.ready
         if ready:
@@ -245,6 +259,7 @@ class Connection:
             return
         row.wretr += 1
         backend.row.wretr += 1
+        backend.row.change()
         self.state = State.PAUSED
         self.due = worker.now + self.frontend.route.pause
         self.rearm()
@@ -483,7 +498,10 @@ class Connection:
         # Out of epoll at once: a registration outlives close() wherever a duplicate lives. The number stays ours until
         # the turn is over, so that no event of this turn meets a new owner.
         fd = client.fd
-        unregister(fd)
+        try:
+            unregister(fd)
+        except FileNotFoundError:
+            pass  # it could not be registered
         handlers[fd] = ignore
         closing.append(client.sock)
         client.release()
@@ -597,4 +615,6 @@ def _explain(error: int) -> str:
         return "no local port is left for its address (net.ipv4.ip_local_port_range)"
     if error == errno.EMFILE:
         return "too many open files (LimitNOFILE=, maxconn)"
+    if error == errno.ENOSPC:
+        return "too many descriptors are watched (fs.epoll.max_user_watches)"
     return os.strerror(error)

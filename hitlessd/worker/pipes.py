@@ -15,6 +15,8 @@ __all__ = ["BUDGET", "SIZE", "Pipe", "PipePool"]
 BUDGET = 48 << 20
 #: Bytes asked for in one pipe; larger ones were not faster.
 SIZE = 256 << 10
+#: Pipes of one worker, of two descriptors each: main plans its limit on open files with that (main/limits.py).
+_MOST = 128
 #: A pipe smaller than this is not worth its system calls.
 _LEAST = 64 << 10
 
@@ -50,7 +52,8 @@ class PipePool:
         if self._free:
             self.lent += 1
             return self._free.pop()
-        if self._exhausted or self.bytes + SIZE > self._budget:
+        # All are lent here.
+        if self._exhausted or self.lent >= _MOST or self.bytes + SIZE > self._budget:
             return None
         try:
             reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
