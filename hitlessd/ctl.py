@@ -2,19 +2,21 @@
 
 It runs in every reload, so it imports next to nothing and parses its few options itself.
 
-Exit status: 0 done; 1 refused; 2 usage; 3 hitlessd cannot be reached, or its answer did not arrive.
+Exit status: 0 done; 1 refused; 2 usage; 3 hitlessd cannot be reached, or its answer did not arrive; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import stat
 import sys
 import time
 
 __all__ = ["main"]
 
 DONE, REFUSED, USAGE, UNREACHABLE = range(4)
+_INTERRUPTED = 128 + 2  # as a shell says of a program that SIGINT ended
 
 _DEFAULT = "/run/hitlessd/hitlessd.sock"
 _RECONNECT = 30.0  # seconds in which a new main process must answer after the one we spoke to has gone
@@ -23,7 +25,16 @@ _RECONNECT_IN_UNIT = 1.0
 _ANSWER = 10.0  # seconds without a byte until an answer other than a reload's is given up
 _PAUSE = 0.05  # seconds between attempts to reconnect
 #: How an answer begins that says no.
-_REFUSALS = ("Unknown command", "Permission denied", "cannot ", "No such ", "Invalid ", "Expects ", "'set ")
+_REFUSALS = (
+    "Unknown command",
+    "Permission denied",
+    "cannot ",
+    "No such ",
+    "Invalid ",
+    "Expects ",
+    "'set ",
+    "Success=0",
+)
 
 _USAGE = """\
 usage: hitlessctl [-s SOCKET] reload [-v] [--timeout SECONDS]
@@ -40,7 +51,7 @@ usage: hitlessctl [-s SOCKET] reload [-v] [--timeout SECONDS]
   --timeout SECONDS  with reload: wait no longer than this (default: as long as it takes)
   -h, --help         show this text
 
-exit status: 0 done, 1 refused, 2 usage, 3 hitlessd cannot be reached or did not answer
+exit status: 0 done, 1 refused, 2 usage, 3 hitlessd cannot be reached or did not answer, 130 interrupted
 """
 
 
@@ -50,6 +61,10 @@ class _Unreachable(Exception):
 
 class _UsageError(Exception):
     """Says what is wrong with the command line."""
+
+
+class _Unwritable(Exception):
+    """Says why the answer could not be printed."""
 
 
 class _Connection:
@@ -69,6 +84,9 @@ class _Connection:
         except OSError as error:
             self._sock.close()
             raise _Unreachable(_why(where, error)) from None
+        except (TypeError, ValueError):  # a host name that cannot be encoded
+            self._sock.close()
+            raise _Unreachable(f"cannot reach hitlessd at {where}: not a host name") from None
 
     def _patience(self, longest: float | None) -> float | None:
         if self._deadline is None:
@@ -116,13 +134,21 @@ def _parse_address(where: str) -> tuple[int, tuple[str, int] | str]:
     if at and kind in ("ipv4", "ipv6"):
         host, _, port = rest.rpartition(":")
         if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-            raise ValueError("not HOST:PORT")
+            raise ValueError(f"found {rest!r}, expected HOST:PORT after {kind}@")
         return (socket.AF_INET if kind == "ipv4" else socket.AF_INET6), (host.strip("[]"), int(port))
+    if not where:
+        raise ValueError("no socket is named")
     return socket.AF_UNIX, where
 
 
 def _why(where: str, error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and ":" in where and "/" not in where:
+        step = f"for an address write ipv4@{where} or ipv6@{where}"
+    elif isinstance(error, ConnectionRefusedError) and "@" not in where and not _is_socket(where):
+        return f"cannot reach hitlessd at {where}: it is not a socket; next step: give -s the path of a `stats socket`"
+    elif isinstance(error, socket.gaierror) or error.errno is None:  # a name; a path that is too long
+        step = "mend the address after -s, or in HITLESSD_SOCKET"
+    elif isinstance(error, FileNotFoundError):
         step = "is it running (systemctl status hitlessd), and is this its `stats socket`?"
     elif isinstance(error, PermissionError):
         step = "run as root, or as a user that may open the socket"
@@ -131,6 +157,13 @@ def _why(where: str, error: OSError) -> str:
     else:
         step = "look at the log (journalctl -u hitlessd)"
     return f"cannot reach hitlessd at {where}: {error.strerror or error}; next step: {step}"
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return True  # nothing is known
 
 
 def _fields(text: str) -> dict[str, str]:
@@ -163,8 +196,10 @@ def _ask(where: str, commands: list[str], deadline: float | None = None) -> list
 
 
 def _say(text: str, error: bool = False) -> None:
-    """Print what came, whatever the terminal's encoding."""
+    """Print what came, whatever the terminal's encoding. Raises _Unwritable."""
     stream = sys.stderr if error else sys.stdout
+    if stream is None:  # closed (`>&-`): nobody wants to know
+        return
     if text and not text.endswith("\n"):
         text += "\n"
     try:
@@ -173,9 +208,14 @@ def _say(text: str, error: bool = False) -> None:
         except UnicodeEncodeError:
             stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
         stream.flush()
-    except BrokenPipeError:
-        # The reader has seen enough (`hitlessctl show stat | head`). Python would complain at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except OSError as why:
+        # Python would complain at its exit about what is left in the buffer.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        # The reader may have seen enough (`hitlessctl show stat | head`); of errors there is nobody left to tell.
+        if not error and not isinstance(why, BrokenPipeError):
+            raise _Unwritable(f"cannot write the answer: {why.strerror}") from None
 
 
 # reload
@@ -207,6 +247,9 @@ def _reload(where: str, verbose: bool, timeout: float | None) -> int:
         return DONE
     if result == "Success=0":
         _say(f"cannot reload: {text or 'no reason given'}", error=True)
+    elif answer.startswith("Permission denied"):
+        step = "run as root or as hitlessd's user, or give the `stats socket` level admin"
+        _say(f"cannot reload: permission denied at {where}; next step: {step}", error=True)
     else:
         _say(f"cannot reload: {answer}", error=True)
     return REFUSED
@@ -282,8 +325,8 @@ def _judge(where: str, info: dict[str, str], verbose: bool, comparable: bool) ->
 def _status(where: str) -> int:
     from hitlessd.runtime.summary import summary  # a reload has no use for it
 
-    info, stat, proc, errors = _ask(where, ["show info", "show stat", "show proc", "show errors"])
-    _say(summary(_fields(info), stat, proc, "" if errors.startswith(_REFUSALS) else errors, time.time()))
+    info, rows, proc, errors = _ask(where, ["show info", "show stat", "show proc", "show errors"])
+    _say(summary(_fields(info), rows, proc, "" if errors.startswith(_REFUSALS) else errors, time.time()))
     return DONE
 
 
@@ -304,7 +347,7 @@ def _parse(arguments: list[str]) -> tuple[str, list[str], bool, float | None]:
         elif word in ("-s", "--timeout") or (equals and name == "--timeout"):
             if not equals:
                 if not rest:
-                    raise _UsageError(f"{word} needs an argument")
+                    raise _UsageError(f"cannot use {word}: it needs an argument")
                 value = rest.pop(0)
             if name == "-s":
                 where = value
@@ -313,17 +356,17 @@ def _parse(arguments: list[str]) -> tuple[str, list[str], bool, float | None]:
         elif word == "-v":
             verbose = True
         elif word.startswith("-"):
-            raise _UsageError(f"unknown option {word}")
+            raise _UsageError(f"cannot use {word}: it is not an option")
         else:
             words.append(word)
     if not words:
-        raise _UsageError("what shall be done?")
+        raise _UsageError("cannot do anything: no command, such as reload, status or show stat")
     if words[0] in ("reload", "status") and len(words) > 1:
-        raise _UsageError(f"{words[0]} takes no argument, found {words[1]!r}")
+        raise _UsageError(f"cannot {words[0]}: found {words[1]!r}, expected no argument")
     if words[0] != "reload" and (verbose or timeout is not None):
-        raise _UsageError("-v and --timeout go with reload only")
+        raise _UsageError("cannot use -v or --timeout: they go with reload only")
     if any("\n" in word or "\0" in word for word in words):
-        raise _UsageError("a command is one line")
+        raise _UsageError("cannot send the command: it must be one line")
     return where, words, verbose, timeout
 
 
@@ -333,7 +376,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e9:
-        raise _UsageError(f"--timeout: expected a number of seconds above 0, found {text!r}")
+        raise _UsageError(f"cannot use --timeout: found {text!r}, expected a number of seconds above 0")
     return seconds
 
 
@@ -362,22 +405,29 @@ def _command(where: str, words: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run hitlessctl and return its exit status. `argv` is without the program's name."""
     arguments = sys.argv[1:] if argv is None else argv
-    if any(word in ("-h", "--help") for word in arguments):
-        _say(_USAGE)
-        return DONE
     try:
-        where, words, verbose, timeout = _parse(arguments)
-        if words[0] == "reload":
-            return _reload(where, verbose, timeout)
-        if words == ["status"]:
-            return _status(where)
-        return _command(where, words)
+        return _run(arguments)
     except _UsageError as error:
         _say(f"hitlessctl: {error}\n{_USAGE}", error=True)
         return USAGE
-    except _Unreachable as error:
+    except (_Unreachable, _Unwritable) as error:
         _say(str(error), error=True)
         return UNREACHABLE
+    except KeyboardInterrupt:
+        _say("cannot wait: interrupted" + "; the reload goes on" * ("reload" in arguments), error=True)
+        return _INTERRUPTED
+
+
+def _run(arguments: list[str]) -> int:
+    if any(word in ("-h", "--help") for word in arguments):
+        _say(_USAGE)
+        return DONE
+    where, words, verbose, timeout = _parse(arguments)
+    if words[0] == "reload":
+        return _reload(where, verbose, timeout)
+    if words == ["status"]:
+        return _status(where)
+    return _command(where, words)
 
 
 if __name__ == "__main__":

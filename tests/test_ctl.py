@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -103,16 +104,16 @@ def vanish_after(*answers: bytes) -> Callable[[socket.socket], None]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "what shall be done?"),
-        (["-x", "reload"], "unknown option -x"),
-        (["-s"], "-s needs an argument"),
-        (["reload", "now"], "reload takes no argument, found 'now'"),
-        (["status", "now"], "status takes no argument, found 'now'"),
-        (["reload", "--timeout"], "--timeout needs an argument"),
-        (["reload", "--timeout", "soon"], "--timeout: expected a number of seconds above 0, found 'soon'"),
-        (["reload", "--timeout=0"], "--timeout: expected a number of seconds above 0, found '0'"),
-        (["-v", "show", "info"], "-v and --timeout go with reload only"),
-        (["show info\nreload"], "a command is one line"),
+        ([], "cannot do anything: no command, such as reload, status or show stat"),
+        (["-x", "reload"], "cannot use -x: it is not an option"),
+        (["-s"], "cannot use -s: it needs an argument"),
+        (["reload", "now"], "cannot reload: found 'now', expected no argument"),
+        (["status", "now"], "cannot status: found 'now', expected no argument"),
+        (["reload", "--timeout"], "cannot use --timeout: it needs an argument"),
+        (["reload", "--timeout", "soon"], "cannot use --timeout: found 'soon', expected a number of seconds above 0"),
+        (["reload", "--timeout=0"], "cannot use --timeout: found '0', expected a number of seconds above 0"),
+        (["-v", "show", "info"], "cannot use -v or --timeout: they go with reload only"),
+        (["show info\nreload"], "cannot send the command: it must be one line"),
     ],
 )
 def test_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,13 +155,18 @@ def test_unreachable_names_the_next_step(tmp_path: Path, capsys: pytest.CaptureF
         str(missing): "No such file or directory; next step: is it running (systemctl status hitlessd)",
         str(dead): "Connection refused; next step: nobody serves it any more; start hitlessd",
         str(tmp_path / ("x" * 200)): "AF_UNIX path too long",
-        "ipv4@nowhere": "not HOST:PORT",
-        "ipv6@[::1]:x": "not HOST:PORT",
+        "ipv4@nowhere": "found 'nowhere', expected HOST:PORT after ipv4@",
+        "ipv6@[::1]:x": "found '[::1]:x', expected HOST:PORT after ipv6@",
+        "ipv4@\udcff:1": "not a host name",
+        "127.0.0.1:9": "No such file or directory; next step: for an address write ipv4@127.0.0.1:9",
+        str(tmp_path): "it is not a socket; next step: give -s the path of a `stats socket`",
+        "": "no socket is named",
     }
     for where, why in expected.items():
         for words in (["show", "info"], ["status"]):
             assert ctl.main(["-s", where, *words]) == UNREACHABLE
-            assert capsys.readouterr().err.startswith(f"cannot reach hitlessd at {where}: {why}")
+            shown = where.encode("utf-8", "backslashreplace").decode()
+            assert capsys.readouterr().err.startswith(f"cannot reach hitlessd at {shown}: {why}")
 
 
 # Commands
@@ -222,7 +228,16 @@ def test_reload_forbidden(
     path = harness.listen("operator")
     with harness.running():
         assert ctl.main(["-s", path, "reload"]) == REFUSED
-    assert capsys.readouterr().err == "cannot reload: Permission denied\n"
+    said = capsys.readouterr().err
+    assert said.startswith(f"cannot reload: permission denied at {path}; next step: run as root ")
+
+
+def test_reload_refused_among_other_commands(harness: Controlled, capsys: pytest.CaptureFixture[str]) -> None:
+    path = harness.listen()
+    harness.answer_reloads(False, "/etc/x:1: bad")
+    with harness.running():
+        assert ctl.main(["-s", path, "reload; show version"]) == REFUSED
+    assert "/etc/x:1: bad" in capsys.readouterr().err
 
 
 def test_reload_waits_no_longer_than_told(harness: Controlled, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,6 +355,34 @@ def test_module_runs_as_a_program(harness: Controlled) -> None:
         )
         os.close(write)
         assert (done.returncode, done.stderr) == (DONE, b"")
+        # A disk that is full is one, and told; an output that is closed was not wanted.
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [*command, "help"], env=environment, stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE, check=False
+            )
+        assert (done.returncode, done.stderr) == (UNREACHABLE, b"cannot write the answer: No space left on device\n")
+        shell = ["sh", "-c", 'exec "$@" >&-', "sh", *command, "help"]
+        done = subprocess.run(shell, env=environment, stderr=subprocess.PIPE, timeout=PATIENCE, check=False)
+        assert (done.returncode, done.stderr) == (DONE, b"")
+
+
+@pytest.mark.parametrize("words", [["reload"], ["show", "info"], ["status"]])
+def test_interrupted(words: list[str], tmp_path: Path) -> None:
+    path = str(tmp_path / "silent.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        listener.settimeout(PATIENCE)
+        command = [sys.executable, "-m", "hitlessd.ctl", "-s", path, *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            sock, _ = listener.accept()
+            with sock:
+                sock.settimeout(PATIENCE)
+                line_of(sock)
+                process.send_signal(signal.SIGINT)
+                output, said = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, output) == (130, "")
+    assert said == "cannot wait: interrupted" + "; the reload goes on" * (words == ["reload"]) + "\n"
 
 
 def test_output_survives_a_poor_locale(harness: Controlled) -> None:
