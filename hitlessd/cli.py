@@ -22,11 +22,31 @@ usage: hitlessd -f FILE|DIR [-f ...] [options]
   -st PID...    when serving, tell these processes to stop at once (SIGTERM)
   -D            go into the background once serving
   -W, -Ws       accepted: hitlessd always has a main process and workers, and always tells systemd
-  -q            no messages on the standard error output while starting
+  -q            with -c: do not say that the configuration is valid
   -v, -vv       print the version, with details, and exit
   -h, --help    print this and exit
 """
+_EXIT_FAILED = 1
 _EXIT_USAGE = 64  # EX_USAGE, sysexits.h
+_EXIT_INTERRUPTED = 128 + 2  # as a shell says of a program that SIGINT ended
+_LARGEST_PID = 2**31 - 1  # of the kernel's pid_t
+
+_OPTIONS = ("-f", "-c", "-p", "-x", "-sf", "-st", "-D", "-W", "-Ws", "-q", "-v", "-vv", "--help")
+#: What other programs, haproxy first, call something that exists here, or not.
+_HINTS = {
+    "-C": "give -f the whole path",
+    "-F": "did you mean -f?",
+    "-L": "hitlessd has no peers",
+    "-N": "use `maxconn` in [defaults]",
+    "-S": "hitlessd has no socket of its own for the master: `stats socket` takes `reload` and `show proc`",
+    "-V": "did you mean -v?",
+    "-d": "hitlessd stays in the foreground and logs to the standard error output as it is",
+    "-m": "use MemoryMax= in the unit",
+    "-n": "use `maxconn` in [global]",
+    "-s": "use hitlessctl to speak to a running hitlessd",
+    "-t": "did you mean -c?",
+    "--check": "did you mean -c?",
+}
 
 
 @dataclass(slots=True)
@@ -70,7 +90,7 @@ def _parse(argv: Sequence[str]) -> _Arguments:
                 pids = result.finish if word == "-sf" else result.terminate
                 while words and not words[0].startswith("-"):
                     pid = words.pop(0)
-                    if not pid.isdecimal() or int(pid) < 1:
+                    if not (pid.isascii() and pid.isdecimal() and len(pid) < 20 and 0 < int(pid) <= _LARGEST_PID):
                         raise _UsageError(f"cannot use {word}: found {pid!r}, expected the number of a process")
                     pids.append(int(pid))
             case "-c":
@@ -88,14 +108,25 @@ def _parse(argv: Sequence[str]) -> _Arguments:
             case "--version":
                 result.version = 1
             case _:
-                import difflib
-
-                known = ["-f", "-c", "-p", "-x", "-sf", "-st", "-D", "-W", "-Ws", "-q", "-v", "-vv", "--help"]
-                near = difflib.get_close_matches(word, known, 1, 0.5)
-                raise _UsageError(
-                    f"cannot use {word!r}: it is not an option" + (f"; did you mean {near[0]}?" if near else "")
-                )
+                hint = _hint(word)
+                raise _UsageError(f"cannot use {word!r}: it is not an option" + (f"; {hint}" if hint else ""))
     return result
+
+
+def _hint(word: str) -> str:
+    """What somebody who gave a word that is no option may have wanted, or ""."""
+    if word in _HINTS:
+        return _HINTS[word]
+    if not word.startswith("-"):
+        if word in ("reload", "status", "show", "help"):
+            return f"did you mean hitlessctl {word}?"
+        return f"did you mean -f {word}?" if os.path.exists(word) else ""
+    if len(word) < 3:  # every letter is near every other one
+        return ""
+    import difflib
+
+    near = difflib.get_close_matches(word, _OPTIONS, 1, 0.5)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 def _version(details: bool) -> str:
@@ -125,22 +156,58 @@ def _check(files: Sequence[str], quiet: bool) -> int:
         listeners = sum(len(frontend.binds) for frontend in config.frontends)
         plan(config, workers, listeners, raise_soft_limit())
     except HitlessdError as error:
-        print(error, file=sys.stderr)
-        return 1
+        _say(str(error), error=True)
+        return _EXIT_FAILED
     for warning in config.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    if not quiet:
-        print("Configuration file is valid")
-    return 0
+        _say(f"warning: {warning}", error=True)
+    return 0 if quiet else _say("Configuration file is valid")
+
+
+def _say(text: str, error: bool = False) -> int:
+    """Print, and return the exit status: 1 when it cannot be written; a reader that has gone (`| head`) is fine."""
+    try:
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
+        return 0
+    except BrokenPipeError:
+        status = 0
+    except OSError as why:
+        status = _EXIT_FAILED
+        if not error:
+            _say(f"hitlessd: cannot write to the standard output: {why.strerror}", error=True)
+    # What is left in the buffer would fail once more at the exit, and Python would complain.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2 if error else 1)
+    os.close(null)
+    return status
+
+
+def _open_standard_streams() -> None:
+    """A program that is started without them (`>&-`) would get sockets with their numbers, and write messages there."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # becomes the lowest number that is free, this one
+    # Python has None where it found nothing.
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
 
 
 def _into_background() -> int:
-    """Fork; the parent waits until the child serves or fails. Returns the descriptor that the child reports on."""
+    """Fork; the parent waits until the child serves, or ends with its exit status.
+
+    Returns the descriptor that the child reports on.
+    """
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    if os.fork():
+    if child := os.fork():
         os.close(writer)
-        status = os.read(reader, 1)
-        os._exit(0 if status == b"1" else 1)
+        try:
+            if os.read(reader, 1) == b"1":
+                os._exit(0)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        except KeyboardInterrupt:
+            os._exit(_EXIT_INTERRUPTED)
+        os._exit(status if status > 0 else _EXIT_FAILED)
     os.close(reader)
     os.setsid()
     return writer
@@ -148,20 +215,25 @@ def _into_background() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit status."""
+    _open_standard_streams()
     try:
-        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        return _main(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:  # before it serves, or while it checks; then SIGINT is a wish to stop
+        return _EXIT_INTERRUPTED
+
+
+def _main(argv: Sequence[str]) -> int:
+    try:
+        arguments = _parse(argv)
         if not (arguments.files or arguments.help or arguments.version):
             raise _UsageError("cannot start: no configuration; give one with -f")
     except _UsageError as error:
-        print(f"hitlessd: {error}", file=sys.stderr)
-        print("Try 'hitlessd --help'.", file=sys.stderr)
+        _say(f"hitlessd: {error}\nTry 'hitlessd --help'.", error=True)
         return _EXIT_USAGE
     if arguments.help:
-        print(_USAGE, end="")
-        return 0
+        return _say(_USAGE.rstrip())
     if arguments.version:
-        print(_version(arguments.version > 1))
-        return 0
+        return _say(_version(arguments.version > 1))
     if arguments.check:
         return _check(arguments.files, arguments.quiet)
     from hitlessd.main.process import Main, Options

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo, exchange
-from tests.support.processes import ROOT, Process, free_port, python_module
+from tests.support.processes import ROOT, Process, end, free_port, python_module
 from tests.support.visitors import listen
 
 USAGE, CONFIG = 64, 78
@@ -58,6 +58,11 @@ def refused(daemon: Daemon, *arguments: str, command: Sequence[str | Path] = ())
         (["-f", "x", "--chekc"], "cannot use '--chekc': it is not an option"),
         (["-f", "x", "-ff"], "cannot use '-ff': it is not an option; did you mean -f?"),
         (["-f", "x", "stray"], "cannot use 'stray': it is not an option"),
+        (["-f", "x", "-sf", "99999999999"], "cannot use -sf: found '99999999999', expected the number of a process"),
+        (["-f", "x", "-V"], "cannot use '-V': it is not an option; did you mean -v?"),
+        (["-f", "x", "-n", "2000"], "cannot use '-n': it is not an option; use `maxconn` in [global]"),
+        (["-c", "/dev/null"], "cannot use '/dev/null': it is not an option; did you mean -f /dev/null?"),
+        (["reload"], "cannot use 'reload': it is not an option; did you mean hitlessctl reload?"),
         (["-f", "x", "ü\udcff"], "it is not an option"),
     ],
 )
@@ -190,9 +195,35 @@ def test_a_pidfile_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_background_start_that_fails_says_so(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, listen("203.0.113.1:1", server=1), workers=1)
     status, said = run("-f", daemon.file, "-D")
-    assert status != 0
+    assert status == CONFIG
     assert "cannot bind 203.0.113.1:1" in said
     assert not daemon.processes()
+
+
+def test_an_output_that_nobody_reads(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, listen(free_port(), server=1), workers=1)
+    for redirection, expected in {
+        "| true": (0, ""),
+        ">/dev/full": (1, "hitlessd: cannot write to the standard output: No space left on device\n"),
+        "2>/dev/full": (0, ""),
+        ">&- 2>&- <&-": (0, ""),
+    }.items():
+        command = ["bash", "-c", f'set -o pipefail; "$@" {redirection}', "bash"]
+        result = subprocess.run(
+            [*command, *python_module("hitlessd", "-c", "-f", daemon.file)],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert (result.returncode, result.stderr) == expected
+
+
+def test_a_start_without_standard_streams(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, listen(free_port(), server=1), workers=1)
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    start = python_module("hitlessd", "-D", "-f", daemon.file, "-p", daemon.pidfile)
+    result = subprocess.run([*command, *start], cwd=ROOT, timeout=30, check=False)
+    assert result.returncode == 0
+    end(int(daemon.pidfile.read_text()), 5)
+    assert not daemon.socket.exists()
 
 
 def test_a_check_opens_nothing(tmp_path: Path) -> None:
