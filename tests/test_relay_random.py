@@ -1,4 +1,4 @@
-"""Random traffic, driven by hypothesis: whatever clients and servers do, bytes arrive in order and nothing is left over."""
+"""Random traffic, by hypothesis: whatever clients and servers do, bytes arrive in order and nothing is left over."""
 
 from __future__ import annotations
 
