@@ -41,12 +41,13 @@ class RoundRobin:
         self._weights = [weight // divisor for weight in weights]
         self._current = [0] * len(weights)
         self._total = sum(self._weights)
-        # A whole turn is computed beforehand, unless the weights make it very long.
-        self._cycle = [self._step() for _ in range(self._total)] if self._total <= _LONGEST_CYCLE else []
-        self._at = start % len(self._cycle) if self._cycle else 0
-        if not self._cycle:
-            for _ in range(start % len(weights)):
-                self._step()
+        # A turn is remembered as it is computed, unless the weights make it very long. Not beforehand: with a hundred
+        # servers that takes a tenth of a second, in which the worker that notes a change of state serves nobody.
+        self._remember = self._total <= _LONGEST_CYCLE
+        self._cycle: list[int] = []
+        self._at = 0
+        for _ in range(start % (self._total if self._remember else len(weights))):
+            self._next()
 
     def _step(self) -> int:
         current = self._current
@@ -58,16 +59,23 @@ class RoundRobin:
         current[best] -= self._total
         return best
 
+    def _next(self) -> int:
+        cycle, at = self._cycle, self._at
+        if at < len(cycle):
+            position = cycle[at]
+        else:
+            position = self._step()
+            if not self._remember:
+                return position
+            cycle.append(position)
+        self._at = at + 1 if at + 1 < self._total else 0
+        return position
+
     def choose(self, key: bytes, loads: Loads, full: Collection[int] = NOBODY) -> int | None:
         if full and len(full) >= len(self._weights):
             return None
         while True:
-            cycle = self._cycle
-            if cycle:
-                position = cycle[self._at]
-                self._at = self._at + 1 if self._at + 1 < len(cycle) else 0
-            else:
-                position = self._step()
+            position = self._next()
             if position not in full:
                 return position
 

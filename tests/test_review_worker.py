@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from hitlessd.balance import RoundRobin
 from hitlessd.main.limits import plan
 from hitlessd.model import Config, InetAddress, Server, Timeouts
 from hitlessd.table import Column
@@ -176,3 +177,13 @@ def test_pipes_keep_within_the_descriptors_planned_for_them() -> None:
     limits = plan(Config(), 1, listeners, nofile)
     others = 16  # standard streams, epoll, channel, eventfds, table, log
     assert 2 * limits.share + 2 * len(pipes) + listeners + others < nofile
+
+
+def test_a_change_of_weights_is_paid_for_as_it_is_used() -> None:
+    """The turn of a hundred servers is thousands of steps of a hundred comparisons each."""
+    weights = [81] * 99 + [82]
+    turn = RoundRobin(weights, start=1)
+    assert len(turn._cycle) == 1
+    once = [turn.choose(b"", lambda _: 0) for _ in range(sum(weights))]
+    assert [once.count(position) for position in range(100)] == weights
+    assert [turn.choose(b"", lambda _: 0) for _ in range(sum(weights))] == once
