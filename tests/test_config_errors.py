@@ -435,6 +435,18 @@ def test_indented_header() -> None:
     )
 
 
+def test_haproxys_own_headers() -> None:
+    haproxy = "global\n    maxconn 4\nfrontend www\n    bind :80\n"
+    assert problems_of(haproxy) == [
+        '1.conf:1: cannot use "global" here: expected [global]',
+        '1.conf:3: cannot use "frontend www" here: expected [frontend www]',
+    ]
+    assert problems_of("[defaults]\n" + haproxy + REST) == [
+        '1.conf:2: [defaults]: cannot read this section header: found "global", expected [global]',
+        '1.conf:4: [defaults]: cannot read this section header: found "frontend www", expected [frontend www]',
+    ]
+
+
 def test_option_before_any_section() -> None:
     (problem,) = problems_of("\nworkers = 3\n" + REST)
     assert problem == '1.conf:2: cannot use "workers" here: expected a section header before it, as in [global]'

@@ -57,8 +57,10 @@ def merge(files: tuple[SourceFile, ...], problems: Problems) -> Merged:
         for section in sections:
             if section.title is None:
                 for option in section.options:
-                    why = "expected a section header before it, as in [global]"
+                    header = _meant_header(option)
+                    why = f"expected {header}" if header else "expected a section header before it, as in [global]"
                     problems.add(option.where, f"cannot use {quote(option.name)} here: {why}")
+                    merged.headers_refused |= bool(header)
                 continue
             key = _key(section, problems)
             if key is None:
@@ -175,9 +177,23 @@ def _known(place: Place, entry: Entry, option: Option) -> str:
     return option.name if name == "server" else name
 
 
+def _meant_header(option: Option) -> str:
+    """`[frontend www]` for HAProxy's line `frontend www`, "" for what is no header there."""
+    kind, _, name = option.name.partition(" ")
+    # What is indented below it is read as its value, which then does not stand on its line.
+    valued = bool(option.lines) and option.lines[0][1] == option.where
+    if valued or kind not in KINDS or (kind in ("global", "defaults")) == bool(name):
+        return ""
+    return quote(f"[{option.name}]").strip('"')
+
+
 def _refuse_unknown(place: Place, entry: Entry, option: Option) -> None:
     name = option.name
     what = "use this option"
+    if header := _meant_header(option):
+        place.option = ""
+        place.refuse("read this section header", name, header)
+        return
     note = absent(name)
     if note:
         place.option = name if option.lines else name.split(" ")[0]
