@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_standard_streams()
     try:
         return _main(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:  # before it serves, or while it checks; then SIGINT is a wish to stop
+    except KeyboardInterrupt:  # while it checks or loads; the main process takes SIGINT for a wish to stop
         return _EXIT_INTERRUPTED
 
 
