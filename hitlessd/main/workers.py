@@ -17,7 +17,7 @@ from hitlessd import channel, worker
 from hitlessd.errors import PeerError
 from hitlessd.handover.process import PeerProcess
 from hitlessd.log import Log
-from hitlessd.loop import READ, Loop
+from hitlessd.loop import READ, Loop, Timer
 from hitlessd.model import Bind, Config
 from hitlessd.table import Column, Table
 
@@ -85,6 +85,8 @@ class Pool:
         self._workers: dict[int, _Worker] = {}
         self._back_off = [0.0] * table.workers
         self._when_gone: Callable[[], object] | None = None
+        self._paused = False
+        self._stop_timer: Timer | None = None
         self.state = "idle"
         self.deaths = 0
 
@@ -107,7 +109,19 @@ class Pool:
         return [(w.index, w.pid) for w in self._workers.values()]
 
     def tell(self, order: str, done: Callable[[], object] | None = None) -> None:
-        """Give all workers an order of the channel; `done` is called when each has answered or is dead."""
+        """Give all workers an order of the channel; `done` is called when each has answered or is dead.
+
+        Whoever hands over, or leaves, can be neither paused nor resumed: another generation accepts. It is remembered,
+        should this one accept again.
+        """
+        if order in ("pause", "resume"):
+            self._paused = order == "pause"
+            if self.state in ("idle", "stop", "drain", "quit", "hurry"):
+                if done:
+                    self._loop.call_soon(done)
+                return
+        elif order == "accept" and self._paused:
+            order = "pause"
         self.state = {"resume": "accept", "sweep": self.state}.get(order, order)
         left = set(self._workers)
 
@@ -124,7 +138,9 @@ class Pool:
     def stop_accepting(self, done: Callable[[], object]) -> None:
         """As tell("stop"), but a worker that does not answer in time is killed: it must not accept any more."""
         waiting = list(self._workers.values())
-        timer = self._loop.call_later(_STOP_PATIENCE, lambda: self._kill_silent(waiting, "stop"))
+        if self._stop_timer:
+            self._stop_timer.cancel()  # of a handover that was called off
+        timer = self._stop_timer = self._loop.call_later(_STOP_PATIENCE, lambda: self._kill_silent(waiting, "stop"))
 
         def finished() -> None:
             timer.cancel()
