@@ -272,9 +272,10 @@ class Connection:
             worker.epoll.unregister(server.fd)
             worker.handlers[server.fd] = ignore
             worker.closing.append(server.sock)
-            client.stop_splicing()
+            for side in (client, server):
+                side.stop_splicing()
             self.server = None
-            server.release()
+            server.conn = server.peer = None  # type: ignore[assignment]
 
     def give_slot_back(self) -> None:
         """The server's slot is free for others."""
@@ -449,40 +450,43 @@ class Connection:
             row.change()
 
     def account(self) -> None:
-        """Enter the bytes of a long connection in the counters, now and then."""
-        self.account_at = self.worker.now + _ACCOUNT
-        self.enter_bytes()
-        self.frontend.touch()
-        if self.target is not None:
-            self.target.touch()
-
-    def enter_bytes(self) -> None:
-        """Enter what was not yet accounted; the caller sees to it that it is collected."""
+        """Enter the bytes of a connection that goes on in the counters, now and then."""
         client, server, frontend, target = self.client, self.server, self.frontend, self.target
-        received = client.received
-        came = received - self.accounted_in
-        self.accounted_in = received
-        frontend.bin += came
-        if server is not None and target is not None:
-            received = server.received
-            went = received - self.accounted_out
-            self.accounted_out = received
-            frontend.bout += went
-            target.bin += came
-            target.bout += went
-            if client.spliced or server.spliced:
-                spliced = client.spliced + server.spliced
-                client.spliced = server.spliced = 0
-                frontend.spliced += spliced
-                target.spliced += spliced
+        self.account_at = self.worker.now + _ACCOUNT
+        came = client.received - self.accounted_in
+        went = server.received - self.accounted_out if server is not None else 0
+        self.accounted_in += came
+        self.accounted_out += went
+        spliced = client.spliced
+        client.spliced = 0
+        if server is not None:
+            spliced += server.spliced
+            server.spliced = 0
+        for tally in (frontend, target):
+            if tally is not None:
+                tally.bin += came
+                tally.bout += went
+                tally.spliced += spliced
+                tally.touch()
 
     def close(self) -> None:
         """The end, whatever came before: sockets, pipes, timers, queue places and gauges are given back."""
         if self.state is _CLOSED:
             return
-        self.enter_bytes()
-        frontend = self.frontend
-        if frontend.tcplog and (self.client.received or not frontend.config.dontlognull):
+        client, server, frontend, target = self.client, self.server, self.frontend, self.target
+        # As account(), for the many that end before it was ever called. leave() sees to the collection.
+        came = client.received - self.accounted_in
+        frontend.bin += came
+        if server is not None:
+            went = server.received - self.accounted_out
+            frontend.bout += went
+            if target is not None:
+                target.bin += came
+                target.bout += went
+            if client.spliced or server.spliced:
+                self.accounted_in, self.accounted_out = client.received, server.received
+                self.account()
+        if frontend.tcplog and (client.received or not frontend.config.dontlognull):
             self.worker.log("info", log_line(self))
         self.leave()
 
@@ -504,15 +508,18 @@ class Connection:
             pass  # it could not be registered
         handlers[fd] = ignore
         closing.append(client.sock)
-        client.release()
+        if client.pipe is not None:
+            client.stop_splicing()
+        # No cycles: what is closed is freed at once.
+        client.conn = client.peer = None  # type: ignore[assignment]
         if server is not None:
             fd = server.fd
             unregister(fd)
             handlers[fd] = ignore
             closing.append(server.sock)
-            server.release()
-            self.server = None
-        self.dead = None
+            if server.pipe is not None:
+                server.stop_splicing()
+            server.conn = server.peer = None  # type: ignore[assignment]
         if self.target is not None:
             self.give_slot_back()
         frontend.sessions -= 1

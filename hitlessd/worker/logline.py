@@ -46,12 +46,13 @@ def log_line(conn: Connection) -> str:
     waited = _milliseconds(conn.started, conn.assigned_at)
     if waited < 0 and conn.queue_position:
         waited = _milliseconds(conn.started, worker.now)
+    answered = conn.server.received if conn.server is not None else 0
     # As with HAProxy, the connection itself counts on its frontend still, and on its backend and server no more.
     return (
         f"{address_text(conn.address)} [{_accept_date(worker.realtime(conn.started))}] {frontend.name} "
         f"{backend.name}/{target.name if target else '<NOSRV>'} "
         f"{waited}/{_milliseconds(conn.assigned_at, conn.connected_at)}/"
-        f"{_milliseconds(conn.started, worker.now)} {conn.accounted_out} {conn.cause or '--'} "
+        f"{_milliseconds(conn.started, worker.now)} {answered} {conn.cause or '--'} "
         f"{now_on(worker.process.row.number)}/{now_on(frontend.row.number)}/{now_on(backend.row.number) - 1}/"
         f"{now_on(target.row.number) - 1 if target else 0}/{'+' if conn.redispatched else ''}{conn.retries} "
         f"0/{conn.queue_position}"

@@ -61,7 +61,6 @@ class Side:
         "fin",
         "held",
         "last",
-        "live",
         "out",
         "peer",
         "pipe",
@@ -81,7 +80,6 @@ class Side:
         self.fd = fd
         self.last = now  # when it last sent or took a byte
         self.peer: Side  # set as soon as there is one
-        self.live = True
         self.held = True  # not to be read now: no peer yet, its peer is blocked, or it has sent everything
         self.ready = 0  # events seen while held
         self.received = 0  # bytes read from it, ever
@@ -94,6 +92,11 @@ class Side:
         self.blocked = False  # something waits to be written here: `out` or the peer's pipe
         self.fin = False  # send FIN when nothing waits any more
         self.shut = False  # FIN was sent (or it is dead)
+
+    @property
+    def live(self) -> bool:
+        """False once its connection is closed."""
+        return self.conn is not None
 
     def on_event(self, events: int) -> None:
         """epoll has something to say."""
@@ -307,11 +310,3 @@ class Side:
             peer.last = now
             conn.rearm()
             peer.resume()
-
-    def release(self) -> None:
-        """Forget everything; the socket itself is closed by the worker at the end of the turn."""
-        if self.pipe is not None:
-            self.stop_splicing()
-        self.live = False
-        # No cycles: what is closed is freed at once.
-        self.peer = self.conn = None  # type: ignore[assignment]
