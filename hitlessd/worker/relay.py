@@ -126,6 +126,10 @@ class Side:
         if not size:
             self.conn.at_eof(self)
             return
+        if size >= _BULKY or events & _MORE:
+            self.read_on(events, size)
+            return
+        self.bulky = 0
         self.received += size
         peer = self.peer
         now = self.last = peer.last = worker.now
@@ -139,22 +143,33 @@ class Side:
         if now >= self.conn.account_at:
             self.conn.account()
         if sent != size:
-            self.bulky = self.bulky + 1 if size >= _BULKY else 0
             peer.block(bytes(worker.view[sent:size]))
-            self.ready |= events & _MORE
-        elif size >= _BULKY or events & _MORE:
-            self.read_on(events, size)
-        else:
-            self.bulky = 0
 
     def read_on(self, events: int, size: int) -> None:
-        """After a recv of `size` bytes that may not have drained the socket: go on until it has, or the turn ends."""
+        """A recv of `size` bytes may not have drained the socket: go on until it has, or the turn ends."""
         worker, conn, peer, sock = self.worker, self.conn, self.peer, self.sock
         more = events & _MORE
+        # A FIN is there already: its segment may as well carry the data.
+        flags = socket.MSG_MORE if events & select.EPOLLRDHUP else 0
+        self.last = peer.last = worker.now
+        if worker.now >= conn.account_at:
+            conn.account()
         moved = 0
         while True:
+            self.received += size
             moved += size
             self.bulky = self.bulky + 1 if size >= _BULKY else 0
+            try:
+                sent = peer.sock.send(worker.view[:size], flags)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                conn.unwritable(peer, error)
+                return
+            if sent != size:
+                self.ready |= more
+                peer.block(bytes(worker.view[sent:size]))
+                return
             if size < SCRATCH and not more:
                 return
             if self.bulky >= _BULKY_IN_A_ROW and not events & _URGENT:
@@ -172,19 +187,6 @@ class Side:
                 return
             if not size:
                 conn.at_eof(self)
-                return
-            self.received += size
-            try:
-                sent = peer.sock.send(worker.view[:size])
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                conn.unwritable(peer, error)
-                return
-            if sent != size:
-                self.bulky = self.bulky + 1 if size >= _BULKY else 0
-                peer.block(bytes(worker.view[sent:size]))
-                self.ready |= more
                 return
 
     def splice(self, events: int) -> None:
