@@ -52,6 +52,7 @@ class Listener:
     name: str = ""  # FileDescriptorName= of a socket unit, or the name in the descriptor store
     inode: tuple[int, int] | None = None  # device and inode of the unix path, as bound by us
     listening: bool = True
+    temporary: str = ""  # where the unix path lies until start_listening()
     stored: bool = False  # lies in systemd's descriptor store; each entry there makes the next one dearer
     #: Listeners of a predecessor that overlap with this one (wildcard and specific address on one port).
     overlaps: tuple[Listener, ...] = ()
@@ -102,7 +103,14 @@ class Listener:
             raise
 
     def start_listening(self, backlog: int) -> None:
-        """Begin to queue connections, if open_listener() could only bind. Raises SystemRefused."""
+        """Begin to queue connections, if open_listener() could only bind, and to be found. Raises SystemRefused."""
+        if self.temporary:
+            path = self.identity.address.removeprefix("unix@")
+            try:
+                os.rename(self.temporary, path)
+            except OSError as error:
+                raise SystemRefused(f"cannot listen on {path}: {error.strerror}") from None
+            self.temporary = ""
         if self.listening:
             return
         with _shared_port(self.sock, self.overlaps):
@@ -115,7 +123,10 @@ class Listener:
 
     def unlink(self) -> None:
         """Remove our unix path, if what lies there is still what we bound."""
-        if self.inode is not None and _sound(self):
+        if self.temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(self.temporary)
+        elif self.inode is not None and _sound(self):
             with contextlib.suppress(OSError):
                 os.unlink(self.identity.address.removeprefix("unix@"))
 
@@ -336,8 +347,9 @@ def _open_unix(bind: Bind, address: UnixAddress, replace: bool) -> Listener:
         own_path(temporary, bind)
         sock.listen(bind.backlog or _LONGEST_BACKLOG)
         status = os.lstat(temporary)
-        os.rename(temporary, address.path)
-        return Listener(sock, _identity_of(bind), "own", _store_name(), (status.st_dev, status.st_ino))
+        inode = (status.st_dev, status.st_ino)
+        # Renamed by start_listening() only: whoever serves that path now may have to go on.
+        return Listener(sock, _identity_of(bind), "own", _store_name(), inode, temporary=temporary)
     except BaseException:
         sock.close()
         if temporary:

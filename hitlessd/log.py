@@ -1,11 +1,13 @@
 """Where log lines go: the journal with fields when systemd started us, else a stream with the fields in the text.
 
-Severities are syslog(3)'s, as in HAProxy's `log` line. Logging never raises and never waits for long.
+Severities are syslog(3)'s, as in HAProxy's `log` line. Logging never raises, and a stream that nobody reads costs
+lines, not time: a worker that waits for its log relays nothing.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 from collections.abc import Callable
@@ -40,6 +42,18 @@ def _printable(value: object) -> str:
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
+def _write_at_once(fd: int, data: bytes) -> bool:
+    """Write if that does not block; False if it would. O_NONBLOCK is not ours to set: others have the open file too."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    for start in range(0, len(data), select.PIPE_BUF):
+        # Writable means: room for PIPE_BUF bytes (pipe(7)).
+        if not poll.poll(0):
+            return False
+        os.write(fd, data[start : start + select.PIPE_BUF])
+    return True
+
+
 class Log:
     """A Logger. `generation` appears in every line, so that two generations can be told apart."""
 
@@ -58,6 +72,7 @@ class Log:
             # None if the descriptor was closed when Python started.
             self._stream: TextIO | None = sys.stdout if target.target == "stdout" else sys.stderr
             self._write = self._to_stream
+        self._lost = 0
 
     def __call__(self, severity: str, message: str, /, **fields: object) -> None:
         priority = SEVERITIES.index(severity)
@@ -87,5 +102,13 @@ class Log:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)) + f".{int(now * 1000) % 1000:03d}"
         details = "".join(f" {name}={value}" for name, value in fields.items())
         line = f"{stamp} {self.name}[{os.getpid()}] generation {self.generation} {SEVERITIES[priority]}: {message}"
-        self._stream.write(f"{line}{' |' if details else ''}{details}\n")
-        self._stream.flush()
+        data = f"{line}{' |' if details else ''}{details}\n".encode(errors="backslashreplace")
+        if self._lost:
+            data = f"{stamp} {self.name}[{os.getpid()}] {self._lost} lines are lost: nobody reads\n".encode() + data
+        try:
+            fd = self._stream.fileno()
+        except (OSError, ValueError):
+            # Not a file: somebody has put another object in its place.
+            self._stream.write(data.decode())
+            return
+        self._lost = 0 if _write_at_once(fd, data) else self._lost + 1

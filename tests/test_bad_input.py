@@ -167,6 +167,17 @@ def test_a_second_start_by_mistake_takes_nothing_away(tmp_path: Path) -> None:
         assert daemon.reload().returncode == 0
 
 
+def test_a_replacement_that_fails_leaves_the_paths_of_who_serves(tmp_path: Path) -> None:
+    """-sf allows to replace unix paths, but only by a process that serves."""
+    with Echo() as echo:
+        body = f"[listen t]\nbind = 127.0.0.1:{free_port()}\nserver s = 127.0.0.1:{echo.port}\n"
+        with Daemon(tmp_path, body, workers=1) as daemon:
+            status, said = run("-f", daemon.file, "-sf", "999999")
+            assert status == CONFIG
+            assert "another process listens there" in said
+            assert daemon.info()["Generation"] == "1"
+
+
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, listen(f"unix@{tmp_path}/none/it", server=1), workers=1)
     assert "No such file or directory" in refused(daemon)

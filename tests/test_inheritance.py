@@ -13,13 +13,13 @@ import pytest
 
 from hitlessd.errors import PeerError
 from hitlessd.handover.successor import Offered, TakeoverRefused
-from hitlessd.listeners import open_listener
 from hitlessd.loop import Loop
 from hitlessd.main.inheritance import Inheritance, connect, from_offer, from_store
 from hitlessd.main.store import State, Stored
 from hitlessd.model import Bind, InetAddress
 from hitlessd.table import PROCESS, Table
 from tests.support.descriptors import memfd, no_leak
+from tests.support.listeners import opened
 from tests.support.processes import free_port
 
 _WARNINGS: list[str] = []
@@ -54,7 +54,7 @@ def _table(generation: int) -> int:
 
 
 def test_an_offer_is_sorted_and_what_is_unsound_is_left_out() -> None:
-    listener = open_listener(Bind(InetAddress("127.0.0.1", free_port())))
+    listener = opened(Bind(InetAddress("127.0.0.1", free_port())))
     good = {"kind": "table", "generation": 3, "pid": os.getpid(), "started": 1.5, "version": "1", "workers": [4, 5]}
     wrong: list[dict[str, Any]] = [
         {"pid": "x"},

@@ -22,11 +22,11 @@ from hitlessd.listeners import (
     assign,
     close_unwanted,
     identify,
-    open_listener,
     own_path,
 )
 from hitlessd.model import Bind, InetAddress, SystemdAddress, UnixAddress, Where
 from tests.support.descriptors import is_open, memfd, no_leak
+from tests.support.listeners import opened
 from tests.support.processes import ROOT, free_port, wait_readable
 
 LOOPBACK = "127.0.0.1"
@@ -109,7 +109,7 @@ BINDS: dict[str, Callable[[Path], Bind]] = {
 @pytest.mark.parametrize("kind", BINDS)
 def test_every_kind_of_bind_serves_and_is_recognised_by_another_process(kind: str, tmp_path: Path) -> None:
     bind = BINDS[kind](tmp_path)
-    listener = open_listener(bind)
+    listener = opened(bind)
     assert listener.listening
     assert identify(listener.sock) == listener.identity
     assert not listener.sock.getblocking()
@@ -131,7 +131,7 @@ def test_every_kind_of_bind_serves_and_is_recognised_by_another_process(kind: st
 
 def test_what_accepted_connections_inherit() -> None:
     bind = inet()
-    listener = open_listener(bind)
+    listener = opened(bind)
     with connect(bind):
         wait_readable(listener.sock)
         accepted, _ = listener.sock.accept()
@@ -143,7 +143,7 @@ def test_what_accepted_connections_inherit() -> None:
 
 def test_v6only_and_v4v6() -> None:
     both, only = inet("::", v6only=False), inet("::", v6only=True)
-    listeners = open_listener(both), open_listener(only)
+    listeners = opened(both), opened(only)
     assert serves(listeners[0], both, LOOPBACK)
     assert serves(listeners[0], both, "::1")
     assert serves(listeners[1], only, "::1")
@@ -153,7 +153,7 @@ def test_v6only_and_v4v6() -> None:
 
 
 def test_backlog() -> None:
-    small, large = open_listener(inet(backlog=3)), open_listener(inet())
+    small, large = opened(inet(backlog=3)), opened(inet())
     # tcpi_sacked is the limit of a listener's queue (tcp(7), TCP_INFO).
     queues = [
         int.from_bytes(x.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)[28:32], sys.byteorder)
@@ -167,7 +167,7 @@ def test_mode_and_owner_of_a_unix_path(tmp_path: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     for number, (user, group) in enumerate((("nobody", "root"), ("1234", "5678"), ("nobody", ""), ("", "5678"))):
         path = tmp_path / str(number)
-        listener = open_listener(unix(path, 0o640, user, group))
+        listener = opened(unix(path, 0o640, user, group))
         status = path.stat()
         uid = nobody.pw_uid if user == "nobody" else int(user or os.getuid())
         assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o640, uid)
@@ -180,7 +180,7 @@ def test_mode_and_owner_of_a_unix_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("user", "group", "what"), [("no-such-user", "", "user"), ("", "no-such-group", "group")])
 def test_unknown_owners(user: str, group: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(SystemRefused, match=f"cannot find {what} no-such-{what}"):
-        open_listener(unix(tmp_path / "sock", user=user, group=group))
+        opened(unix(tmp_path / "sock", user=user, group=group))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,7 +189,7 @@ def test_unknown_owners(user: str, group: str, what: str, tmp_path: Path) -> Non
 
 def refusal(bind: Bind, *held: Listener) -> str:
     with pytest.raises(SystemRefused) as caught:
-        open_listener(bind, held)
+        opened(bind, held)
     assert str(caught.value).startswith(f"cannot bind {bind.address} (x.conf:3): ")
     return str(caught.value)
 
@@ -204,7 +204,7 @@ def test_a_port_in_use_by_a_stranger_although_we_hold_it_elsewhere() -> None:
     """The held listener overlaps, but the stranger is in the way: nothing of ours keeps SO_REUSEPORT."""
     bind = inet()
     assert isinstance(bind.address, InetAddress)
-    held = open_listener(inet("127.0.0.2", bind.address.port))
+    held = opened(inet("127.0.0.2", bind.address.port))
     with socket.create_server(bind.address.sockaddr):
         assert "another process listens there" in refusal(bind, held)
     assert not option(held, socket.SOL_SOCKET, socket.SO_REUSEPORT)
@@ -227,7 +227,7 @@ def test_what_cannot_be_bound(bind: Bind, why: str) -> None:
 
 def test_an_abstract_name_in_use() -> None:
     bind = unix(f"\0hitlessd-test-{os.getpid()}")
-    listener = open_listener(bind)
+    listener = opened(bind)
     assert "another process listens there" in refusal(bind)
     close(listener)
 
@@ -240,7 +240,7 @@ def test_a_path_that_is_a_file(tmp_path: Path) -> None:
     path.write_text("mine")
     assert "not a socket; remove it" in refusal(unix(path))
     with pytest.raises(SystemRefused, match="not a socket"):
-        open_listener(unix(path), replace=True)
+        opened(unix(path), replace=True)
     assert path.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -255,7 +255,7 @@ def test_a_path_where_somebody_lives(tmp_path: Path, kind: socket.SocketKind) ->
         inode = path.stat().st_ino
         assert "another process listens there" in refusal(unix(path))
         assert path.stat().st_ino == inode
-    stale = open_listener(unix(path))  # now it is stale
+    stale = opened(unix(path))  # now it is stale
     assert path.stat().st_ino != inode
     close(stale)
 
@@ -271,8 +271,8 @@ def test_a_path_whose_backlog_is_full(tmp_path: Path) -> None:
 
 def test_a_live_path_is_replaced_when_asked_without_a_moment_of_absence(tmp_path: Path) -> None:
     bind = unix(tmp_path / "sock")
-    old = open_listener(bind)
-    new = open_listener(bind, replace=True)
+    old = opened(bind)
+    new = opened(bind, replace=True)
     assert serves(new, bind)
     close_unwanted(old)  # the path is not its own any more
     assert serves(new, bind)
@@ -282,7 +282,7 @@ def test_a_live_path_is_replaced_when_asked_without_a_moment_of_absence(tmp_path
 
 def test_a_leftover_temporary_name_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / f"sock.{os.getpid()}.tmp").write_text("")
-    listener = open_listener(unix(tmp_path / "sock"))
+    listener = opened(unix(tmp_path / "sock"))
     assert [path.name for path in tmp_path.iterdir()] == ["sock"]
     close(listener)
 
@@ -290,7 +290,7 @@ def test_a_leftover_temporary_name_is_no_obstacle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_path_that_was_removed_or_replaced_is_bound_anew(tmp_path: Path, replaced: bool) -> None:
     bind = unix(tmp_path / "sock")
-    listener = open_listener(bind)
+    listener = opened(bind)
     os.unlink(tmp_path / "sock")
     if replaced:
         (tmp_path / "sock").write_text("by somebody else")
@@ -302,7 +302,7 @@ def test_a_path_that_was_removed_or_replaced_is_bound_anew(tmp_path: Path, repla
 
 def test_only_our_own_path_is_unlinked(tmp_path: Path) -> None:
     path = tmp_path / "sock"
-    listener = open_listener(unix(path))
+    listener = opened(unix(path))
     os.rename(path, tmp_path / "elsewhere")
     path.write_text("not ours")
     listener.unlink()
@@ -350,7 +350,7 @@ def test_what_is_no_listener_is_refused_and_closed(tmp_path: Path) -> None:
     "inode", [5, "ab", [1], {"a": 1}, [None, 2], [float("inf"), 1], ["x", "y"]], ids=lambda value: repr(value)
 )
 def test_a_record_that_makes_no_sense_is_refused_and_the_descriptor_closed(inode: object) -> None:
-    listener = open_listener(inet())
+    listener = opened(inet())
     fd = os.dup(listener.sock.fileno())
     with pytest.raises(SystemRefused, match="its record makes no sense"):
         Listener.adopt(fd, {"inode": inode})
@@ -360,9 +360,9 @@ def test_a_record_that_makes_no_sense_is_refused_and_the_descriptor_closed(inode
 
 def test_matching_by_address_and_by_name() -> None:
     binds = [inet(), inet(), inet("::1")]
-    listeners = [open_listener(bind) for bind in binds]
+    listeners = [opened(bind) for bind in binds]
     named = [
-        Listener.adopt(open_listener(inet()).sock.detach(), {"origin": "systemd", "name": name})
+        Listener.adopt(opened(inet()).sock.detach(), {"origin": "systemd", "name": name})
         for name in ("http", "http", "other")
     ]
     wanted = [Wanted("f", bind) for bind in (binds[1], inet(), Bind(SystemdAddress("http")), binds[0])]
@@ -380,14 +380,14 @@ def test_matching_by_address_and_by_name() -> None:
 
 def test_systemds_sockets_match_by_address_too() -> None:
     bind = inet()
-    given = Listener.adopt(open_listener(bind).sock.detach(), {"origin": "systemd", "name": "http"})
+    given = Listener.adopt(opened(bind).sock.detach(), {"origin": "systemd", "name": "http"})
     assert assign([Wanted("f", bind)], [given])[0][0][1] is given
     close(given)
 
 
 def test_what_differs_does_not_match() -> None:
     port = free_port()
-    listener = open_listener(inet("::", port, v6only=True))
+    listener = opened(inet("::", port, v6only=True))
     for bind in (
         inet("::", port, v6only=False),
         inet("::1", port),
@@ -401,7 +401,7 @@ def test_what_differs_does_not_match() -> None:
 
 def test_one_listener_serves_one_bind() -> None:
     bind = inet()
-    listener = open_listener(bind)
+    listener = opened(bind)
     wanted = [Wanted("f", bind), Wanted("g", bind)]
     assert assign(wanted, [listener]) == ([(wanted[0], listener)], [wanted[1]], [])
     close(listener)
@@ -411,7 +411,7 @@ def test_a_name_that_systemd_did_not_pass() -> None:
     wanted = [Wanted("f", Bind(SystemdAddress("http"), Where("x.conf", 3)))]
     with pytest.raises(SystemRefused, match=r"cannot bind sd@http \(x.conf:3\): .* it passed none"):
         assign(wanted, [])
-    given = Listener.adopt(open_listener(inet()).sock.detach(), {"origin": "systemd", "name": "other"})
+    given = Listener.adopt(opened(inet()).sock.detach(), {"origin": "systemd", "name": "other"})
     with pytest.raises(SystemRefused, match="it passed other"):
         assign(wanted, [given])
     close(given)
@@ -445,10 +445,10 @@ def test_an_overlapping_listener_steals_nothing_until_it_listens(
 ) -> None:
     port = free_port()
     old_bind, new_bind = inet(old_host, port, v6only=False), inet(new_host, port, v6only=False)
-    original = open_listener(old_bind)
+    original = opened(old_bind)
     held = adopted(original)  # the successor's copy
     refusal(new_bind)  # nobody may do that who does not hold it
-    new = open_listener(new_bind, [held])
+    new = opened(new_bind, [held])
     assert not is_listening(new)
     assert reuseport(original, held, new) == [0, 0, 0]
     for _ in range(8):
@@ -475,8 +475,8 @@ def test_an_overlapping_listener_steals_nothing_until_it_listens(
 
 def test_two_new_listeners_may_overlap_each_other() -> None:
     port = free_port()
-    first = open_listener(inet("0.0.0.0", port))
-    second = open_listener(inet(LOOPBACK, port), [first])
+    first = opened(inet("0.0.0.0", port))
+    second = opened(inet(LOOPBACK, port), [first])
     second.start_listening(5)
     assert serves(second, inet(LOOPBACK, port))
     assert serves(first, inet("127.0.0.2", port))
@@ -485,8 +485,8 @@ def test_two_new_listeners_may_overlap_each_other() -> None:
 
 def test_a_held_listener_that_was_closed_is_no_obstacle() -> None:
     port = free_port()
-    held = open_listener(inet("0.0.0.0", port))
-    new = open_listener(inet(LOOPBACK, port), [held])
+    held = opened(inet("0.0.0.0", port))
+    new = opened(inet(LOOPBACK, port), [held])
     close(held)
     new.start_listening(0)
     assert serves(new, inet(LOOPBACK, port))

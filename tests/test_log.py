@@ -110,3 +110,21 @@ def test_the_journal_is_recognised_by_its_stream(target: str, stream: str, journ
     done = subprocess.run(argv, cwd=ROOT, timeout=20, check=True, capture_output=True, text=True)
     assert done.stdout == (f"journal words {_FIELDS}\n" if journal else "")
     assert bool(done.stderr) is not journal
+
+
+def test_a_pipe_that_nobody_reads_costs_lines_and_not_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with open(reader, "rb") as pipe, open(writer, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        log = Log(LogTarget("stderr"))
+        for number in range(2000):
+            log("info", f"line {number} {'x' * 100}")
+        os.set_blocking(reader, False)
+        while pipe.read(1 << 20):
+            pass
+        log("info", "after")
+        last = pipe.read(1 << 20)
+        assert last is not None
+        text = last.decode()
+    assert "lines are lost: nobody reads" in text
+    assert text.endswith("after\n")

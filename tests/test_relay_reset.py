@@ -86,7 +86,7 @@ def test_what_is_buffered_for_the_client_arrives_before_the_end(lab: Lab, farm: 
     lab.settle()
     lab.until(lambda: client.read() is not None and client.eof, "the end")
     assert len(client.got) >= taken and client.got == (data * 100)[: len(client.got)]
-    # A clean end while the kernel had bytes left to deliver, a reset if the client was quicker: both after the last byte.
+    # A clean end while the kernel had bytes left to deliver, a reset if the client was quicker.
     assert client.error is None or isinstance(client.error, ConnectionResetError)
     client.close()
 

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hitlessd.listeners import Listener, open_listener
+from hitlessd.listeners import Listener
 from hitlessd.main.store import State, Store, Stored
 from hitlessd.model import Bind, InetAddress, SourceFile, UnixAddress
 from hitlessd.systemd import Manager
 from hitlessd.table import PROCESS, Column, Table
 from tests.support.descriptors import memfd, no_leak
+from tests.support.listeners import opened
 from tests.support.manager import FakeManager
 from tests.support.processes import free_port
 
@@ -68,11 +69,11 @@ def _table(generation: int, sessions: int = 0) -> Table:
 
 def _listeners(path: Path) -> list[Listener]:
     return [
-        open_listener(Bind(InetAddress("127.0.0.1", free_port()))),
-        open_listener(Bind(InetAddress("::", free_port()), v6only=False)),
-        open_listener(Bind(InetAddress("::1", free_port()), interface="lo")),
-        open_listener(Bind(UnixAddress(str(path / "sock")))),
-        open_listener(Bind(UnixAddress(f"\0hitlessd-test-{os.getpid()}"))),
+        opened(Bind(InetAddress("127.0.0.1", free_port()))),
+        opened(Bind(InetAddress("::", free_port()), v6only=False)),
+        opened(Bind(InetAddress("::1", free_port()), interface="lo")),
+        opened(Bind(UnixAddress(str(path / "sock")))),
+        opened(Bind(UnixAddress(f"\0hitlessd-test-{os.getpid()}"))),
     ]
 
 
@@ -82,7 +83,7 @@ def _facts(listeners: Sequence[Listener]) -> dict[str, tuple[object, ...]]:
 
 def test_what_is_kept_comes_back(bench: _Bench, tmp_path: Path) -> None:
     listeners = _listeners(tmp_path)
-    runtime = [open_listener(Bind(UnixAddress(str(tmp_path / "runtime"))))]
+    runtime = [opened(Bind(UnixAddress(str(tmp_path / "runtime"))))]
     table = _table(3, 11)
     bench.store.keep(STATE, table, listeners, runtime)
     stored = bench.recover()
@@ -242,7 +243,7 @@ def test_rubbish_is_reported_closed_and_left_out(bench: _Bench, tmp_path: Path, 
 
 
 def test_a_record_that_makes_no_sense_costs_its_listener_only(bench: _Bench, tmp_path: Path) -> None:
-    good, bad = _listeners(tmp_path), open_listener(Bind(InetAddress("127.0.0.1", free_port())))
+    good, bad = _listeners(tmp_path), opened(Bind(InetAddress("127.0.0.1", free_port())))
     table = _table(1)
     bench.store.keep(State(1), table, [*good, bad], [])
     _settled(bench)

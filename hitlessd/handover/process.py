@@ -30,6 +30,8 @@ class PeerProcess:
         """Raises PeerError when there is no such process."""
         try:
             self._pidfd = os.pidfd_open(pid)
+        except OverflowError:
+            raise PeerError(f"cannot watch process {pid}: no process has such a number") from None
         except OSError as error:
             raise PeerError(f"cannot watch process {pid}: {error.strerror}") from None
         self.pid = pid

@@ -48,6 +48,8 @@ class Equipment:
         """Have the workers accept. Raises SystemRefused, TimeoutError."""
         for want, listener in self.listeners:
             listener.start_listening(want.bind.backlog)
+        for _, listener in self.runtime:
+            listener.start_listening(0)
         self.accepting = True
         done: list[bool] = []
         self.pool.tell("accept", lambda: done.append(True))

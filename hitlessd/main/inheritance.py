@@ -111,6 +111,8 @@ def _ancestor(record: dict[str, Any], table: Table) -> Ancestor:
         str(record.get("version", "")),
         [int(pid) for pid in record.get("workers", ())],
     )
+    if not 0 <= ancestor.pid < 1 << 31:
+        raise ValueError(f"{ancestor.pid} is no pid")
     try:
         ancestor.process = PeerProcess(ancestor.pid) if ancestor.pid else None
     except PeerError:

@@ -1,4 +1,4 @@
-"""Who accepts on a port, told by the kernel: which processes have its listening socket in an epoll set (proc(5), fdinfo)."""
+"""Who accepts on a port, told by the kernel: whose epoll set has its listening socket (proc(5), fdinfo)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real hitlessd for tests: started from the tree, reloaded, asked over its runtime socket, and ended with all generations."""
+"""A real hitlessd for tests: started from the tree, reloaded, asked, and ended with all its generations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ timeout server = 1m
 
 
 class Daemon:
-    """hitlessd with a configuration of its own, in a directory of its own. All its processes end with the `with` block."""
+    """hitlessd with a configuration and a directory of its own. All its processes end with the `with` block."""
 
     def __init__(
         self,
