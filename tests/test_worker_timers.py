@@ -17,6 +17,8 @@ class Member:
     def deadline(self) -> float:
         return self.due
 
+    looked_at = deadline
+
     def expired(self) -> None:
         self.calls.append(self.due)
 

@@ -211,6 +211,8 @@ class LiveBackend(Tally):
     def deadline(self) -> float:
         return self._recheck_at
 
+    looked_at = deadline
+
     def expired(self) -> None:
         """Nobody has woken us for a while."""
         if self.queue:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hitlessd.worker.logline import log_line
 from hitlessd.worker.relay import EVENTS, READABLE, SCRATCH, TROUBLE, WRITABLE, Side, ignore
-from hitlessd.worker.timers import GRAIN, NEVER
+from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
     from hitlessd.worker.backend import LiveServer
@@ -75,6 +75,7 @@ class Connection:
         "redispatched",
         "retries",
         "server",
+        "spliced",
         "started",
         "state",
         "target",
@@ -100,6 +101,7 @@ class Connection:
         self.dead: Side | None = None  # the side whose socket failed
         self.account_at = now + _ACCOUNT
         self.accounted_in = self.accounted_out = 0
+        self.spliced = 0  # of the bytes not yet accounted, those that went through a pipe
         self.bucket = 0
 
     # -- to a server -------------------------------------------------------------------------------------------------
@@ -108,8 +110,8 @@ class Connection:
         """Just accepted: watch the client, count, and find a server."""
         worker, frontend, client = self.worker, self.frontend, self.client
         client.sock.setblocking(False)
-        frontend.opened += 1
         self.count_in()
+        frontend.opened += 1
         fd = client.fd
         worker.handlers[fd] = client.on_event
         try:
@@ -213,7 +215,7 @@ class Connection:
         self.connected_at = server.last = worker.now
         worker.handlers[server.fd] = server.on_event
         # Seldom: the first look at a connection comes soon enough, unless connecting went on beyond it.
-        if worker.now + self.frontend.route.opened + GRAIN < (self.bucket * GRAIN or NEVER):
+        if worker.now - self.started >= self.frontend.route.first:
             self.rearm()
         client.held = server.held = False
         ready = client.ready
@@ -330,8 +332,8 @@ class Connection:
             return
         side.eof = side.held = True
         if peer.blocked:
-            peer.fin = True
-        elif peer.eof and not side.blocked:
+            return  # the end is passed on behind what waits, see Side.flush()
+        if peer.eof and not side.blocked:
             self.close()
         else:
             self.finish(peer)
@@ -382,9 +384,7 @@ class Connection:
         side.out = None
         side.blocked = False
         peer.stop_splicing()
-        if peer.blocked:
-            peer.fin = True
-        else:
+        if not peer.blocked:
             self.settle(peer)
 
     def settle(self, side: Side) -> None:
@@ -457,11 +457,8 @@ class Connection:
         went = server.received - self.accounted_out if server is not None else 0
         self.accounted_in += came
         self.accounted_out += went
-        spliced = client.spliced
-        client.spliced = 0
-        if server is not None:
-            spliced += server.spliced
-            server.spliced = 0
+        spliced = self.spliced
+        self.spliced = 0
         for tally in (frontend, target):
             if tally is not None:
                 tally.bin += came
@@ -483,7 +480,7 @@ class Connection:
             if target is not None:
                 target.bin += came
                 target.bout += went
-            if client.spliced or server.spliced:
+            if self.spliced:
                 self.accounted_in, self.accounted_out = client.received, server.received
                 self.account()
         if frontend.tcplog and (client.received or not frontend.config.dontlognull):
@@ -553,6 +550,12 @@ class Connection:
         if self.state is State.TARRYING:
             return self.due
         return min(self.due, client.last + route.client)
+
+    def looked_at(self) -> float:
+        """As deadline(), when the wheel passes: the time to account for those who never hurry."""
+        if self.worker.now >= self.account_at:
+            self.account()
+        return self.deadline()
 
     def expired(self) -> None:
         """The deadline has come."""

@@ -156,6 +156,8 @@ class LiveListener:
     def deadline(self) -> float:
         return self._unusable_until
 
+    looked_at = deadline
+
     def expired(self) -> None:
         self._unusable_until = NEVER
         self.worker.arm()

@@ -58,6 +58,8 @@ class _Rest:
     def deadline(self) -> float:
         return self.until
 
+    looked_at = deadline
+
     def expired(self) -> None:
         self.until = NEVER
         self.worker.resting = False

@@ -58,7 +58,6 @@ class Side:
         "conn",
         "eof",
         "fd",
-        "fin",
         "held",
         "last",
         "out",
@@ -68,8 +67,6 @@ class Side:
         "received",
         "shut",
         "sock",
-        "spliced",
-        "urgent",
         "worker",
     )
 
@@ -83,14 +80,11 @@ class Side:
         self.held = True  # not to be read now: no peer yet, its peer is blocked, or it has sent everything
         self.ready = 0  # events seen while held
         self.received = 0  # bytes read from it, ever
-        self.spliced = 0  # of these, through a pipe, as far as not accounted
         self.bulky = 0  # bulky reads in a row; _BULKY_IN_A_ROW and more: splice
         self.pipe: Pipe | None = None  # from here to the peer
-        self.urgent = False  # an urgent mark lies ahead, where splice stops
         self.eof = False  # it has sent FIN (or is dead)
         self.out: bytes | memoryview | None = None  # read from the peer, not yet written here
         self.blocked = False  # something waits to be written here: `out` or the peer's pipe
-        self.fin = False  # send FIN when nothing waits any more
         self.shut = False  # FIN was sent (or it is dead)
 
     @property
@@ -111,7 +105,7 @@ class Side:
             return
         if not events & READABLE:
             return
-        if self.bulky >= _BULKY_IN_A_ROW or self.pipe is not None:
+        if self.bulky >= _BULKY_IN_A_ROW:
             self.splice(events)
             return
         worker = self.worker
@@ -132,7 +126,7 @@ class Side:
         self.bulky = 0
         self.received += size
         peer = self.peer
-        now = self.last = peer.last = worker.now
+        self.last = peer.last = worker.now
         try:
             sent = peer.sock.send(worker.view[:size])
         except BlockingIOError:
@@ -140,8 +134,6 @@ class Side:
         except OSError as error:
             self.conn.unwritable(peer, error)
             return
-        if now >= self.conn.account_at:
-            self.conn.account()
         if sent != size:
             peer.block(bytes(worker.view[sent:size]))
 
@@ -192,8 +184,7 @@ class Side:
     def splice(self, events: int) -> None:
         """Move what the socket has through a pipe, without its entering this process."""
         worker, conn, peer, pipe = self.worker, self.conn, self.peer, self.pipe
-        if events & _URGENT:
-            self.urgent = True
+        urgent = events & _URGENT  # a mark lies ahead, where splice stops
         if pipe is None:
             pipe = self.pipe = worker.pipes.take()
             if pipe is None:
@@ -221,7 +212,7 @@ class Side:
             if size > 0:
                 pipe.fill += size
                 self.received += size
-                self.spliced += size
+                conn.spliced += size
                 moved += size
             elif not size and not held_before:
                 # The end, or an urgent mark with a FIN somewhere behind it: only recv knows.
@@ -232,6 +223,7 @@ class Side:
             try:
                 pipe.fill -= os.splice(pipe.reader, peer_fd, pipe.fill, flags=_SPLICE_FLAGS)
             except BlockingIOError:
+                self.ready |= urgent
                 peer.block(None)
                 return
             except OSError as error:
@@ -247,8 +239,7 @@ class Side:
         if 0 < moved < _BULKY:
             # The end of a burst, or of the flow's being bulky: the next recv tells.
             self.bulky = _BULKY_IN_A_ROW - 1
-        if self.urgent:
-            self.urgent = False
+        if urgent:
             self.bulky = 0
             self.on_event(events | _URGENT)
 
@@ -304,10 +295,9 @@ class Side:
             conn.unwritable(self, error)
             return
         self.blocked = False
-        if self.fin:
-            self.fin = False
+        if peer.eof:
             conn.finish(self)
-        elif not peer.eof:
+        else:
             # Its clock stood still while we did not read it.
             peer.last = now
             conn.rearm()

@@ -29,7 +29,6 @@ class Route:
     pause: float  # before the same server is tried again
     first: float  # the shortest of all: the first look at a connection
     fin_nearer: bool  # a FIN may bring the deadline nearer
-    opened: float  # the shorter one once the connection to the server is there
 
     @classmethod
     def of(cls, frontend: Frontend, backend: Backend) -> Route:
@@ -43,4 +42,4 @@ class Route:
         client = _seconds(front.client)
         every = (connect, queue, client, client_open, server_open, client_fin, server_fin)
         fin_nearer = client_fin < client_open or server_fin < server_open
-        return cls(*every, min(connect, 1.0), min(every), fin_nearer, min(client_open, server_open))
+        return cls(*every, min(connect, 1.0), min(every), fin_nearer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import select
 import socket
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,6 @@ class SerialSide:
     idle: float = 0.0  # since it last sent or took something
     eof: bool = False  # it has sent FIN, and everything before it was read
     shut: bool = False  # we have sent FIN to it
-    fin: bool = False  # we shall, once what waits for it is written
     urgent: bool = False  # an urgent mark may lie ahead of what was read
     bulky: int = 0  # how bulky its flow is, for the choice between recv and splice
     kept: str = ""  # base64: read from the other side and not yet written to this one
@@ -145,8 +145,7 @@ def _side(side: Side, now: float, data: bool) -> SerialSide:
         idle=now - side.last,
         eof=side.eof,
         shut=side.shut,
-        fin=side.fin,
-        urgent=side.urgent,
+        urgent=bool(side.ready & select.EPOLLPRI),
         bulky=side.bulky,
         kept=base64.b64encode(kept).decode() if data else "",
         piped=side.pipe.fill if side.pipe is not None else 0,
@@ -209,8 +208,8 @@ def freeze(conn: Connection) -> Frozen:
 def _restore(side: Side, form: SerialSide, pipe: Pipe | None, now: float) -> None:
     side.received = form.received
     side.last = now - form.idle
-    side.eof, side.shut, side.fin = form.eof, form.shut, form.fin
-    side.urgent, side.bulky = form.urgent, form.bulky
+    side.eof, side.shut, side.bulky = form.eof, form.shut, form.bulky
+    side.ready = select.EPOLLPRI if form.urgent else 0
     side.out = base64.b64decode(form.kept) or None
     if pipe is not None:
         pipe.fill = form.piped

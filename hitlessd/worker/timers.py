@@ -18,11 +18,16 @@ NEVER = float("inf")
 
 
 class Timed(Protocol):
-    """What a wheel holds. `bucket` belongs to the wheel and is 0 when the object is in none."""
+    """What a wheel holds. `bucket` belongs to the wheel and is 0 when the object is in none.
+
+    looked_at() is deadline(), called when the time of the bucket has come; it may do more.
+    """
 
     bucket: int
 
     def deadline(self) -> float: ...
+
+    def looked_at(self) -> float: ...
 
     def expired(self) -> None: ...
 
@@ -83,7 +88,7 @@ class Wheel:
             while bucket:
                 member, _ = bucket.popitem()
                 member.bucket = 0
-                deadline = member.deadline()
+                deadline = member.looked_at()
                 if deadline <= now:
                     member.expired()
                 else:
