@@ -266,13 +266,18 @@ def open_listener(bind: Bind, held: Sequence[Listener] = (), replace: bool = Fal
 def _explain(error: OSError, bind: Bind) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return "another process listens there (`ss -ltnp` or `ss -lxp` shows which)"
+            return (
+                "another process listens there (`ss -ltnp` or `ss -lxp` shows which);"
+                " to take over from a hitlessd or haproxy use -x with its runtime socket"
+            )
         case errno.EADDRNOTAVAIL:
             return "this machine has no such address (`ip address` shows those it has)"
         case errno.EACCES | errno.EPERM:
             if isinstance(bind.address, InetAddress) and bind.address.port < 1024:
                 return "ports below 1024 need CAP_NET_BIND_SERVICE, or a .socket unit and `bind = sd@NAME`"
             return "permission denied"
+        case errno.ENOENT:
+            return "there is no such directory"
         case errno.ENODEV:
             return f"there is no interface {bind.interface}"
         case _:

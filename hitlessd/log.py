@@ -101,7 +101,8 @@ class Log:
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)) + f".{int(now * 1000) % 1000:03d}"
         details = "".join(f" {name}={value}" for name, value in fields.items())
-        line = f"{stamp} {self.name}[{os.getpid()}] generation {self.generation} {SEVERITIES[priority]}: {message}"
+        who = f"generation {self.generation}" if self.generation else "starting"
+        line = f"{stamp} {self.name}[{os.getpid()}] {who} {SEVERITIES[priority]}: {message}"
         data = f"{line}{' |' if details else ''}{details}\n".encode(errors="backslashreplace")
         if self._lost:
             data = f"{stamp} {self.name}[{os.getpid()}] {self._lost} lines are lost: nobody reads\n".encode() + data

@@ -217,7 +217,7 @@ def test_a_port_in_use_by_a_stranger_although_we_hold_it_elsewhere() -> None:
         (inet("192.0.2.1"), "this machine has no such address"),
         (inet("2001:db8::1"), "this machine has no such address"),
         (inet(interface="nosuch0"), "there is no interface nosuch0"),
-        (unix("/nonexistent/sock"), "No such file or directory"),
+        (unix("/nonexistent/sock"), "there is no such directory"),
         (unix("/tmp/" + "x" * 110), "too long"),
     ],
 )
