@@ -197,7 +197,7 @@ def test_too_few_descriptors_for_maxconn(tmp_path: Path) -> None:
 
 def test_a_pidfile_that_cannot_be_written(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, listen(free_port(), server=1), workers=1)
-    assert "there is no such directory" in refused(daemon, "-p", f"{tmp_path}/none/it.pid")
+    assert "No such file or directory" in refused(daemon, "-p", f"{tmp_path}/none/it.pid")
     directory = tmp_path / "directory"
     directory.mkdir()
     assert f"cannot write the pidfile {directory}" in refused(daemon, "-p", str(directory))
