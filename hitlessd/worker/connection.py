@@ -51,7 +51,8 @@ class State(StrEnum):
     CLOSED = "closed"
 
 
-_CONNECTING, _ESTABLISHED, _CLOSED = State.CONNECTING, State.ESTABLISHED, State.CLOSED
+# A member of an Enum is slow to look up.
+_QUEUED, _CONNECTING, _ESTABLISHED, _CLOSED = State.QUEUED, State.CONNECTING, State.ESTABLISHED, State.CLOSED
 
 
 class Connection:
@@ -221,7 +222,7 @@ class Connection:
         ready = client.ready
         if ready:
             client.ready = 0
-            client.on_event(ready)
+            client.on_event(ready | WRITABLE)  # thus it looks like the common event that it mostly is
         elif self.target.inet:  # type: ignore[union-attr]
             # Nothing to send yet: the server may be the one to speak first, so it must learn now that we are connected.
             try:
@@ -490,17 +491,17 @@ class Connection:
     def leave(self) -> None:
         """Everything of close() but the accounts: this worker has nothing to do with the connection any more."""
         worker, frontend, client, server = self.worker, self.frontend, self.client, self.server
-        if self.state is State.QUEUED:
+        if self.state is _QUEUED:
             frontend.backend.dequeue(self)
         self.state = _CLOSED
         if self.bucket:
             worker.wheel.remove(self)
-        unregister, handlers, closing = worker.epoll.unregister, worker.handlers, worker.closing
+        epoll, handlers, closing = worker.epoll, worker.handlers, worker.closing
         # Out of epoll at once: a registration outlives close() wherever a duplicate lives. The number stays ours until
         # the turn is over, so that no event of this turn meets a new owner.
         fd = client.fd
         try:
-            unregister(fd)
+            epoll.unregister(fd)
         except FileNotFoundError:
             pass  # it could not be registered
         handlers[fd] = ignore
@@ -511,7 +512,7 @@ class Connection:
         client.conn = client.peer = None  # type: ignore[assignment]
         if server is not None:
             fd = server.fd
-            unregister(fd)
+            epoll.unregister(fd)
             handlers[fd] = ignore
             closing.append(server.sock)
             if server.pipe is not None:

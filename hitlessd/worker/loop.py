@@ -69,6 +69,45 @@ class _Rest:
 class Worker:
     """One worker. `run()` is its process; tests call turn() and pass a clock."""
 
+    # More attributes than a class without slots keeps fast ones of.
+    __slots__ = (
+        "_channel_fd",
+        "_complained",
+        "_epoch",
+        "_offset",
+        "_outbox",
+        "_rest",
+        "_wake_fd",
+        "accepting",
+        "backends",
+        "clock",
+        "closing",
+        "connections",
+        "dispatch",
+        "draining",
+        "epoll",
+        "frontends",
+        "handlers",
+        "index",
+        "ledger",
+        "limit",
+        "log",
+        "next_number",
+        "now",
+        "pipes",
+        "process",
+        "ready",
+        "resting",
+        "scratch",
+        "setup",
+        "slots",
+        "table",
+        "throttled",
+        "view",
+        "wall",
+        "wheel",
+    )
+
     def __init__(self, setup: WorkerSetup, clock: Callable[[], float] = time.monotonic) -> None:
         self.setup = setup
         self.index = setup.index

@@ -32,6 +32,12 @@ EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI 
 _MORE = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
 _URGENT = select.EPOLLPRI
 
+#: The mask of most events: there are bytes, and room for more.
+_PLAIN = select.EPOLLIN | select.EPOLLOUT
+#: Looked up once, for accepted sockets are of a derived class, and a look-up that meets two classes is a slow one.
+_recv_into = socket.SocketType.recv_into
+_send = socket.SocketType.send
+
 #: Bytes of one recv, and thus the most that is ever kept for a slow reader.
 SCRATCH = 64 << 10
 #: Bytes one direction may move in one turn; others wait meanwhile.
@@ -103,32 +109,30 @@ class Side:
             if events & TROUBLE:
                 self.conn.trouble(self, events)
             return
-        if not events & READABLE:
+        if events != _PLAIN or self.bulky >= _BULKY_IN_A_ROW:
+            self.read(events)
             return
-        if self.bulky >= _BULKY_IN_A_ROW:
-            self.splice(events)
-            return
+        # The common case, spelt out: some bytes that fit into one recv, and nothing else to know about the socket.
         worker = self.worker
-        sock = self.sock
         try:
-            size = sock.recv_into(worker.scratch)
+            size = _recv_into(self.sock, worker.scratch)
         except BlockingIOError:
             return
         except OSError as error:
             self.conn.broken(self, error)
             return
+        if size >= _BULKY:
+            self.read_on(events, size)
+            return
         if not size:
             self.conn.at_eof(self)
-            return
-        if size >= _BULKY or events & _MORE:
-            self.read_on(events, size)
             return
         self.bulky = 0
         self.received += size
         peer = self.peer
         self.last = peer.last = worker.now
         try:
-            sent = peer.sock.send(worker.view[:size])
+            sent = _send(peer.sock, worker.view[:size])
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -136,6 +140,25 @@ class Side:
             return
         if sent != size:
             peer.block(bytes(worker.view[sent:size]))
+
+    def read(self, events: int) -> None:
+        """Something may have come, in whatever way."""
+        if not events & READABLE:
+            return
+        if self.bulky >= _BULKY_IN_A_ROW:
+            self.splice(events)
+            return
+        try:
+            size = _recv_into(self.sock, self.worker.scratch)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.conn.broken(self, error)
+            return
+        if size:
+            self.read_on(events, size)
+        else:
+            self.conn.at_eof(self)
 
     def read_on(self, events: int, size: int) -> None:
         """A recv of `size` bytes may not have drained the socket: go on until it has, or the turn ends."""
@@ -152,7 +175,7 @@ class Side:
             moved += size
             self.bulky = self.bulky + 1 if size >= _BULKY else 0
             try:
-                sent = peer.sock.send(worker.view[:size], flags)
+                sent = _send(peer.sock, worker.view[:size], flags)
             except BlockingIOError:
                 sent = 0
             except OSError as error:
@@ -171,7 +194,7 @@ class Side:
                 self.again(events)
                 return
             try:
-                size = sock.recv_into(worker.scratch)
+                size = _recv_into(sock, worker.scratch)
             except BlockingIOError:
                 return
             except OSError as error:
