@@ -88,6 +88,10 @@ def test_random_options(texts: list[str]) -> None:
     outcome(*texts)
 
 
+def test_a_path_that_utf8_cannot_spell() -> None:
+    outcome("[listen a]\nbind = /run/\ud800\nserver s = /run/\ud800\nserver t = abns@\ud800\n")
+
+
 @FAST
 @given(
     st.lists(

@@ -176,7 +176,11 @@ def _path(place: Place, path: str, limit: int) -> UnixAddress | None:
     if path.endswith("/"):
         place.refuse("use this path", path, "the path of a socket, not of a directory")
         return None
-    length = len(path.encode("utf-8", "surrogateescape"))
+    try:
+        length = len(path.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        place.refuse("use this path", path, "a path that can be spelt in UTF-8")
+        return None
     if length > limit:
         why = "" if limit == _SUN_PATH else f": the system takes {_SUN_PATH}, and a temporary name needs the rest"
         place.fail(f"cannot use this path: found {length} bytes, expected at most {limit}{why}")
