@@ -39,6 +39,8 @@ def test_row_11_a_hundred_reloads_leave_nothing_behind(tmp_path: Path) -> None:
         def held() -> list[list[str]]:
             """The descriptors of main and its worker, when nobody else is left."""
             poll_until(lambda: len(daemon.processes()) == 2, 10, "one generation")
+            # Main has seen the end of the others, too.
+            poll_until(lambda: daemon.info()["Generations"] == "1", 10, "one generation in the books")
             return [_descriptors(pid) for pid in daemon.processes()]
 
         def reload_until(generation: int) -> None:
