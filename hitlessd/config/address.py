@@ -169,6 +169,15 @@ def _family_name(prefix: str) -> str:
     return {"ipv4": "IPv4", "ipv6": "IPv6"}.get(prefix, "IPv4 or IPv6")
 
 
+def _bytes(place: Place, name: str) -> int | None:
+    """How long a name is for the system."""
+    try:
+        return len(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        place.refuse("use this name", name, "one that UTF-8 can spell")
+        return None
+
+
 def _path(place: Place, path: str, limit: int) -> UnixAddress | None:
     if not path.startswith("/"):
         place.refuse("use this path", path, "an absolute path, beginning with /")
@@ -176,10 +185,8 @@ def _path(place: Place, path: str, limit: int) -> UnixAddress | None:
     if path.endswith("/"):
         place.refuse("use this path", path, "the path of a socket, not of a directory")
         return None
-    try:
-        length = len(path.encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError:
-        place.refuse("use this path", path, "a path that can be spelt in UTF-8")
+    length = _bytes(place, path)
+    if length is None:
         return None
     if length > limit:
         why = "" if limit == _SUN_PATH else f": the system takes {_SUN_PATH}, and a temporary name needs the rest"
@@ -189,7 +196,9 @@ def _path(place: Place, path: str, limit: int) -> UnixAddress | None:
 
 
 def _abstract(place: Place, name: str) -> UnixAddress | None:
-    length = len(name.encode("utf-8", "surrogateescape"))
+    length = _bytes(place, name)
+    if length is None:
+        return None
     if not 1 <= length <= _SUN_PATH:
         place.fail(f"cannot use this name: found {length} bytes after abns@, expected 1 to {_SUN_PATH}")
         return None
