@@ -9,28 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from hitlessd.handover.states import PREDECESSOR, SUCCESSOR, State
 from tests.support.accepting import generations_accepting
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo, exchange
+from tests.support.places import places
 from tests.support.processes import free_port, poll_until
 
-_FINAL = {State.FAILED}
 
-
-def _places() -> list[str]:
-    """Every state that either table can be in, but for the end of a failed attempt."""
-    places = []
-    for role, table in (("predecessor", PREDECESSOR), ("successor", SUCCESSOR)):
-        states = {state for state, _ in table} | {step.state for step in table.values()}
-        # A successor that is done is simply the main process.
-        final = _FINAL | ({State.DONE} if role == "successor" else set())
-        places += [f"{role}.{state.value}" for state in State if state in states - final]
-    return places
-
-
-def test_the_tables_name_the_places() -> None:
-    assert _places() == [
+def test_the_tables_name_theplaces() -> None:
+    assert places() == [
         "predecessor.hello",
         "predecessor.offer",
         "predecessor.accept",
@@ -45,7 +32,7 @@ def test_the_tables_name_the_places() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
-@pytest.mark.parametrize("place", _places())
+@pytest.mark.parametrize("place", places())
 def test_exactly_one_generation_accepts_afterwards(place: str, number: signal.Signals, tmp_path: Path) -> None:
     port = free_port()
     with (

@@ -9,7 +9,7 @@ import pytest
 from machine import SUITES, Machine
 from service import FAULTS, LOADED, PORT, SOCKET, TREE, UNIT, Load, Service, backend, configuration
 
-from hitlessd.handover.states import PREDECESSOR, SUCCESSOR, State
+from tests.support.places import places
 
 RATE = 1000
 
@@ -205,15 +205,6 @@ def test_restarts_and_crashes_refuse_no_new_connection(
     assert outcome["done"] > 1000
 
 
-def _places() -> list[str]:
-    places = []
-    for role, table in (("predecessor", PREDECESSOR), ("successor", SUCCESSOR)):
-        states = {state for state, _ in table} | {step.state for step in table.values()}
-        final = {State.FAILED} | ({State.DONE} if role == "successor" else set())
-        places += [f"{role}.{state.value}" for state in State if state in states - final]
-    return places
-
-
 @pytest.mark.parametrize("number", ["KILL", "STOP"])
 def test_whoever_dies_in_a_handover_one_generation_serves(
     service: Service, number: str, record_property: Callable[[str, object], None]
@@ -224,7 +215,7 @@ def test_whoever_dies_in_a_handover_one_generation_serves(
     service.start()
     assert service.connect() == "hello"
     listener = service.listener()
-    for place in _places():
+    for place in places():
         service.fault(place, f"SIG{number}")
         refused = service.reload().returncode != 0
         service.machine.wait_until(service.serving, 30, f"it serves after {place}")
