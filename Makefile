@@ -31,13 +31,12 @@ define need
 endef
 
 $(VENV)/.runtime: pyproject.toml
-	$(call need,$(RUNTIME_PACKAGES))
+	@$(call need,$(RUNTIME_PACKAGES))
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv --system-site-packages $(VENV)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.runtime pyproject.toml
-	$(call need,$(TEST_PACKAGES))
-	# Debian's haproxy starts a service of its own on installation; it is not ours to use.
+	@$(call need,$(TEST_PACKAGES))
 	$(BIN)/pip install -q 'setuptools>=66' 'pytest>=8' 'hypothesis>=6' 'mypy>=1.10' 'ruff>=0.6'
 	touch $@
 
