@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveBackend", "LiveServer"]
 
-_SCUR, _QCUR = int(Column.SCUR), int(Column.QCUR)
+_SCUR, _QCUR, _LBTOT = int(Column.SCUR), int(Column.QCUR), int(Column.LBTOT)
 #: Seconds between two looks at the queue when nobody has woken us; a lost wake-up costs no more than this.
 _RECHECK = 0.1
 
@@ -65,10 +65,8 @@ class LiveServer(Tally):
     def collect(self, wall: int) -> None:
         opened = self.opened
         if opened:
-            row, backend = self.row, self.backend.row
-            row.lbtot += opened
-            backend.lbtot += opened
-            backend.change()
+            for row in (self.row, self.backend.row):
+                row.lbtot = row.slot[row.start + _LBTOT] = row.lbtot + opened
         super().collect(wall)
 
 

@@ -150,6 +150,7 @@ class Connection:
             self.rearm()
         else:
             backend.row.econ += 1
+            backend.row.change()
             self.cause = "SC"
             self.close()
 
@@ -242,6 +243,7 @@ class Connection:
             return
         row, config = target.row, backend.config
         row.change()
+        backend.row.change()
         if error in _RESOURCE or self.retries >= config.retries:
             row.econ += 1
             backend.row.econ += 1
@@ -262,7 +264,6 @@ class Connection:
             return
         row.wretr += 1
         backend.row.wretr += 1
-        backend.row.change()
         self.state = State.PAUSED
         self.due = worker.now + self.frontend.route.pause
         self.rearm()
@@ -587,6 +588,7 @@ class Connection:
         elif state is State.QUEUED:
             backend.row.econ += 1
             backend.row.qtimeout += 1
+            backend.row.change()
             self.cause = "sQ"
             self.close()
         else:

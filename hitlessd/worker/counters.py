@@ -33,6 +33,7 @@ class Row:
         "qmax",
         "qtimeout",
         "scur",
+        "slot",
         "smax",
         "spliced",
         "srv_abrt",
@@ -43,7 +44,7 @@ class Row:
     )
 
     def __init__(self, ledger: Ledger, number: int, start: int) -> None:
-        slot = ledger.slot
+        slot = self.slot = ledger.slot
         self.ledger = ledger
         self.number = number
         self.start = start
@@ -77,7 +78,7 @@ class Row:
         self.changed = False
         # One call; native "Q" stores each word whole. The four that stay 0 are about HTTP.
         _pack_into(
-            self.ledger.slot,
+            self.slot,
             self.start * 8,
             self.scur,
             self.smax,
@@ -127,30 +128,40 @@ class Tally:
 
     def collect(self, wall: int) -> None:
         """Bring the row up to date, and let the parents know."""
-        row, sessions, opened = self.row, self.sessions, self.opened
-        came, went, spliced, peak = self.bin, self.bout, self.spliced, self.peak
+        # Column by column, and only what has changed: a lightly loaded worker does this for every event.
+        row, sessions, opened, came, went = self.row, self.sessions, self.opened, self.bin, self.bout
+        slot, start, peak, spliced = row.slot, row.start, self.peak, self.spliced
+        self.dirty = False
         change = sessions - row.scur
         for parent in self.parents:
             parent.sessions += change
-            parent.peak = max(parent.peak, parent.sessions + peak - sessions)
-            parent.opened += opened
+            if opened:
+                parent.opened += opened
+                if parent.sessions + peak - sessions > parent.peak:
+                    parent.peak = parent.sessions + peak - sessions
             parent.bin += came
             parent.bout += went
             parent.spliced += spliced
-            parent.touch()
-        self.opened = self.bin = self.bout = self.spliced = 0
-        self.peak = sessions
-        self.dirty = False
-        row.scur = sessions
+            if not parent.dirty:
+                parent.dirty = True
+                self.ledger.dirty.append(parent)
+        if change:
+            row.scur = slot[start] = sessions  # Column.SCUR
         if opened:
-            row.stot += opened
-            row.lastsess = wall
+            self.opened = 0
+            row.stot = slot[start + 4] = row.stot + opened  # STOT
+            if row.lastsess != wall:
+                row.lastsess = slot[start + 17] = wall  # LASTSESS
             if peak > row.smax:
-                row.smax = peak
-        row.bin += came
-        row.bout += went
-        row.spliced += spliced
-        row.change()
+                row.smax = slot[start + 1] = peak  # SMAX
+        self.peak = sessions
+        if came or went:
+            self.bin = self.bout = 0
+            row.bin = slot[start + 5] = row.bin + came  # BIN
+            row.bout = slot[start + 6] = row.bout + went  # BOUT
+            if spliced:
+                self.spliced = 0
+                row.spliced = slot[start + 18] = row.spliced + spliced  # SPLICED
 
 
 class Ledger:
@@ -167,10 +178,11 @@ class Ledger:
         number = self._table.index[key]
         return Row(self, number, number * self._table.columns)
 
-    def write(self, wall: int) -> None:
-        """Write what has changed since the last time; `wall` is CLOCK_REALTIME in seconds."""
+    def write(self, now: float) -> None:
+        """Write what has changed since the last time; `now` is CLOCK_REALTIME in seconds."""
         dirty = self.dirty
         if dirty:
+            wall = int(now)
             for tally in dirty:  # grows by the parents on the way
                 tally.collect(wall)
             dirty.clear()

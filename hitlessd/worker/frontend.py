@@ -25,6 +25,7 @@ __all__ = ["LiveFrontend", "LiveListener"]
 _LISTENER_EVENTS = select.EPOLLIN | select.EPOLLEXCLUSIVE
 #: Connections accepted from one listener in one turn, at most.
 _BURST = 16
+_ENOUGH = 4
 #: accept(2) cannot get what it needs; trying on would spin.
 _CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 #: accept(2) cannot be done on this listener, as when a foreign process that holds it too has shut it down.
@@ -71,6 +72,7 @@ class LiveListener:
         self.armed = False
         self.bucket = 0
         self._burst = 1
+        self._enough = 0  # bursts in a row that did not suffice
         self._unusable_until = NEVER
 
     def arm(self, wanted: bool) -> None:
@@ -90,10 +92,15 @@ class LiveListener:
         """Somebody connects."""
         burst = self._burst
         accepted = self.accept(burst)
-        if accepted == burst:
-            self._burst = min(burst * 2, _BURST)
-        else:
+        # To try in vain costs as much as a quarter of a connection: ask for as many as there lately were.
+        if accepted < burst:
             self._burst = max(accepted, 1)
+            self._enough = 0
+        else:
+            self._enough += 1
+            if self._enough == _ENOUGH:
+                self._burst = min(burst * 2, _BURST)
+                self._enough = 0
 
     def waiting(self) -> int:
         """How many wait to be accepted now, at most."""

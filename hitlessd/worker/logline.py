@@ -38,7 +38,7 @@ def log_line(conn: Connection) -> str:
     """The line for a connection that is about to be closed."""
     worker, frontend = conn.worker, conn.frontend
     backend, target, table = frontend.backend, conn.target, worker.table
-    worker.ledger.write(worker.wall)
+    worker.write_counters()
 
     def now_on(row: int) -> int:
         return table.value(row, Column.SCUR)

@@ -104,7 +104,6 @@ class Worker:
         "table",
         "throttled",
         "view",
-        "wall",
         "wheel",
     )
 
@@ -116,7 +115,6 @@ class Worker:
         self.clock = clock
         self.now = clock()
         self._offset = time.time() - self.now
-        self.wall = int(self.now + self._offset)
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], object]] = {}
         self.closing: list[socket.SocketType] = []
@@ -154,7 +152,7 @@ class Worker:
         self.handlers[self._wake_fd] = self._on_wake
         self.epoll.register(self._channel_fd, select.EPOLLIN)
         self.epoll.register(self._wake_fd, select.EPOLLIN)
-        self.ledger.write(self.wall)
+        self.write_counters()
 
     # -- turns -------------------------------------------------------------------------------------------------------
 
@@ -162,19 +160,21 @@ class Worker:
         """Wait for something to do, `patience` seconds at most (None: as long as it takes), and do it.
 
         Returns how many events there were."""
-        handlers = self.handlers
+        handlers, wheel = self.handlers, self.wheel
+        due = wheel.next()
         if self.ready or self.dispatch:
             timeout = 0.0
+        elif due == NEVER:
+            timeout = -1.0 if patience is None else patience
         else:
-            timeout = self.wheel.next()
-            if timeout != NEVER:
-                timeout = max(0.0, timeout - self.clock())
-            if patience is not None:
-                timeout = min(timeout, patience)
+            timeout = due - self.clock()
+            if timeout < 0.0:
+                timeout = 0.0
+            if patience is not None and patience < timeout:
+                timeout = patience
         # epoll rounds up to milliseconds, so it never wakes too early for a bucket.
-        found = self.epoll.poll(None if timeout == NEVER else timeout, _EVENTS)
+        found = self.epoll.poll(timeout, _EVENTS)
         now = self.now = self.clock()
-        self.wall = int(now + self._offset)
         if self.table.epoch != self._epoch:
             self._refresh()
         for fd, events in found:
@@ -190,8 +190,8 @@ class Worker:
                     side.resume()
                 except Exception:
                     self.crashed(side)
-        if self.wheel.next() <= now:
-            self.wheel.run(now)
+        if due <= now:
+            wheel.run(now)
         self.settle()
         return len(found)
 
@@ -208,7 +208,12 @@ class Worker:
                 backend = self.dispatch.pop()
                 if backend.queue:
                     backend.serve_queue()
-        self.ledger.write(self.wall)
+        if self.ledger.dirty or self.ledger.changed:
+            self.write_counters()
+
+    def write_counters(self) -> None:
+        """Let main and the other workers see our counters."""
+        self.ledger.write(self.now + self._offset)
 
     def crashed(self, owner: object) -> None:
         """A bug met one connection: say so, close that one, go on. To be called while the exception is handled."""
