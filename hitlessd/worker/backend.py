@@ -202,7 +202,7 @@ class LiveBackend(Tally):
                 return
             self.dequeue(conn)
             try:
-                conn.dispatched(server)
+                conn.connect(server)
             except Exception:
                 self.worker.crashed(conn)
 

@@ -37,6 +37,8 @@ _GRACE = 1.0
 _ACCOUNT = 1.0
 _STREAM = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
 _INPROGRESS = int(errno.EINPROGRESS)
+_SHUT_WR = int(socket.SHUT_WR)
+_shutdown = socket.SocketType.shutdown
 _SOL_SOCKET, _SO_ERROR = int(socket.SOL_SOCKET), int(socket.SO_ERROR)
 
 
@@ -111,8 +113,8 @@ class Connection:
         """Just accepted: watch the client, count, and find a server."""
         worker, frontend, client = self.worker, self.frontend, self.client
         client.sock.setblocking(False)
-        self.count_in()
         frontend.opened += 1
+        self.count_in()
         fd = client.fd
         worker.handlers[fd] = client.on_event
         try:
@@ -122,7 +124,13 @@ class Connection:
             self.cause = "RC"
             self.close()
             return
-        worker.wheel.add(self, self.started + frontend.route.first)
+        # All who come in one turn go into the same bucket.
+        if frontend.bucket_turn != worker.turns:
+            frontend.bucket_turn = worker.turns
+            frontend.bucket_key, frontend.bucket = worker.wheel.bucket(self.started + frontend.route.first)
+        self.bucket = frontend.bucket_key
+        if self.bucket:
+            frontend.bucket[self] = None
         self.assign()
 
     def count_in(self) -> None:
@@ -141,9 +149,9 @@ class Connection:
         backend = self.frontend.backend
         target = None if backend.queue else backend.choose(self, avoid)
         if target is not None:
-            self.dispatched(target)
+            self.connect(target)
         elif backend.usable:
-            self.state = State.QUEUED
+            self.state = _QUEUED
             self.due = self.worker.now + self.frontend.route.queue
             backend.enqueue(self)
             self.queue_position = len(backend.queue)
@@ -154,21 +162,17 @@ class Connection:
             self.cause = "SC"
             self.close()
 
-    def dispatched(self, target: LiveServer) -> None:
-        """A server's slot is ours."""
-        self.target = target
-        target.opened += 1
-        if target.sessions > target.peak:
-            target.peak = target.sessions
-        if self.assigned_at < 0:
-            self.assigned_at = self.worker.now
-        self.connect()
-
-    def connect(self) -> None:
-        """Start to connect to the server of which we have a slot."""
-        worker, client, target = self.worker, self.client, self.target
-        assert target is not None
+    def connect(self, target: LiveServer) -> None:
+        """Start to connect to the server of which we have a slot; it is another one than before, or the same again."""
+        worker, client = self.worker, self.client
         now = worker.now
+        if self.target is not target:
+            self.target = target
+            target.opened += 1
+            if target.sessions > target.peak:
+                target.peak = target.sessions
+            if self.assigned_at < 0.0:
+                self.assigned_at = now
         self.state = _CONNECTING
         self.due = now + self.frontend.route.connect
         try:
@@ -337,26 +341,23 @@ class Connection:
             return  # the end is passed on behind what waits, see Side.flush()
         if peer.eof and not side.blocked:
             self.close()
-        else:
-            self.finish(peer)
-
-    def finish(self, side: Side) -> None:
-        """All that the peer had to say is written: pass its FIN on, or end."""
-        if self.dead is not None:
-            self.settle(side)
-            return
-        if side.eof and not side.peer.blocked:
-            self.close()
             return
         try:
-            side.sock.shutdown(socket.SHUT_WR)
+            _shutdown(peer.sock, _SHUT_WR)
         except OSError as error:
             # ENOTCONN: reset meanwhile.
-            self.unwritable(side, error)
+            self.unwritable(peer, error)
             return
-        side.shut = True
+        peer.shut = True
         if self.frontend.route.fin_nearer:
             self.rearm()
+
+    def finish(self, side: Side) -> None:
+        """What was left for this side of an ended peer is written: pass the end on."""
+        if self.dead is not None:
+            self.settle(side)
+        else:
+            self.at_eof(side.peer)
 
     def broken(self, side: Side, error: OSError) -> None:
         """Reading failed: this side is dead, nothing more comes from it or can be written to it."""
@@ -472,26 +473,24 @@ class Connection:
         """The end, whatever came before: sockets, pipes, timers, queue places and gauges are given back."""
         if self.state is _CLOSED:
             return
+        if self.spliced:
+            self.account()
         client, server, frontend, target = self.client, self.server, self.frontend, self.target
         # As account(), for the many that end before it was ever called. leave() sees to the collection.
-        came = client.received - self.accounted_in
-        frontend.bin += came
+        frontend.bin += client.received - self.accounted_in
         if server is not None:
             went = server.received - self.accounted_out
             frontend.bout += went
             if target is not None:
-                target.bin += came
+                target.bin += client.received - self.accounted_in
                 target.bout += went
-            if self.spliced:
-                self.accounted_in, self.accounted_out = client.received, server.received
-                self.account()
         if frontend.tcplog and (client.received or not frontend.config.dontlognull):
             self.worker.log("info", log_line(self))
         self.leave()
 
     def leave(self) -> None:
         """Everything of close() but the accounts: this worker has nothing to do with the connection any more."""
-        worker, frontend, client, server = self.worker, self.frontend, self.client, self.server
+        worker, frontend, client, server, target = self.worker, self.frontend, self.client, self.server, self.target
         if self.state is _QUEUED:
             frontend.backend.dequeue(self)
         self.state = _CLOSED
@@ -519,8 +518,10 @@ class Connection:
             if server.pipe is not None:
                 server.stop_splicing()
             server.conn = server.peer = None  # type: ignore[assignment]
-        if self.target is not None:
-            self.give_slot_back()
+        if target is not None:
+            target.count(-1)
+            if target.maxconn:
+                frontend.backend.freed()
         frontend.sessions -= 1
         if not frontend.dirty:
             frontend.dirty = True
@@ -582,7 +583,8 @@ class Connection:
             self.count_abort(True)
             self.close()
         elif state is State.PAUSED:
-            self.connect()
+            assert self.target is not None
+            self.connect(self.target)
             if self.state is not _CLOSED:
                 self.rearm()
         elif state is State.QUEUED:

@@ -14,7 +14,7 @@ from hitlessd.worker.connection import Connection
 from hitlessd.worker.counters import Tally
 from hitlessd.worker.relay import ignore
 from hitlessd.worker.route import Route
-from hitlessd.worker.timers import NEVER
+from hitlessd.worker.timers import NEVER, Timed
 
 if TYPE_CHECKING:
     from hitlessd.worker.backend import LiveBackend
@@ -184,6 +184,10 @@ class LiveFrontend(Tally):
         self.name = config.name
         self.config = config
         self.tcplog = config.tcplog
+        # The wheel's bucket for those who come in this turn; see Connection.begin().
+        self.bucket_turn = -1
+        self.bucket_key = 0
+        self.bucket: dict[Timed, None] = {}
         self.backend = backend
         self.route = Route.of(config, backend.config)
         # The configured limit is for all workers together.

@@ -103,6 +103,7 @@ class Worker:
         "slots",
         "table",
         "throttled",
+        "turns",
         "view",
         "wheel",
     )
@@ -127,6 +128,7 @@ class Worker:
         self.next_number = itertools.count(1).__next__
         self.connections: dict[Connection, None] = {}
         self.limit = setup.maxconn or _MANY
+        self.turns = 0
         self.accepting = False
         self.throttled = False  # a listener is not armed because of a limit
         self.resting = False
@@ -161,6 +163,7 @@ class Worker:
 
         Returns how many events there were."""
         handlers, wheel = self.handlers, self.wheel
+        self.turns += 1
         due = wheel.next()
         if self.ready or self.dispatch:
             timeout = 0.0

@@ -41,17 +41,25 @@ class Wheel:
         self._buckets: dict[int, dict[Timed, None]] = {}
         self._keys: list[int] = []
 
-    def add(self, member: Timed, deadline: float) -> None:
-        """Have it called at `deadline` or up to GRAIN later. It must be in no bucket; NEVER arms nothing."""
+    def bucket(self, deadline: float) -> tuple[int, dict[Timed, None]]:
+        """The bucket of a deadline, and the key that its members must have; key 0 for NEVER.
+
+        Good until next() or run(), which throw empty buckets away.
+        """
         if deadline == NEVER:
-            return
+            return 0, {}
         key = int(deadline / GRAIN) + 1
-        member.bucket = key
         bucket = self._buckets.get(key)
         if bucket is None:
-            self._buckets[key] = {member: None}
+            bucket = self._buckets[key] = {}
             heapq.heappush(self._keys, key)
-        else:
+        return key, bucket
+
+    def add(self, member: Timed, deadline: float) -> None:
+        """Have it called at `deadline` or up to GRAIN later. It must be in no bucket; NEVER arms nothing."""
+        key, bucket = self.bucket(deadline)
+        member.bucket = key
+        if key:
             bucket[member] = None
 
     def remove(self, member: Timed) -> None:
