@@ -373,7 +373,8 @@ def test_interrupted(words: list[str], tmp_path: Path) -> None:
         listener.bind(path)
         listener.listen()
         listener.settimeout(PATIENCE)
-        command = [sys.executable, "-m", "hitlessd.ctl", "-s", path, *words]
+        # Who runs the tests in the background has SIGINT ignored, which is inherited: give it back as a terminal would.
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "hitlessd.ctl", "-s", path, *words]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             sock, _ = listener.accept()
             with sock:
