@@ -6,21 +6,12 @@ import contextlib
 import os
 import select
 import signal
-import socket
-import struct
 from collections.abc import Callable
 
 from hitlessd.errors import PeerError
 from hitlessd.loop import READ, Loop
 
-__all__ = ["PeerProcess", "peer_credentials"]
-
-_UCRED = struct.Struct("=iII")
-
-
-def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
-    """(pid, uid, gid) of the process that connected (SO_PEERCRED, unix(7)); pid 0 if it is in another pid namespace."""
-    return _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+__all__ = ["PeerProcess"]
 
 
 class PeerProcess:
