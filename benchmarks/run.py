@@ -204,9 +204,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = _machine()
     facts = [
         f"{machine['cpu']}, {machine['cpus']} CPUs; Linux {machine['kernel']}; Python {machine['python']}",
-        f"proxy on CPU {PROXY_CPU}, load generator and backend on CPU {LOAD_CPU}; "
-        f"{options.rounds} rounds in turn, medians",
     ]
+    if options.sections != ["migrate"]:
+        facts.append(
+            f"proxy on CPU {PROXY_CPU}, load generator and backend on CPU {LOAD_CPU}; "
+            f"{options.rounds} rounds in turn, medians"
+        )
     if machine["load_average"] > 0.5:
         facts.append(f"the machine is busy (load average {machine['load_average']:.1f}): rates and times suffer")
     if not machine["haproxy"]:
