@@ -50,7 +50,8 @@ class Section:
 
     def aim(self, label: str, value: float, limit: float, unit: str = "", at_most: bool = True) -> None:
         """A figure with a target."""
-        self.rows.append((label, _number(value) + unit, Target(label, value, limit, unit, at_most)))
+        target = Target(f"{self.title}: {label}", value, limit, unit, at_most)
+        self.rows.append((label, _number(value) + unit, target))
 
     @property
     def targets(self) -> list[Target]:
