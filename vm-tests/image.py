@@ -1,6 +1,6 @@
 """The images that the machines boot from: for each suite a Debian root directory, made with mmdebstrap.
 
-    python vm-tests/image.py            make what is missing (idempotent; root; half a minute a suite)
+    python vm-tests/image.py            make what is missing (idempotent; root; less than a minute a suite)
     python vm-tests/image.py --rebuild  make all anew, for the archive's latest packages
 
 An image lies outside the tree, in ${XDG_CACHE_HOME:-/var/cache}/hitlessd-vm/NAME-KEY, where KEY is a hash of all that
@@ -31,17 +31,22 @@ PACKAGES = (
     "dbus",
     "haproxy",
     "iproute2",
+    "openssh-client",
+    "openssh-server",
+    "postgresql",
     "procps",
     "python3",
     "python3-hypothesis",
     "python3-pytest",
     "python3-systemd",
+    "redis-server",
+    "redis-tools",
     "systemd",
     "systemd-sysv",
 )
 
-# Masked: haproxy because tests start it by hand; the rest because no test wants a login or a maintenance job, and each
-# makes the boot longer and the journal less repeatable.
+# Masked: servers because the tests that want them start them; the rest because no test wants a login or a maintenance
+# job, and each makes the boot longer and the journal less repeatable.
 MASKED = (
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
@@ -52,6 +57,9 @@ MASKED = (
     "fstrim.timer",
     "getty@.service",
     "haproxy.service",
+    "postgresql.service",
+    "redis-server.service",
+    "ssh.service",
     "systemd-pstore.service",
 )
 
