@@ -1,0 +1,243 @@
+"""Sessions of Debian's own clients with Debian's own servers, through reloads: what people keep open all day."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from machine import SUITES, Machine, Process
+from service import LOADED, PORT, TREE, UNIT, Load, Service
+
+RELOADS = 20
+RATE = 1000
+WORKERS = 2
+PATIENCE = 30.0
+CONFIGURATION = f"""\
+[global]
+stats socket = /run/hitlessd/hitlessd.sock mode 600 expose-fd listeners level admin
+workers = {WORKERS}
+maxconn = 4000
+[defaults]
+mode = tcp
+timeout connect = 5s
+timeout client = 5m
+timeout server = 5m
+[listen postgresql]
+bind = 127.0.0.1:8432
+server s = 127.0.0.1:5432
+[listen ssh]
+bind = 127.0.0.1:8022
+server s = 127.0.0.1:22
+[listen redis]
+bind = 127.0.0.1:8379
+server s = 127.0.0.1:6379
+[listen load]
+bind = 127.0.0.1:{PORT}
+server s = 127.0.0.1:{LOADED}
+"""
+SERVERS = r"""
+echo 'ListenAddress 127.0.0.1' >/etc/ssh/sshd_config.d/test.conf
+systemctl unmask --quiet ssh postgresql redis-server
+systemctl start ssh postgresql redis-server
+
+runuser -u postgres -- psql -Xq -c "CREATE ROLE tester LOGIN PASSWORD 'secret'" -c "CREATE DATABASE tester OWNER tester"
+
+mkdir -p -m 700 ~/.ssh
+ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519
+cp ~/.ssh/id_ed25519.pub ~/.ssh/authorized_keys
+echo "balanced $(cat /etc/ssh/ssh_host_ed25519_key.pub)" >~/.ssh/known_hosts
+cat >~/.ssh/config <<.
+Host balanced
+HostName 127.0.0.1
+Port 8022
+HostKeyAlias balanced
+ControlPath ~/.ssh/control
+.
+head -c 20M /dev/urandom >/srv/file
+"""
+# Past hitlessd, over PostgreSQL's unix socket; unlike runuser(1), this becomes psql and does not wait for it.
+DIRECT = ("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "psql", "-XqAt", "tester")
+PSQL = ("psql", "-XqAt", "postgresql://tester:secret@127.0.0.1:8432/tester")
+# There and back again within the one connection of the ssh that holds ControlPath, until told that it is enough.
+COPY = """
+until [ -e /srv/enough ]; do
+    scp -q /srv/file balanced:/srv/pushed
+    scp -q balanced:/srv/pushed /srv/pulled
+    sha256sum </srv/pulled
+done
+"""
+
+
+class Conversation:
+    """A program in a machine that reads lines and answers in lines; ended with the with-block.
+
+    `echo` is its command for saying "done".
+    """
+
+    def __init__(self, machine: Machine, *argv: str, echo: str = "") -> None:
+        self._argv = argv
+        self._echo = echo
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._process = machine.start("sh", "-c", 'exec "$@" 2>&1', "sh", *argv)
+        self._reader = threading.Thread(target=self._read)
+
+    def __enter__(self) -> Conversation:
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._reader.join()
+        with self._process:
+            pass
+
+    def ask(self, line: str) -> list[str]:
+        """Say a line, and hear what it says to that."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n{self._echo}\n")
+        self._process.stdin.flush()
+        return list(iter(self.hear, "done"))
+
+    def hear(self) -> str:
+        """Its next line."""
+        try:
+            line = self._lines.get(timeout=PATIENCE)
+        except queue.Empty:
+            raise TimeoutError(f"not within {PATIENCE:g} s: a line of {' '.join(self._argv)}") from None
+        assert line, f"{' '.join(self._argv)} has ended"
+        return line.rstrip("\n")
+
+    def leave(self) -> int:
+        """Close its stdin and return the exit status that it ends with."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self._process.wait(PATIENCE)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put("")
+
+
+@pytest.fixture(scope="module", params=list(SUITES))
+def served(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """A machine with hitlessd installed and Debian's servers running."""
+    with Machine(request.param) as machine:
+        machine.install(TREE, CONFIGURATION)
+        machine.run("sh", "-euc", SERVERS)
+        yield machine
+
+
+@pytest.fixture
+def machine(served: Machine) -> Machine:
+    """By this name, for the evidence of failed tests."""
+    return served
+
+
+@pytest.fixture
+def service(machine: Machine) -> Iterator[Service]:
+    service = Service(machine)
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+@contextlib.contextmanager
+def copying(machine: Machine) -> Iterator[Process]:
+    """Files go to and fro over the running SSH session."""
+    with machine.start("sh", "-euc", COPY) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def accepted(service: Service) -> dict[str, int]:
+    """Connections ever, by frontend."""
+    rows = csv.DictReader(service.ask("show stat").removeprefix("# ").splitlines())
+    return {row["pxname"]: int(row["stot"]) for row in rows if row["svname"] == "FRONTEND"}
+
+
+def processes(service: Service) -> list[int]:
+    """All processes of the unit, of whatever generation."""
+    return [int(pid) for pid in service.machine.read(f"/sys/fs/cgroup/system.slice/{UNIT}/cgroup.procs").split()]
+
+
+def test_clients_keep_their_sessions_through_twenty_reloads(
+    service: Service, record_property: Callable[[str, object], None]
+) -> None:
+    machine = service.machine
+    with (
+        Conversation(machine, *DIRECT, echo=r"\echo done") as direct,
+        Conversation(machine, *PSQL, echo=r"\echo done") as database,
+        Conversation(machine, *PSQL, echo=r"\echo done") as listening,
+        Conversation(machine, "ssh", "-MT", "balanced", "exec sh", echo="echo done") as shell,
+        Conversation(machine, "redis-cli", "-p", "8379", echo="ECHO done") as commands,
+        Conversation(machine, "redis-cli", "-p", "8379", "SUBSCRIBE", "ticks") as subscribed,
+        Load(machine, RATE) as load,
+    ):
+        database.ask("CREATE TABLE kept (n int); CREATE TEMP TABLE passing (n int); BEGIN;")
+        listening.ask("LISTEN ticks;")
+        assert [subscribed.hear() for _ in range(3)] == ["subscribe", "ticks", "1"]
+        backend = database.ask("SELECT pg_backend_pid();")
+        client = commands.ask("CLIENT ID")
+        remote = shell.ask("echo $$ $PPID")
+        expected = machine.run("sha256sum", "/srv/file").stdout.split()[0]
+        machine.wait_until(lambda: accepted(service)["load"] > RATE, PATIENCE, "the load runs")
+        cursor = machine.journal_cursor()
+
+        left: list[float] = []
+        heard: list[str] = []
+        with copying(machine) as copies:
+            for tick in range(RELOADS):
+                # On their way, or waiting in a socket, while the generations change.
+                assert commands.ask(f"PUBLISH ticks {tick}") == ["1"]
+                assert direct.ask(f"NOTIFY ticks, '{tick}';") == []
+                done = service.reload()
+                assert done.returncode == 0, done.stderr
+                began = time.monotonic()
+                machine.wait_until(lambda: len(processes(service)) == 1 + WORKERS, 10, "the old generation has left")
+                left.append(time.monotonic() - began)
+
+                assert [subscribed.hear() for _ in range(3)] == ["message", "ticks", str(tick)]
+                assert commands.ask("INCR ticks") == [str(tick + 1)]
+                # psql reads what comes unasked only along with an answer.
+                heard += machine.wait_until(lambda: listening.ask("SELECT 1;")[1:], PATIENCE, "the notification")
+                assert database.ask(f"INSERT INTO kept VALUES ({tick}); INSERT INTO passing VALUES ({tick});") == []
+                assert shell.ask(f"echo {tick} $$ $PPID") == [f"{tick} {remote[0]}"]
+            assert service.mains() == [service.main_pid]
+            shown = service.ask("show proc")
+            machine.write("/srv/enough", "")
+            hashes, errors = copies.communicate(timeout=PATIENCE)
+        assert copies.returncode == 0, errors
+        assert set(hashes.split()) == {expected, "-"}
+        record_property("old generation gone", f"at most {max(left) * 1000:.0f} ms after the reload")
+        record_property("copies of 20 MB there and back", hashes.count("-"))
+
+        assert [line.split('"')[3] for line in heard] == [str(tick) for tick in range(RELOADS)]
+        assert direct.ask("SELECT count(*) FROM kept;") == ["0"]
+        assert database.ask("COMMIT;") == []
+        assert direct.ask("SELECT count(DISTINCT n) FROM kept;") == [str(RELOADS)]
+        assert database.ask("SELECT count(DISTINCT n) FROM passing;") == [str(RELOADS)]
+        assert database.ask("SELECT pg_backend_pid();") == backend
+        assert commands.ask("CLIENT ID") == client
+        assert shell.ask("echo $$ $PPID") == remote
+
+        outcome = load.stop()
+        assert outcome["failed"] == 0, outcome["errors"]
+        record_property("new connections", f"{outcome['done']}, none failed")
+        assert accepted(service) == {"postgresql": 2, "ssh": 1, "redis": 2, "load": outcome["done"]}
+        assert [program.leave() for program in (database, listening, shell, commands)] == [0, 0, 0, 0]
+
+    generations = {line.split()[-2] for line in shown.splitlines() if line and not line.startswith("#")}
+    assert generations == {str(RELOADS + 1)}, shown
+    assert service.restarts == 0
+    assert service.complaints(cursor) == []
