@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from machine import SUITES, Machine, Process
+from machine import Machine, Process
 from service import LOADED, PORT, TREE, UNIT, Load, Service
 
 RELOADS = 20
@@ -125,29 +125,14 @@ class Conversation:
         self._lines.put("")
 
 
-@pytest.fixture(scope="module", params=list(SUITES))
-def served(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A machine with hitlessd installed and Debian's servers running."""
-    with Machine(request.param) as machine:
-        machine.install(TREE, CONFIGURATION)
-        machine.run("sh", "-euc", SERVERS)
-        yield machine
-
-
 @pytest.fixture
-def machine(served: Machine) -> Machine:
-    """By this name, for the evidence of failed tests."""
-    return served
-
-
-@pytest.fixture
-def service(machine: Machine) -> Iterator[Service]:
-    service = Service(machine)
+def service(fresh_machine: Machine) -> Service:
+    """hitlessd, running before Debian's servers."""
+    fresh_machine.install(TREE, CONFIGURATION)
+    fresh_machine.run("sh", "-euc", SERVERS)
+    service = Service(fresh_machine)
     service.start()
-    try:
-        yield service
-    finally:
-        service.stop()
+    return service
 
 
 @contextlib.contextmanager
