@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hitlessd.descriptors import receive_with_descriptors
 from hitlessd.errors import PeerError
-from hitlessd.handover.stream import FrameStream, receive_with_descriptors
+from hitlessd.handover.stream import FrameStream
 from hitlessd.handover.wire import MAGIC, MAX_FDS, MAX_TEXT, VERSION, FrameReader, Message, encode, speaks_with
 from hitlessd.loop import Loop
 from tests.support.descriptors import identity, is_open, memfd, no_leak

@@ -15,8 +15,8 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 
+from hitlessd.descriptors import receive_with_descriptors
 from hitlessd.errors import PeerError
-from hitlessd.handover.stream import receive_with_descriptors
 from hitlessd.loop import READ, WRITE, Loop
 
 __all__ = ["BATCH", "Giver", "take"]

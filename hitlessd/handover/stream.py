@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import array
 import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hitlessd.descriptors import receive_with_descriptors, send_with_descriptors
 from hitlessd.errors import PeerError
-from hitlessd.handover.wire import MAX_FDS, FrameReader, Message, encode
+from hitlessd.handover.wire import FrameReader, Message, encode
 from hitlessd.loop import READ, WRITE, Loop
 
-__all__ = ["FrameStream", "receive_with_descriptors"]
-
-_FD = array.array("i").itemsize
-
-
-def receive_with_descriptors(sock: socket.socket, size: int, most: int = MAX_FDS + 1) -> tuple[bytes, list[int]]:
-    """recvmsg(2) with room for `most` descriptors, which arrive close-on-exec. Raises OSError; PeerError when the
-    kernel had to drop some, which it does when we are out of descriptors."""
-    data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_SPACE(most * _FD), socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
-    for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(payload[: len(payload) - len(payload) % _FD])
-    if flags & socket.MSG_CTRUNC:
-        for fd in fds:
-            os.close(fd)
-        raise PeerError("cannot receive descriptors: too few left; raise the limit on open files (LimitNOFILE=)")
-    return data, list(fds)
+__all__ = ["FrameStream"]
 
 
 class FrameStream:
@@ -121,9 +104,8 @@ class FrameStream:
     def _flush(self) -> None:
         while self._out:
             data, fds = self._out[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             try:
-                sent = self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+                sent = send_with_descriptors(self._sock, data, fds)
             except BlockingIOError:
                 break
             except (BrokenPipeError, ConnectionResetError):

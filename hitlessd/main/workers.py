@@ -42,6 +42,10 @@ _MAINS_SIGNALS = (
 )
 
 
+#: What a worker answered to an order; None when it died first.
+Answer = dict[str, Any] | None
+
+
 def die_with(parent: int) -> None:
     """Have the kernel kill this process when its parent ends, even if it is stopped then (prctl(2))."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -60,7 +64,7 @@ class _Worker:
         self.started = started
         self.unanswered = 0
         self.alive = False
-        self.waiting: dict[str, list[Callable[[], object]]] = {}
+        self.waiting: dict[int, tuple[str, Callable[[Answer], object]]] = {}  # by the number of the request
 
 
 class Pool:
@@ -87,6 +91,7 @@ class Pool:
         self._when_gone: Callable[[], object] | None = None
         self._paused = False
         self._stop_timer: Timer | None = None
+        self._requests = 0
         self.state = "idle"
         self.deaths = 0
 
@@ -123,17 +128,22 @@ class Pool:
         elif order == "accept" and self._paused:
             order = "pause"
         self.state = {"resume": "accept", "sweep": self.state}.get(order, order)
-        left = set(self._workers)
+        self.ask(order, (lambda _answers: done()) if done else None)
 
-        def answered(index: int) -> None:
-            left.discard(index)
-            if not left and done:
-                self._loop.call_soon(done)
+    def ask(self, order: str, done: Callable[[list[Answer]], object] | None = None, **more: Any) -> None:
+        """Send an order to all workers; `done` gets what each has answered, None for one that died first."""
+        answers: dict[int, Answer] = {}
+        members = list(self._workers.values())
 
-        if not left:
-            answered(-1)
-        for member in list(self._workers.values()):
-            self._tell_one(member, order, lambda index=member.index: answered(index))  # type: ignore[misc]
+        def answered(index: int, answer: Answer) -> None:
+            answers[index] = answer
+            if len(answers) == len(members) and done:
+                self._loop.call_soon(lambda: done([answers[index] for index in sorted(answers)]))
+
+        if not members and done:
+            self._loop.call_soon(lambda: done([]))
+        for member in members:
+            self._ask_one(member, {"do": order, **more}, lambda answer, i=member.index: answered(i, answer))  # type: ignore[misc]
 
     def stop_accepting(self, done: Callable[[], object]) -> None:
         """As tell("stop"), but a worker that does not answer in time is killed: it must not accept any more."""
@@ -188,7 +198,7 @@ class Pool:
         self._loop.add(ours.fileno(), READ, lambda _events: self._heard(member))
         member.process.when_dead(self._loop, lambda: self._buried(member))
         if self.state in ("accept", "pause"):
-            self._tell_one(member, self.state)
+            self._ask_one(member, {"do": self.state})
         else:
             self._send(member, {"do": "ping", "n": 0})
 
@@ -224,13 +234,20 @@ class Pool:
         finally:
             os._exit(1)
 
-    def _tell_one(self, member: _Worker, order: str, done: Callable[[], object] | None = None) -> None:
-        member.waiting.setdefault(order, []).append(done or (lambda: None))
-        self._send(member, {"do": order})
+    def _ask_one(
+        self,
+        member: _Worker,
+        message: dict[str, Any],
+        done: Callable[[Answer], object] = lambda _answer: None,
+        fds: Sequence[int] = (),
+    ) -> None:
+        self._requests += 1
+        member.waiting[self._requests] = (message["do"], done)
+        self._send(member, {**message, "r": self._requests}, fds)
 
-    def _send(self, member: _Worker, message: dict[str, Any]) -> None:
+    def _send(self, member: _Worker, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         try:
-            channel.send(member.sock, message)
+            channel.send(member.sock, message, fds)
         except BlockingIOError:
             # A full channel means a worker that reads nothing: the missing pings will end it.
             if message["do"] != "ping":
@@ -252,12 +269,13 @@ class Pool:
         member.alive = True
         if message.get("did") == "ping":
             member.unanswered = 0
-        for done in member.waiting.pop(str(message.get("did")), []):
-            done()
+        _, done = member.waiting.pop(message.get("r", 0), ("", None))
+        if done:
+            done(message)
 
     def _kill_silent(self, members: Sequence[_Worker], order: str) -> None:
         for member in members:
-            if order in member.waiting:
+            if any(waiting == order for waiting, _ in member.waiting.values()):
                 self._log("err", f"worker {member.index} (pid {member.pid}) does not {order}: killing it")
                 self._kill(member)
 
@@ -282,9 +300,9 @@ class Pool:
             self._log(
                 "err", f"worker {member.index} (pid {member.pid}) {how}; {lost} connections of it are lost", lost=lost
             )
-        for callbacks in member.waiting.values():
-            for done in callbacks:
-                done()
+        for _, done in member.waiting.values():
+            done(None)
+        member.waiting.clear()
         # What it was woken for and did not accept must not wait for the next connection; a queue may have room now.
         for other in list(self._workers.values()):
             self._send(other, {"do": "sweep"})

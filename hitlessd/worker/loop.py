@@ -1,4 +1,4 @@
-"""The worker's event loop: epoll, turns, and the orders that main gives over the channel.
+"""The worker's event loop: epoll and turns.
 
 A turn takes what epoll reports, does a bounded amount of work for each, then settles: closes what was closed, serves
 queues, writes the counters. It sleeps until something is due, and for ever when nothing is.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
 import os
 import select
 import socket
@@ -16,18 +15,16 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from hitlessd import channel
-from hitlessd.errors import PeerError
 from hitlessd.table import PROCESS
 from hitlessd.worker.backend import LiveBackend
 from hitlessd.worker.connection import Connection
 from hitlessd.worker.counters import Ledger, Tally
 from hitlessd.worker.frontend import LiveFrontend, LiveListener
+from hitlessd.worker.orders import Orders
 from hitlessd.worker.pipes import BUDGET, PipePool
 from hitlessd.worker.relay import SCRATCH, Side
-from hitlessd.worker.serial import to_serial
 from hitlessd.worker.setup import WorkerSetup
 from hitlessd.worker.timers import NEVER, Wheel
 
@@ -39,7 +36,6 @@ _EVENTS = 128
 _REST = 0.1
 #: Seconds between two log lines of the same kind.
 _COMPLAINT = 1.0
-_MOST_SHOWN = 200
 _MANY = 1 << 60
 
 
@@ -71,11 +67,9 @@ class Worker:
 
     # More attributes than a class without slots keeps fast ones of.
     __slots__ = (
-        "_channel_fd",
         "_complained",
         "_epoch",
         "_offset",
-        "_outbox",
         "_rest",
         "_wake_fd",
         "accepting",
@@ -94,6 +88,7 @@ class Worker:
         "log",
         "next_number",
         "now",
+        "orders",
         "pipes",
         "process",
         "ready",
@@ -135,7 +130,6 @@ class Worker:
         self.draining = False
         self._rest = _Rest(self)
         self._complained: dict[str, float] = {}
-        self._outbox: deque[dict[str, Any]] = deque()
         self.slots = [self.table.slot(index) for index in range(self.table.workers)]
         self.ledger = Ledger(self.table, self.index)
         self.process = Tally(self.ledger, self.ledger.row(PROCESS), [])
@@ -148,11 +142,9 @@ class Worker:
         for name, _, sock in setup.listeners:
             frontend = self.frontends[name]
             frontend.listeners.append(LiveListener(self, frontend, sock))
-        self._channel_fd = setup.channel.fileno()
+        self.orders = Orders(self, setup.channel)
         self._wake_fd = setup.wake[setup.index]
-        self.handlers[self._channel_fd] = self._on_channel
         self.handlers[self._wake_fd] = self._on_wake
-        self.epoll.register(self._channel_fd, select.EPOLLIN)
         self.epoll.register(self._wake_fd, select.EPOLLIN)
         self.write_counters()
 
@@ -272,10 +264,35 @@ class Worker:
             self.wheel.add(self._rest, self._rest.until)
         self.arm()
 
-    def _accept_all(self) -> None:
+    def accept(self, wanted: bool) -> None:
+        """Accept from now on, or no more."""
+        self.accepting = wanted
+        self.arm()
+
+    def stop_accepting(self) -> None:
+        """Accept no more, once nobody waits any more."""
+        # Out of epoll first: a wake-up that was meant for us and is not taken would be lost.
+        self.accept(False)
         for frontend in self.frontends.values():
             for listener in frontend.listeners:
                 listener.accept()
+
+    def drain(self) -> None:
+        """Accept no more, for ever, and end when nobody is connected any more."""
+        self.stop_accepting()
+        for frontend in self.frontends.values():
+            for listener in frontend.listeners:
+                listener.close()
+            frontend.listeners.clear()
+        self.draining = True
+
+    def sweep(self) -> None:
+        """Another worker has died, and with it the wake-ups that only it got."""
+        if self.accepting and not self.resting:
+            for frontend in self.frontends.values():
+                for listener in frontend.listeners:
+                    if listener.armed:
+                        listener.accept(max(1, listener.waiting()))
 
     # -- orders ------------------------------------------------------------------------------------------------------
 
@@ -289,109 +306,10 @@ class Worker:
             if backend.queue:
                 self.dispatch.add(backend)
 
-    def _on_channel(self, events: int) -> None:
-        if events & select.EPOLLOUT:
-            self._post()
-        if not events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
-            return
-        try:
-            message = channel.receive(self.setup.channel)
-        except BlockingIOError:
-            return
-        except PeerError as error:
-            self.log("err", str(error))
-            return
-        except OSError:
-            message = None
-        if message is None:
-            # Main is gone. What would be left of us nobody could stop.
-            self.log("crit", "the main process is gone: this worker ends")
-            os._exit(1)
-        order = message.get("do")
-        answer: dict[str, Any] = {"did": order}
-        match order:
-            case "accept" | "resume":
-                self.accepting = True
-                self.arm()
-            case "pause":
-                self.accepting = False
-                self.arm()
-            case "stop":
-                # Out of epoll first: a wake-up that was meant for us and is not taken would be lost.
-                self.accepting = False
-                self.arm()
-                self._accept_all()
-            case "drain":
-                self.accepting = False
-                self.arm()
-                self._accept_all()
-                for frontend in self.frontends.values():
-                    for listener in frontend.listeners:
-                        listener.close()
-                    frontend.listeners.clear()
-                self.draining = True
-            case "sweep":
-                if self.accepting and not self.resting:
-                    for frontend in self.frontends.values():
-                        for listener in frontend.listeners:
-                            if listener.armed:
-                                listener.accept(max(1, listener.waiting()))
-            case "ping":
-                answer["n"] = message.get("n")
-                answer["sessions"] = len(self.connections)
-            case "quit" | "hurry":
-                self._end_now(str(order))
-            case "show-sessions":
-                answer |= self._sessions()
-            case _:
-                self.log("err", f"cannot follow the order {order!r}: unknown")
-                return
-        self._outbox.append(answer)
-        self._post()
-
-    def _post(self) -> None:
-        """Send answers; what does not fit waits until main has read."""
-        while self._outbox:
-            try:
-                channel.send(self.setup.channel, self._outbox[0])
-            except BlockingIOError:
-                self.epoll.modify(self._channel_fd, select.EPOLLIN | select.EPOLLOUT)
-                return
-            except OSError:
-                pass  # main is gone; the end of the channel is read next
-            self._outbox.popleft()
-        self.epoll.modify(self._channel_fd, select.EPOLLIN)
-
-    def _sessions(self) -> dict[str, Any]:
-        """As many serial forms as fit into one message, the oldest first."""
-        shown: list[dict[str, Any]] = []
-        room = channel.LONGEST - 1024
-        for conn in itertools.islice(self.connections, _MOST_SHOWN):
-            form = to_serial(conn, data=False).as_dict()
-            room -= len(json.dumps(form, separators=(",", ":"))) + 1
-            if room < 0:
-                break
-            shown.append(form)
-        return {"sessions": shown, "total": len(self.connections)}
-
-    def _end_now(self, order: str) -> NoReturn:
-        """Close every connection, then the process."""
-        count = len(self.connections)
-        for conn in list(self.connections):
-            try:
-                conn.cause = conn.cause or "KD"
-                conn.close()
-            except Exception:
-                self.crashed(conn)
-        self.settle()
-        if order == "hurry":
-            self.log("warning", f"{count} connections were closed because the time to drain was over", sessions=count)
-        os._exit(0)
-
     @property
     def finished(self) -> bool:
         """Told to drain, and all is drained."""
-        return self.draining and not self.connections and not self._outbox
+        return self.draining and not self.connections and self.orders.answered
 
     def close(self) -> None:
         """Give back every descriptor that is the worker's own; for tests."""

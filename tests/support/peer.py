@@ -14,7 +14,7 @@ import select
 import socket
 import sys
 
-from hitlessd.handover.stream import receive_with_descriptors
+from hitlessd.descriptors import receive_with_descriptors
 from hitlessd.handover.wire import FrameReader, Message, encode
 
 
