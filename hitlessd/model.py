@@ -161,6 +161,8 @@ class Backend:
     redispatch: bool = False
     mode: Literal["tcp"] = "tcp"
     where: Where = NOWHERE
+    migrate: bool = True  # connections move to the successor at a reload
+    shutdown_on_reload: bool = False  # ... and are closed there
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,8 @@ class Frontend:
     dontlognull: bool = False
     mode: Literal["tcp"] = "tcp"
     where: Where = NOWHERE
+    migrate: bool = True  # connections move to the successor at a reload
+    shutdown_on_reload: bool = False  # ... and are closed there
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ def _settings(entry: Entry, names: Names, problems: Problems) -> _Settings:
             seconds = values.duration(place, text)
             # 0 means never, as with HAProxy
             settings.timeouts[name[len("timeout ") :].replace("-", "_")] = seconds or None
-        elif name.startswith("option "):
+        elif name.startswith("option ") or name == "shutdown-on-reload":
             settings.flags[name] = _flag(place, option)
         else:
             _setting(settings, place, name, option, problems)
@@ -199,6 +199,7 @@ def _frontend(proxy: _Settings, iid: int) -> Frontend:
     return Frontend(
         entry.name, iid, tuple(proxy.binds), target, Timeouts(**proxy.timeouts), proxy.maxconn or 0,
         proxy.flags.get("option tcplog", False), proxy.flags.get("option dontlognull", False), "tcp", entry.where,
+        **_moving(proxy),
     )  # fmt: skip
 
 
@@ -207,7 +208,16 @@ def _backend(proxy: _Settings, iid: int) -> Backend:
     return Backend(
         proxy.entry.name, iid, tuple(proxy.servers), proxy.balance or "roundrobin", Timeouts(**proxy.timeouts), retries,
         proxy.flags.get("option redispatch", False), "tcp", proxy.entry.where,
+        **_moving(proxy),
     )  # fmt: skip
+
+
+def _moving(proxy: _Settings) -> dict[str, bool]:
+    """What becomes of connections at a reload."""
+    return {
+        "migrate": proxy.flags.get("option migrate", True),
+        "shutdown_on_reload": proxy.flags.get("shutdown-on-reload", False),
+    }
 
 
 def _check_addresses(global_: Global, frontends: list[Frontend], proxies: list[_Settings], problems: Problems) -> None:

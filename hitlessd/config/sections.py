@@ -15,7 +15,7 @@ from .words import ABSENT_SECTIONS, KINDS, OPTIONS, absent, places
 
 __all__ = ["Entry", "Merged", "merge"]
 
-_FLAGS = tuple(name for name in OPTIONS if name.startswith("option "))
+_FLAGS = (*(name for name in OPTIONS if name.startswith("option ")), "shutdown-on-reload")
 _SEVERAL_LINES = ("bind", "stats socket")
 
 

@@ -21,6 +21,7 @@ def _words(text: str) -> frozenset[str]:
 KINDS = ("global", "defaults", "listen", "frontend", "backend")
 _G = ("global",)
 _FRONT = ("defaults", "listen", "frontend")
+_BOTH = ("defaults", "listen", "frontend", "backend")
 _BACK = ("defaults", "listen", "backend")
 
 #: Every option and the kinds of sections that take it. `server` stands for `server NAME`.
@@ -32,11 +33,13 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "reload-timeout": _G,
     "external-takeover": _G,
     "maxconn": ("global", *_FRONT),
-    "mode": ("defaults", "listen", "frontend", "backend"),
+    "mode": _BOTH,
     "bind": ("listen", "frontend"),
     "default_backend": _FRONT,
     "option tcplog": _FRONT,
     "option dontlognull": _FRONT,
+    "option migrate": _BOTH,
+    "shutdown-on-reload": _BOTH,
     "balance": _BACK,
     "server": ("listen", "backend"),
     "retries": _BACK,

@@ -14,15 +14,24 @@ from hitlessd.handover.faults import injector
 from hitlessd.handover.process import PeerProcess
 from hitlessd.handover.states import PREDECESSOR, Action, Event, Machine, State
 from hitlessd.handover.stream import FrameStream
-from hitlessd.handover.wire import MAX_FDS, VERSION, Message, speaks_with
+from hitlessd.handover.wire import MAX_FDS, MIGRATES, VERSION, Message, speaks_with
 from hitlessd.loop import Loop
 
 __all__ = ["Host", "Offer", "Predecessor"]
 
 _MESSAGES = {
     event.value: event
-    for event in (Event.HELLO, Event.NEXT, Event.READY, Event.REFUSE, Event.ACCEPTING, Event.COMMITTED)
+    for event in (
+        Event.HELLO,
+        Event.NEXT,
+        Event.READY,
+        Event.REFUSE,
+        Event.ACCEPTING,
+        Event.COMMITTED,
+        Event.ADOPTED,
+    )
 }
+_MOST_WORKERS = 64  # as many as `workers` allows
 #: When the successor was lost, for the operator.
 _REASONS = {
     State.HELLO: "before it said hello; its own log lines say why",
@@ -30,6 +39,8 @@ _REASONS = {
     State.ACCEPT: "when it was to accept",
     State.STOP: "while our workers stopped",
     State.COMMIT: "when it was to take over",
+    State.MIGRATE: "when it was to take connections over",
+    State.MOVE: "while connections moved",
 }
 
 
@@ -58,7 +69,11 @@ class Host(Protocol):
     def export_clients(self) -> tuple[list[dict[str, Any]], list[int]]:
         """Clients of the runtime API and their descriptors, which must stay open until the end of the handover."""
 
-    def handed_over(self, successor: PeerProcess) -> None: ...
+    def migrate(self, workers: int, done: Callable[[dict[str, Any]], object]) -> list[int]:
+        """Begin to move connections to the successor's `workers` workers; `done` gets the report of all. Returns what
+        the successor needs: a line to ask us over, and the ends of the ways; they are the caller's."""
+
+    def handed_over(self, successor: PeerProcess, report: dict[str, Any]) -> None: ...
     def refused(self, reason: str) -> None: ...
 
 
@@ -88,6 +103,9 @@ class Predecessor:
         self._offer = Offer({})
         self._given = 0
         self._kept: list[int] = []
+        self._version = 0  # that the successor speaks
+        self._workers = 0  # that it has
+        self._report: dict[str, Any] = {}
         self._refusal = ""
         self._stream = FrameStream(loop, sock, self._message, self._trouble)
         self._timer = loop.call_later(timeout, self._silent)
@@ -100,7 +118,7 @@ class Predecessor:
 
     def abandon(self, reason: str) -> bool:
         """Call it off, for reasons of our own. False when it is too late: the successor may serve alone already."""
-        if self._machine.state is State.COMMIT:
+        if self._machine.state in (State.COMMIT, State.MIGRATE, State.MOVE):
             return False
         self._refusal = reason
         self._handle(Event.SILENT)
@@ -132,6 +150,7 @@ class Predecessor:
             return f"cannot hand over: the successor speaks version {version} of the protocol, we speak {VERSION}"
         if nonce != self._nonce:
             return "cannot hand over: the successor does not know the nonce of this reload"
+        self._version = int(str(version))
         return ""
 
     def _ready(self, text: dict[str, Any]) -> str:
@@ -140,7 +159,10 @@ class Predecessor:
         kept = text.get("kept", [])
         if not isinstance(kept, list) or not all(isinstance(i, int) and 0 <= i < self._given for i in kept):
             return "cannot be ready: the successor names listeners that were not offered"
-        self._kept = kept
+        workers = text.get("workers", 0)
+        if not isinstance(workers, int) or not 0 <= workers <= _MOST_WORKERS:
+            return f"cannot be ready: the successor cannot have {workers} workers"
+        self._kept, self._workers = kept, workers
         return ""
 
     def _trouble(self, lost: bool, why: str) -> None:
@@ -189,9 +211,14 @@ class Predecessor:
                 self._host.stop_accepting(lambda: self._handle(Event.STOPPED))
             case Action.COMMIT:
                 self._commit()
+            case Action.MIGRATE:
+                self._migrate()
+            case Action.NOTHING:
+                pass
             case Action.DRAIN:
+                self._stream.send({"is": "moved", **self._report})
                 self._stream.close()
-                self._host.handed_over(self._successor)
+                self._host.handed_over(self._successor, self._report)
             case Action.FORGET | Action.KILL | Action.KILL_AND_RESUME:
                 self._give_up(action)
             case _:
@@ -201,6 +228,16 @@ class Predecessor:
         self._host.announce(self._successor.pid, self._kept)
         clients, fds = self._host.export_clients()
         self._stream.send({"is": "commit", "clients": clients}, fds)
+
+    def _migrate(self) -> None:
+        if self._version < MIGRATES or not self._workers:
+            self._handle(Event.MOVED)
+            return
+        self._stream.send({"is": "migrate"}, self._host.migrate(self._workers, self._moved), give=True)
+
+    def _moved(self, report: dict[str, Any]) -> None:
+        self._report = report
+        self._handle(Event.MOVED)
 
     def _give_up(self, action: Action) -> None:
         self._stream.close()

@@ -8,7 +8,10 @@
                               <- accepting
     its workers stop; MAINPID=; commit ->         is main now: READY=1
                               <- committed
-    closes its listeners, drains, BARRIER=1, exits
+    migrate ->                                    its workers get one end of each way
+                              <- adopted          they take connections over as they come
+    moved ->                                      answers those who wait for the reload
+    closes its listeners, drains what is left, BARRIER=1, exits
 
 Everything that can fail comes before MAINPID=: afterwards systemd ends the unit if the successor dies. Whatever happens
 in whichever state, exactly one generation accepts afterwards.
@@ -33,6 +36,8 @@ class State(Enum):
     ACCEPT = "accept"  # the successor's workers start to accept
     STOP = "stop"  # predecessor: its own workers stop accepting
     COMMIT = "commit"  # predecessor: MAINPID= is sent; successor: says READY=1
+    MIGRATE = "migrate"  # the successor serves; its workers get their ends of the ways
+    MOVE = "move"  # connections move from worker to worker
     DONE = "done"
     FAILED = "failed"
 
@@ -47,6 +52,9 @@ class Event(Enum):
     ACCEPTING = "accepting"
     STOPPED = "stopped"  # our own workers accept no more
     COMMITTED = "committed"
+    MIGRATE = "migrate"
+    ADOPTED = "adopted"
+    MOVED = "moved"  # the predecessor's workers have given away what they can
     OFFER = "offer"
     BATCH = "batch"
     GO = "go"
@@ -67,6 +75,7 @@ class Action(Enum):
     SEND_GO = "send go"
     STOP_WORKERS = "stop workers"
     COMMIT = "commit"
+    MIGRATE = "migrate"
     DRAIN = "drain"
     FORGET = "forget"  # refused in good order: nothing had changed
     KILL = "kill"  # make sure that the other side is dead, then forget it
@@ -77,6 +86,7 @@ class Action(Enum):
     ACCEPT = "accept"
     SEND_ACCEPTING = "send accepting"
     TAKE_OVER = "take over"
+    ADOPT = "adopt"
     REPLACE = "replace"  # the predecessor is dead or must be: go on alone, or leave it to systemd
 
 
@@ -100,10 +110,19 @@ PREDECESSOR: Table = {
     (State.OFFER, Event.READY): Step(State.ACCEPT, Action.SEND_GO),
     (State.ACCEPT, Event.ACCEPTING): Step(State.STOP, Action.STOP_WORKERS),
     (State.STOP, Event.STOPPED): Step(State.COMMIT, Action.COMMIT),
-    (State.COMMIT, Event.COMMITTED): Step(State.DONE, Action.DRAIN),
+    (State.COMMIT, Event.COMMITTED): Step(State.MIGRATE, Action.MIGRATE),
+    (State.MIGRATE, Event.ADOPTED): Step(State.MOVE, Action.NOTHING),
+    # Nobody was there to be moved, or the successor is of a version that takes nobody.
+    (State.MIGRATE, Event.MOVED): Step(State.DONE, Action.DRAIN),
+    (State.MOVE, Event.MOVED): Step(State.DONE, Action.DRAIN),
+    # Its workers may still be at it, and serve what they have; ours give up nothing that was not claimed.
+    **_whatever((State.MOVE,), (Event.SILENT, Event.GARBAGE), Step(State.DONE, Action.DRAIN)),
+    (State.MOVE, Event.LOST): Step(State.FAILED, Action.KILL_AND_RESUME),
     **_whatever((State.HELLO, State.OFFER), (Event.REFUSE,), Step(State.FAILED, Action.FORGET)),
     **_whatever((State.HELLO, State.OFFER), _TROUBLE, Step(State.FAILED, Action.KILL)),
-    **_whatever((State.ACCEPT, State.STOP, State.COMMIT), _TROUBLE, Step(State.FAILED, Action.KILL_AND_RESUME)),
+    **_whatever(
+        (State.ACCEPT, State.STOP, State.COMMIT, State.MIGRATE), _TROUBLE, Step(State.FAILED, Action.KILL_AND_RESUME)
+    ),
     (State.ACCEPT, Event.REFUSE): Step(State.FAILED, Action.KILL_AND_RESUME),
 }
 
@@ -114,12 +133,14 @@ SUCCESSOR: Table = {
     (State.OFFER, Event.GO): Step(State.ACCEPT, Action.ACCEPT),
     (State.ACCEPT, Event.SERVING): Step(State.ACCEPT, Action.SEND_ACCEPTING),
     (State.ACCEPT, Event.COMMIT): Step(State.COMMIT, Action.TAKE_OVER),
-    (State.COMMIT, Event.SERVING): Step(State.DONE, Action.NOTHING),
+    (State.COMMIT, Event.SERVING): Step(State.MIGRATE, Action.NOTHING),
+    (State.MIGRATE, Event.MIGRATE): Step(State.MOVE, Action.ADOPT),
+    **_whatever((State.MIGRATE, State.MOVE), (Event.MOVED,), Step(State.DONE, Action.NOTHING)),
     # A predecessor that refuses (another version, not permitted) lives and serves on.
     **_whatever((State.HELLO, State.OFFER), (Event.REFUSE,), Step(State.FAILED, Action.FORGET)),
     **_whatever((State.HELLO, State.OFFER, State.ACCEPT), _TROUBLE, Step(State.FAILED, Action.REPLACE)),
     # From the commit on we are main, whatever becomes of the predecessor.
-    **_whatever((State.COMMIT,), _TROUBLE, Step(State.DONE, Action.NOTHING)),
+    **_whatever((State.COMMIT, State.MIGRATE, State.MOVE), _TROUBLE, Step(State.DONE, Action.NOTHING)),
 }
 
 

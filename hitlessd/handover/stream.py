@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hitlessd.descriptors import receive_with_descriptors, send_with_descriptors
+from hitlessd.descriptors import close_all, receive_with_descriptors, send_with_descriptors
 from hitlessd.errors import PeerError
 from hitlessd.handover.wire import FrameReader, Message, encode
 from hitlessd.loop import READ, WRITE, Loop
@@ -33,7 +33,7 @@ class FrameStream:
         self._on_message = on_message
         self._on_trouble = on_trouble
         self._reader = FrameReader()
-        self._out: deque[tuple[memoryview, list[int]]] = deque()
+        self._out: deque[tuple[memoryview, list[int], bool]] = deque()
         self._open = True
         loop.add(sock.fileno(), READ, self._ready)
 
@@ -42,11 +42,14 @@ class FrameStream:
         if data:
             self._received(data, [])
 
-    def send(self, text: dict[str, Any], fds: Sequence[int] = ()) -> None:
-        """Send now or as soon as there is room; the descriptors must stay open until then."""
+    def send(self, text: dict[str, Any], fds: Sequence[int] = (), give: bool = False) -> None:
+        """Send now or as soon as there is room; the descriptors must stay open until then. `give`: they are ours, and
+        are closed once they are sent, or cannot be."""
         if not self._open:
+            if give:
+                close_all(fds)
             return
-        self._out.append((memoryview(encode(text, fds)), list(fds)))
+        self._out.append((memoryview(encode(text, fds)), list(fds), give))
         self._flush()
 
     def close(self) -> None:
@@ -56,8 +59,14 @@ class FrameStream:
         self._open = False
         self._loop.remove(self._sock.fileno())
         self._reader.close()
-        self._out.clear()
+        self._drop_output()
         self._sock.close()
+
+    def _drop_output(self) -> None:
+        for _, fds, given in self._out:
+            if given:
+                close_all(fds)
+        self._out.clear()
 
     def _trouble(self, lost: bool, why: str) -> None:
         if self._open:
@@ -103,19 +112,21 @@ class FrameStream:
 
     def _flush(self) -> None:
         while self._out:
-            data, fds = self._out[0]
+            data, fds, given = self._out[0]
             try:
                 sent = send_with_descriptors(self._sock, data, fds)
             except BlockingIOError:
                 break
             except (BrokenPipeError, ConnectionResetError):
                 # It has closed; what it said before, perhaps why, is still to be read, and the end after that.
-                self._out.clear()
+                self._drop_output()
                 break
             except OSError as error:
                 return self._trouble(True, f"cannot send to the other side: {error.strerror}")
+            if given:
+                close_all(fds)
             if sent == len(data):
                 self._out.popleft()
             else:
-                self._out[0] = (data[sent:], [])
+                self._out[0] = (data[sent:], [], False)
         self._loop.modify(self._sock.fileno(), READ | WRITE if self._out else READ)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hitlessd.descriptors import close_all
 from hitlessd.errors import HitlessdError, PeerError, StateError
 from hitlessd.handover.faults import injector
 from hitlessd.handover.process import PeerProcess
@@ -87,7 +88,9 @@ class Successor:
         self._process: PeerProcess | None = None
         self._known = bool(predecessor)
         self._sender = sender
-        self._stream = FrameStream(loop, sock, self._inbox.append, self._trouble)
+        self._adopt: Callable[[list[int]], object] | None = None
+        self._ended: Callable[[dict[str, Any]], object] = lambda _report: None
+        self._stream = FrameStream(loop, sock, self._received, self._trouble)
         if predecessor:
             try:
                 self._process = PeerProcess(predecessor)
@@ -119,10 +122,10 @@ class Successor:
             offered.items += zip(records[len(offered.items) :], fds, strict=False)
         return offered
 
-    def ready(self, kept: Sequence[int]) -> None:
+    def ready(self, kept: Sequence[int], workers: int) -> None:
         """Say that everything that can fail has succeeded; returns when our workers may accept."""
         self._machine.handle(Event.PREPARED)
-        self._stream.send({"is": "ready", "kept": list(kept)})
+        self._stream.send({"is": "ready", "kept": list(kept), "workers": workers})
         self._expect(Event.GO)
 
     def accepting(self) -> tuple[list[dict[str, Any]], list[int]]:
@@ -133,12 +136,47 @@ class Successor:
         clients = message.text.get("clients", [])
         return (clients if isinstance(clients, list) else []), message.fds
 
-    def committed(self) -> PeerProcess | None:
-        """Say that systemd knows us as the main process; gives the predecessor, which drains now."""
+    def committed(
+        self, adopt: Callable[[list[int]], object], ended: Callable[[dict[str, Any]], object]
+    ) -> PeerProcess | None:
+        """Say that systemd knows us as the main process; gives the predecessor, which now moves its connections.
+
+        `adopt` gets the descriptors for that, the line first; `ended` its report, which is empty if it is dead. Both
+        are called from the loop, or at once.
+        """
         self._machine.handle(Event.SERVING)
         self._stream.send({"is": "committed"})
-        self._stream.close()
+        self._adopt, self._ended = adopt, ended
+        self._entering(State.MIGRATE)
+        while self._inbox:
+            self._migrating(self._inbox.popleft())
+        if self._lost:
+            self._end({})
         return self._process
+
+    def _received(self, message: Message) -> None:
+        if self._adopt:
+            self._migrating(message)
+        else:
+            self._inbox.append(message)
+
+    def _migrating(self, message: Message) -> None:
+        """From committed() on it is the predecessor that speaks; what we do not understand ends the conversation."""
+        if message.kind == "migrate" and message.fds and self._machine.state is State.MIGRATE and self._adopt:
+            self._machine.handle(Event.MIGRATE)
+            self._adopt(message.fds)
+            self._stream.send({"is": "adopted"})
+            self._entering(State.MOVE)
+            return
+        close_all(message.fds)
+        self._end(message.text if message.kind == "moved" else {})
+
+    def _end(self, report: dict[str, Any]) -> None:
+        if self._machine.state in (State.MIGRATE, State.MOVE):
+            self._machine.handle(Event.MOVED)
+            self._entering(State.DONE)
+            self.close()
+            self._ended(report)
 
     def refuse(self, reason: str) -> None:
         """Withdraw, telling the predecessor why; it serves on."""
@@ -159,6 +197,8 @@ class Successor:
 
     def _trouble(self, lost: bool, why: str) -> None:
         self._lost = why
+        if self._adopt:
+            self._end({})
 
     def _expect(self, wanted: Event) -> Message:
         try:

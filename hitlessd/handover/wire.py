@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 from hitlessd.errors import PeerError
 
-__all__ = ["MAGIC", "MAX_FDS", "VERSION", "FrameReader", "Message", "encode", "speaks_with"]
+__all__ = ["MAGIC", "MAX_FDS", "MIGRATES", "VERSION", "FrameReader", "Message", "encode", "speaks_with"]
 
 #: Version of the exchange. N talks with N-1 and N+1: unknown keys are ignored, missing ones have defaults.
-VERSION = 1
+VERSION = 2
+#: The first version whose successors take connections over.
+MIGRATES = 2
 #: HAProxy's batch too, and just under the kernel's 253 (SCM_MAX_FD).
 MAX_FDS = 252
 #: Far above what 10,000 listeners need, far below what could hurt.

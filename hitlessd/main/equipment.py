@@ -96,7 +96,7 @@ def equip(
     _refuse_strays(unwanted)
     taken = sum(1 for want, _ in matched if want.frontend)
     bound = sum(1 for want in missing if want.frontend)
-    limits = plan(config, workers, taken + bound, raise_soft_limit())
+    limits = plan(config, workers, taken + bound, raise_soft_limit(), inheritance.sessions)
     opened: list[Listener] = []
     try:
         every = matched + _open(missing, held, opened, replace)
@@ -178,6 +178,7 @@ def _open(
 
 def _table(config: Config, workers: int, generation: int, ancestors: Sequence[Ancestor]) -> Table:
     keys = row_keys(config)
+    known_now = frozenset(keys)
     known = set(keys)
     retired: list[RowKey] = []
     for ancestor in reversed(ancestors):
@@ -186,6 +187,12 @@ def _table(config: Config, workers: int, generation: int, ancestors: Sequence[An
         retired += new
     table = Table.create(keys + retired[:_MOST_RETIRED], workers, generation)
     now = int(time.time())
+    # Connections of servers that are no longer configured may come, and even wait for one.
+    for ancestor in ancestors:
+        old = ancestor.table
+        for key, row in old.index.items():
+            if key.kind == "server" and key not in known_now and key in table.index:
+                table.set_state(table.index[key], old.state(row), old.weight(row), old.since(row))
     for backend in config.backends:
         for server in backend.servers:
             state = ServerState.MAINT if server.disabled else ServerState.READY

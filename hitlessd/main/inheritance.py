@@ -37,6 +37,9 @@ class Ancestor:
     version: str = ""
     workers: list[int] = field(default_factory=list)
     process: PeerProcess | None = None
+    moved: int = 0  # connections that came from it
+    kept: dict[str, int] = field(default_factory=dict)  # how many it kept for which reason, then
+    line: socket.socket | None = None  # to ask its main process over, see sessions.py
 
     def record(self) -> dict[str, Any]:
         return {
@@ -45,6 +48,8 @@ class Ancestor:
             "started": self.started,
             "version": self.version,
             "workers": self.workers,
+            "moved": self.moved,
+            "kept": self.kept,
         }
 
 
@@ -59,6 +64,7 @@ class Inheritance:
     reloads: dict[str, Any] = field(default_factory=dict)
     offered: dict[int, int] = field(default_factory=dict)
     foreign: bool = False  # taken from a haproxy
+    sessions: int = 0  # connections that may come from the predecessor
 
 
 def from_store(stored: Stored) -> Inheritance:
@@ -78,7 +84,11 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
     """Make sense of a predecessor's offer. What is unsound is left out; its bind will then be opened anew."""
     facts = offered.facts
     try:
-        result = Inheritance(generation=int(facts.get("generation", 0)), reloads=dict(facts.get("reloads", {})))
+        result = Inheritance(
+            generation=int(facts.get("generation", 0)),
+            reloads=dict(facts.get("reloads", {})),
+            sessions=int(facts.get("sessions", 0)),
+        )
     except (TypeError, ValueError, ArithmeticError):
         raise PeerError("cannot take over: the predecessor's offer makes no sense") from None
     for index, (record, fd) in enumerate(offered.items):
@@ -110,6 +120,8 @@ def _ancestor(record: dict[str, Any], table: Table) -> Ancestor:
         float(record.get("started", 0.0)),
         str(record.get("version", "")),
         [int(pid) for pid in record.get("workers", ())],
+        moved=int(record.get("moved", 0)),
+        kept={str(why): int(number) for why, number in dict(record.get("kept", {})).items()},
     )
     if not 0 <= ancestor.pid < 1 << 31:
         raise ValueError(f"{ancestor.pid} is no pid")

@@ -34,8 +34,9 @@ def raise_soft_limit() -> int:
     return hard
 
 
-def plan(config: Config, workers: int, listeners: int, nofile: int) -> Limits:
-    """Divide what the configuration wants by what there is. Raises SystemRefused when it does not fit."""
+def plan(config: Config, workers: int, listeners: int, nofile: int, arriving: int = 0) -> Limits:
+    """Divide what the configuration wants by what there is; `arriving` connections come from a predecessor. Raises
+    SystemRefused when it does not fit."""
     # Main serves no connections, but holds the listeners and, during a handover, as many that it gives or replaces.
     main = _RESERVE + 2 * listeners
     if nofile < main:
@@ -53,6 +54,12 @@ def plan(config: Config, workers: int, listeners: int, nofile: int) -> Limits:
         raise SystemRefused(
             f"cannot serve {whom}: {workers} workers with {listeners} listeners need {need} descriptors each,"
             f" the limit on open files is {nofile}; raise it (LimitNOFILE= in the unit){less}"
+        )
+    if arriving > room * workers:
+        need = fixed + 2 * -(-arriving // workers)
+        raise SystemRefused(
+            f"cannot take over {arriving} connections: {workers} workers need {need} descriptors each for them,"
+            f" the limit on open files is {nofile}; raise it (LimitNOFILE= in the unit), or the number of workers"
         )
     maxconn = wanted or min(_DEFAULT_MAXCONN, room * workers)
     return Limits(maxconn, -(-maxconn // workers), nofile)

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from hitlessd import __version__
 from hitlessd.errors import ConfigError, HitlessdError, PeerError, SystemRefused
@@ -15,6 +16,7 @@ from hitlessd.listeners import close_unwanted
 from hitlessd.log import Log
 from hitlessd.loop import Loop
 from hitlessd.main import status
+from hitlessd.main.arrival import Arrival
 from hitlessd.main.birth import Birth, Born, Options
 from hitlessd.main.departure import Departure
 from hitlessd.main.inheritance import Ancestor
@@ -37,6 +39,8 @@ EXIT_CONFIG = 78
 #: Replaced by somebody outside the unit, or told to finish and go: systemd must not revive us.
 EXIT_REPLACED = 79
 
+#: Seconds that callers of a reload wait, at most, for connections that move.
+_ARRIVAL_PATIENCE = 10.0
 _STATUS_EVERY = 5  # ticks between two STATUS lines, so that PID 1 is not kept busy
 
 
@@ -59,6 +63,8 @@ class Main:
         self._reloads = Reloads(self.loop, lambda number: self._succession.begin(number))
         self._rates = status.Rates()
         self._stop_next = False
+        self._arrival: Arrival | None = None
+        self._predecessor = 0  # its pid
         self._office: Office | None = None
         self._succession: Succession
         self._departure: Departure
@@ -116,12 +122,15 @@ class Main:
         self._reloads.restore(born.inheritance.reloads)
         office.pidfile.write(self.log)
         office.open_runtime()
+        self._predecessor = office.ancestors[-1].pid if office.ancestors else 0
         for ancestor in list(office.ancestors):
             self._watch(ancestor)
         self._keep(born)
         for listener in equipment.unwanted:
             close_unwanted(listener)
-        outcome = self._note_reload(born)
+        outcome = self._outcome(born)
+        # Whoever waits for it is answered when the predecessor's connections have come.
+        self._reloads.running = bool(outcome)
         self._manager.notify("READY=1", f"STATUS={self._status()}")
         # Whoever waits for a reload may next ask systemd for the main process: let it know first.
         self._manager.barrier()
@@ -131,9 +140,19 @@ class Main:
                 office.server.import_client(socket.socket(fileno=fd), state)
             except (PeerError, OSError) as error:
                 self.log("warning", f"cannot serve a client of the predecessor's runtime API: {error}")
-        if born.successor and (predecessor := born.successor.committed()):
-            predecessor.close()
-        self._say_ready(office, outcome)
+        if born.successor:
+            arrival = self._arrival = Arrival(
+                self.loop,
+                self.log,
+                equipment.pool,
+                office.ancestors[-1] if office.ancestors else None,
+                min(_ARRIVAL_PATIENCE, office.config.global_.reload_timeout),
+                lambda: self._arrived(outcome),
+            )
+            if predecessor := born.successor.committed(arrival.adopt, arrival.ended):
+                predecessor.close()
+        else:
+            self._arrived(outcome)
         # Only now: the predecessor would take the signal of -sf for a wish to call the handover off.
         for pids, number in ((self._options.finish, signal.SIGUSR1), (self._options.terminate, signal.SIGTERM)):
             for pid in pids:
@@ -158,7 +177,20 @@ class Main:
         if before:
             self._store.forget_state(before)
 
-    def _note_reload(self, born: Born) -> ReloadOutcome | None:
+    def _arrived(self, outcome: ReloadOutcome | None) -> None:
+        """The reload is over, if there was one."""
+        office = self._serving
+        if outcome:
+            first, *rest = outcome.reason.splitlines()
+            if self._arrival and (moved := self._arrival.summary):
+                first += f"; {moved}"
+            outcome = replace(outcome, reason="\n".join([first, *rest]), at=time.time())
+        self._say_ready(office, outcome)
+        if outcome:
+            self._reloads.finished(outcome)
+            self._tell_status()
+
+    def _outcome(self, born: Born) -> ReloadOutcome | None:
         began = born.inheritance.reloads.get("began")
         if not isinstance(began, int | float) or not began:
             return None
@@ -169,9 +201,7 @@ class Main:
             f" listeners: {equipment.taken} taken, {equipment.bound} bound, {len(equipment.unwanted)} closed"
         )
         summary = "\n".join([summary, *born.config.warnings])
-        outcome = ReloadOutcome(self._reloads.number, True, summary, duration, time.time())
-        self._reloads.note(outcome)
-        return outcome
+        return ReloadOutcome(self._reloads.number, True, summary, duration, time.time())
 
     def _say_ready(self, office: Office, outcome: ReloadOutcome | None) -> None:
         for warning in office.config.warnings:
@@ -189,7 +219,9 @@ class Main:
                 "notice",
                 f"reload {outcome.number} done: {outcome.reason.splitlines()[0]}",
                 **fields,
-                predecessor=office.ancestors[-1].pid if office.ancestors else 0,
+                predecessor=self._predecessor,
+                moved=self._arrival.moved if self._arrival else 0,
+                lost=self._arrival.lost if self._arrival else 0,
                 duration_ms=round(outcome.duration * 1000),
             )
         else:
@@ -252,7 +284,7 @@ class Main:
         return self._serving.tables()
 
     def generations(self) -> Sequence[GenerationInfo]:
-        return status.generations(self, self._serving.equipment, self._serving.ancestors)
+        return status.generations(self, self._serving.equipment, self._serving.ancestors, self._arrival)
 
     def rates(self, key: RowKey) -> tuple[int, int]:
         return self._rates.of(key)
@@ -296,6 +328,8 @@ class Main:
     def _stop(self) -> None:
         if not self._office:
             raise SystemExit(1)
+        if self._arrival:
+            self._arrival.finish()  # whoever waits for the reload that brought us up
         if not self._succession.abandon("it is being stopped"):
             self._stop_next = True
             return
@@ -333,7 +367,7 @@ class Main:
         self.loop.call_later(self._manager.watchdog / 3, self._pet_watchdog)
 
     def _status(self) -> str:
-        return status.line(self, self._serving.equipment, self._reloads)
+        return status.line(self, self._serving.equipment, self._reloads, self._serving.ancestors, self._arrival)
 
     def _tell_status(self) -> None:
         if not self._serving.stopping and not self._reloads.running:
@@ -354,6 +388,8 @@ class Main:
         office.equipment.table.fold(ancestor.table)
         self._store.forget_table(ancestor.generation)
         ancestor.table.close()
+        if ancestor.line:
+            ancestor.line.close()
         if left and ancestor.pid:
             self.log("err", f"generation {ancestor.generation} ended with {left} connections lost", lost=left)
         self._departure.ancestor_ended()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from hitlessd.main.arrival import Arrival
 from hitlessd.main.equipment import Equipment
 from hitlessd.main.inheritance import Ancestor
 from hitlessd.main.reloads import Reloads
 from hitlessd.runtime.control import Control, GenerationInfo
 from hitlessd.table import PROCESS, Column, RowKey, ServerState, Table, sum_over
 
-__all__ = ["Rates", "generations", "line", "sessions"]
+__all__ = ["Rates", "generations", "line", "retired", "sessions"]
 
 
 class Rates:
@@ -39,7 +40,23 @@ def sessions(tables: Sequence[Table]) -> int:
     return sum_over(tables, PROCESS, Column.SCUR)
 
 
-def generations(main: Control, equipment: Equipment, ancestors: Sequence[Ancestor]) -> list[GenerationInfo]:
+def retired(equipment: Equipment) -> int:
+    """Connections of this generation whose frontend is no longer configured."""
+    table = equipment.table
+    named = sum(
+        table.value(table.index[RowKey("frontend", frontend.name)], Column.SCUR)
+        for frontend in equipment.config.frontends
+    )
+    return max(0, table.value(table.index[PROCESS], Column.SCUR) - named)
+
+
+def _reasons(kept: Mapping[str, int]) -> str:
+    return ", ".join(f"{number}: {why}" for why, number in kept.items())
+
+
+def generations(
+    main: Control, equipment: Equipment, ancestors: Sequence[Ancestor], arrival: Arrival | None
+) -> list[GenerationInfo]:
     """The current one first, then the draining ones, the youngest first."""
     now = time.monotonic()
     members = dict(equipment.pool.members())
@@ -51,6 +68,8 @@ def generations(main: Control, equipment: Equipment, ancestors: Sequence[Ancesto
         main.reloads[0],
         _workers(equipment.table, [members.get(i, 0) for i in range(equipment.table.workers)]),
         main.version,
+        arrival.moved if arrival else 0,
+        "" if arrival is None or arrival.over else "connections are moving in",
     )
     draining = [
         GenerationInfo(
@@ -61,6 +80,8 @@ def generations(main: Control, equipment: Equipment, ancestors: Sequence[Ancesto
             main.generation - ancestor.generation,
             _workers(ancestor.table, ancestor.workers),
             ancestor.version,
+            ancestor.moved,
+            _reasons(ancestor.kept),
         )
         for ancestor in reversed(ancestors)
     ]
@@ -73,7 +94,9 @@ def _workers(table: Table, pids: Sequence[int]) -> list[tuple[int, int]]:
     return [(pid, table.slot(index)[at]) for index, pid in enumerate(pids[: table.workers])]
 
 
-def line(main: Control, equipment: Equipment, reloads: Reloads) -> str:
+def line(
+    main: Control, equipment: Equipment, reloads: Reloads, ancestors: Sequence[Ancestor], arrival: Arrival | None
+) -> str:
     """One line for `systemctl status`."""
     table = equipment.table
     servers = [row for key, row in table.index.items() if key.kind == "server" and row < _configured(equipment)]
@@ -84,9 +107,17 @@ def line(main: Control, equipment: Equipment, reloads: Reloads) -> str:
         f"{sessions(main.tables())} sessions",
         f"servers {up}/{len(servers)} up",
     ]
-    draining = len(main.tables()) - 1
-    if draining:
-        parts.append(f"{draining} older generation{'s' if draining > 1 else ''} draining")
+    if arrival and arrival.moved:
+        parts.append(f"{arrival.moved} moved here by the last reload")
+    if unknown := retired(equipment):
+        parts.append(f"{unknown} of proxies that are no longer configured")
+    if ancestors:
+        reasons = "; ".join(filter(None, (_reasons(ancestor.kept) for ancestor in ancestors)))
+        left = sessions([ancestor.table for ancestor in ancestors])
+        parts.append(
+            f"{len(ancestors)} older generation{'s' if len(ancestors) > 1 else ''} draining {left}"
+            + (f" ({reasons})" if reasons else "")
+        )
     if main.warm:
         parts.append("SERVING THE LAST GOOD CONFIGURATION: " + main.config_error.splitlines()[0])
     if last := reloads.last:

@@ -52,6 +52,7 @@ class Succession:
         self._by_hand = False
         self._began = 0.0
         self._again = False
+        self._line: socket.socket | None = None  # over which the successor may ask us while we drain
 
     def begin(self, number: int) -> None:
         """Reload: start a successor."""
@@ -132,6 +133,7 @@ class Succession:
             {
                 "generation": office.generation,
                 "pid": office.pid,
+                "sessions": status.sessions([office.equipment.table]),
                 "reloads": {**self._reloads.export(), "began": self._began},
             }
         )
@@ -168,7 +170,22 @@ class Succession:
         self._exported = self._office.server.export_clients()
         return [state for _, state in self._exported], [sock.fileno() for sock, _ in self._exported]
 
-    def handed_over(self, successor: PeerProcess) -> None:
+    def migrate(self, workers: int, done: Callable[[dict[str, Any]], object]) -> list[int]:
+        def moved(report: dict[str, Any]) -> None:
+            if self._handover is None and report["moved"]:
+                self._log(
+                    "err",
+                    f"{report['moved']} connections had moved to the successor, and are lost with it",
+                    lost=report["moved"],
+                )
+            done(report)
+
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        near.setblocking(False)
+        self._line = near
+        return [far.detach(), *self._office.equipment.pool.migrate(workers, moved)]
+
+    def handed_over(self, successor: PeerProcess, report: dict[str, Any]) -> None:
         self._handover = None
         for sock, _ in self._exported:
             sock.close()
@@ -177,14 +194,18 @@ class Succession:
             successor.signal(signal.SIGHUP)
         self._log(
             "notice" if self._by_hand else "info",
-            f"generation {self._office.generation} hands over to process {successor.pid} and drains"
-            f" {status.sessions([self._office.equipment.table])} connections",
+            f"generation {self._office.generation} has handed over to process {successor.pid}:"
+            f" {report.get('moved', 0)} connections moved,"
+            f" {status.sessions([self._office.equipment.table])} to be drained",
         )
         successor.close()
         self._ended(True, self._by_hand)
 
     def refused(self, reason: str) -> None:
         self._handover = None
+        if self._line:
+            self._line.close()
+            self._line = None
         self._manager.replaced = False
         if not self._by_hand:
             self._manager.notify("READY=1")

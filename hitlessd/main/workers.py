@@ -145,6 +145,48 @@ class Pool:
         for member in members:
             self._ask_one(member, {"do": order, **more}, lambda answer, i=member.index: answered(i, answer))  # type: ignore[misc]
 
+    def migrate(self, receivers: int, done: Callable[[dict[str, Any]], object]) -> list[int]:
+        """Have all move their connections to the `receivers` workers of a successor; `done` gets the report of all, see
+        worker/emigration.py. Returns the far ends of the ways, as many as make every sender and every receiver busy;
+        they are the caller's."""
+        members = [self._workers[index] for index in sorted(self._workers)]
+        near: dict[int, list[socket.socket]] = {member.index: [] for member in members}
+        far: list[int] = []
+        for number in range(max(len(members), receivers) if members else 0):
+            one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            near[members[number % len(members)].index].append(one)
+            far.append(other.detach())
+        report: dict[str, Any] = {"moved": 0, "kept": {}, "lost": 0}
+        waiting = len(members)
+
+        def answered(answer: Answer) -> None:
+            nonlocal waiting
+            waiting -= 1
+            for name in ("moved", "lost"):
+                report[name] += (answer or {}).get(name, 0)
+            for why, number in (answer or {}).get("kept", {}).items():
+                report["kept"][why] = report["kept"].get(why, 0) + number
+            if not waiting:
+                self._loop.call_soon(lambda: done(report))
+
+        if not members:
+            self._loop.call_soon(lambda: done(report))
+        for member in members:
+            ways = near[member.index]
+            self._ask_one(member, {"do": "migrate"}, answered, [way.fileno() for way in ways])
+            for way in ways:
+                way.close()
+        return far
+
+    def adopt(self, fds: Sequence[int]) -> None:
+        """Give our workers the far ends of a predecessor's ways, in turn; owns them."""
+        members = [self._workers[index] for index in sorted(self._workers)]
+        for number, fd in enumerate(fds):
+            # Without a worker the way ends here, and the sender keeps what it has.
+            if members:
+                self._ask_one(members[number % len(members)], {"do": "adopt"}, fds=[fd])
+            os.close(fd)
+
     def stop_accepting(self, done: Callable[[], object]) -> None:
         """As tell("stop"), but a worker that does not answer in time is killed: it must not accept any more."""
         waiting = list(self._workers.values())

@@ -32,6 +32,8 @@ class GenerationInfo:
     reloads: int  # current: completed since the first start; draining: survived
     workers: Sequence[tuple[int, int]]  # (pid, sessions now)
     version: str
+    moved: int = 0  # connections that came from it, or for the current one: from its predecessor
+    note: str = ""  # why it still drains
 
 
 @dataclass(frozen=True, slots=True)

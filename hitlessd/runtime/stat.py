@@ -311,7 +311,11 @@ def show_proc(control: Control) -> str:
     """The generations and their workers in the form of HAProxy's master CLI (management guide, 9.4.1)."""
     generations = control.generations()
     refused = control.reloads[1]
-    lines = [_columns("#<PID>", "<type>", "<reloads>", "<uptime>", "<version>", "<generation>", "<sessions>")]
+    lines = [
+        _columns(
+            "#<PID>", "<type>", "<reloads>", "<uptime>", "<version>", "<generation>", "<sessions>", "<moved>", "<note>"
+        )
+    ]
     for info in generations:
         if info.role == "current":
             lines.append(_process(info, "master", f"{info.reloads} [failed: {refused}]"))
@@ -340,7 +344,17 @@ def _workers(generations: Iterable[GenerationInfo]) -> list[str]:
 
 def _process(info: GenerationInfo, kind: str, reloads: str) -> str:
     sessions = sum(sessions for _, sessions in info.workers)
-    return _columns(info.pid, kind, reloads, _compact_uptime(info.uptime), info.version, info.generation, sessions)
+    return _columns(
+        info.pid,
+        kind,
+        reloads,
+        _compact_uptime(info.uptime),
+        info.version,
+        info.generation,
+        sessions,
+        info.moved,
+        info.note,
+    )
 
 
 def _columns(*values: object) -> str:

@@ -38,18 +38,18 @@ class LiveServer(Tally):
         self.address = server.address.sockaddr
         self.any_port = isinstance(server.address, InetAddress) and server.address.port == 0
         self._slots = worker.slots
-        self._slot = worker.ledger.slot
+        self._slot = self.row.slot
         self._scur_at = self.row.start + _SCUR
 
     def total(self) -> int:
         """Connections of all workers of this generation."""
         at = self._scur_at
-        return sum([slot[at] for slot in self._slots])
+        return sum([slot[at] for slot in self._slots]) if self.row.number >= 0 else self.sessions
 
     def count(self, change: int) -> None:
         """One more or one fewer of ours, seen by all workers at once."""
         sessions = self.sessions = self.sessions + change
-        self._slot[self._scur_at] = sessions
+        self._slot[self._scur_at] = sessions  # nobody shares a server's row
         if not self.dirty:
             self.dirty = True
             self.ledger.dirty.append(self)
@@ -95,8 +95,9 @@ class LiveBackend(Tally):
         """States or weights have changed: look at the table."""
         table = self.worker.table
         for server in self.servers:
-            server.state = table.state(server.row.number)
-            server.weight = table.weight(server.row.number)
+            if server.row.number >= 0:
+                server.state = table.state(server.row.number)
+                server.weight = table.weight(server.row.number)
         ready = [s for s in self.servers if s.state is ServerState.READY and s.weight]
         # As with HAProxy, backup servers count only when nothing else is left, and then only the first.
         usable = [s for s in ready if not s.config.backup] or ready[:1]
@@ -158,6 +159,10 @@ class LiveBackend(Tally):
         # A slot that was freed before others could see us waiting would wake nobody: look once more.
         self.worker.dispatch.add(self)
 
+    def sort_queue(self) -> None:
+        """Some have come from another worker: who came first is served first."""
+        self.queue = dict.fromkeys(sorted(self.queue, key=lambda conn: conn.started))
+
     def dequeue(self, conn: Connection) -> None:
         """It waits no more, for whatever reason."""
         del self.queue[conn]
@@ -169,11 +174,14 @@ class LiveBackend(Tally):
         row = self.row
         row.qcur = len(self.queue)
         row.qmax = max(row.qmax, row.qcur)
-        row.ledger.slot[row.start + _QCUR] = row.qcur
+        row.slot[row.start + _QCUR] = row.qcur
         row.change()
 
     def freed(self) -> None:
         """A slot of a limited server is free again: whoever waits, here or in another worker, may have it."""
+        if self.row.number < 0:
+            self.worker.dispatch.add(self)
+            return
         at = self.row.start + _QCUR
         index = self.worker.index
         waiting = [(i, slot[at]) for i, slot in enumerate(self.worker.slots) if i != index and slot[at]]

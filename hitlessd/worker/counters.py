@@ -43,8 +43,8 @@ class Row:
         "wretr",
     )
 
-    def __init__(self, ledger: Ledger, number: int, start: int) -> None:
-        slot = self.slot = ledger.slot
+    def __init__(self, ledger: Ledger, slot: memoryview, number: int, start: int) -> None:
+        self.slot = slot
         self.ledger = ledger
         self.number = number
         self.start = start
@@ -109,13 +109,26 @@ class Tally:
     Whoever touches one sees to it that it is in the ledger's `dirty`, once.
     """
 
-    __slots__ = ("bin", "bout", "dirty", "ledger", "opened", "parents", "peak", "row", "sessions", "spliced")
+    __slots__ = (
+        "bin",
+        "bout",
+        "counted",
+        "dirty",
+        "ledger",
+        "opened",
+        "parents",
+        "peak",
+        "row",
+        "sessions",
+        "spliced",
+    )
 
     def __init__(self, ledger: Ledger, row: Row, parents: list[Tally]) -> None:
         self.ledger = ledger
         self.row = row
         self.parents = parents  # whose rows count the same sessions and bytes
         self.sessions = 0  # now
+        self.counted = 0  # of these, how many are in the row, which others may share
         self.peak = 0  # most of them since the last collection
         self.opened = self.bin = self.bout = self.spliced = 0
         self.dirty = False
@@ -132,7 +145,7 @@ class Tally:
         row, sessions, opened, came, went = self.row, self.sessions, self.opened, self.bin, self.bout
         slot, start, peak, spliced = row.slot, row.start, self.peak, self.spliced
         self.dirty = False
-        change = sessions - row.scur
+        change = sessions - self.counted
         for parent in self.parents:
             parent.sessions += change
             if opened:
@@ -146,7 +159,8 @@ class Tally:
                 parent.dirty = True
                 self.ledger.dirty.append(parent)
         if change:
-            row.scur = slot[start] = sessions  # Column.SCUR
+            self.counted = sessions
+            row.scur = slot[start] = row.scur + change  # Column.SCUR
         if opened:
             self.opened = 0
             row.stot = slot[start + 4] = row.stot + opened  # STOT
@@ -172,11 +186,21 @@ class Ledger:
         self.changed: list[Row] = []
         self.dirty: list[Tally] = []
         self._table = table
+        self._rows: dict[RowKey, Row] = {}
 
     def row(self, key: RowKey) -> Row:
-        """The row of that key. Raises KeyError."""
-        number = self._table.index[key]
-        return Row(self, number, number * self._table.columns)
+        """The row of that key. Where the table has none, which happens to proxies that are no longer configured, one
+        that nobody else sees."""
+        row = self._rows.get(key)
+        if row is None:
+            number = self._table.index.get(key, -1)
+            if number < 0:
+                unseen = memoryview(bytearray(self._table.columns * 8)).cast("Q")
+                row = Row(self, unseen, number, 0)
+            else:
+                row = Row(self, self.slot, number, number * self._table.columns)
+            self._rows[key] = row
+        return row
 
     def write(self, now: float) -> None:
         """Write what has changed since the last time; `now` is CLOCK_REALTIME in seconds."""

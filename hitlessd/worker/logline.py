@@ -9,6 +9,7 @@ from hitlessd.table import Column
 
 if TYPE_CHECKING:
     from hitlessd.worker.connection import Connection
+    from hitlessd.worker.counters import Row
 
 __all__ = ["address_text", "log_line"]
 
@@ -40,8 +41,8 @@ def log_line(conn: Connection) -> str:
     backend, target, table = frontend.backend, conn.target, worker.table
     worker.write_counters()
 
-    def now_on(row: int) -> int:
-        return table.value(row, Column.SCUR)
+    def now_on(row: Row) -> int:
+        return table.value(row.number, Column.SCUR) if row.number >= 0 else row.scur
 
     waited = _milliseconds(conn.started, conn.assigned_at)
     if waited < 0 and conn.queue_position:
@@ -53,7 +54,7 @@ def log_line(conn: Connection) -> str:
         f"{backend.name}/{target.name if target else '<NOSRV>'} "
         f"{waited}/{_milliseconds(conn.assigned_at, conn.connected_at)}/"
         f"{_milliseconds(conn.started, worker.now)} {answered} {conn.cause or '--'} "
-        f"{now_on(worker.process.row.number)}/{now_on(frontend.row.number)}/{now_on(backend.row.number) - 1}/"
-        f"{now_on(target.row.number) - 1 if target else 0}/{'+' if conn.redispatched else ''}{conn.retries} "
+        f"{now_on(worker.process.row)}/{now_on(frontend.row)}/{now_on(backend.row) - 1}/"
+        f"{now_on(target.row) - 1 if target else 0}/{'+' if conn.redispatched else ''}{conn.retries} "
         f"0/{conn.queue_position}"
     )

@@ -22,6 +22,8 @@ from hitlessd.worker.backend import LiveBackend
 from hitlessd.worker.connection import Connection
 from hitlessd.worker.counters import Ledger, Tally
 from hitlessd.worker.frontend import LiveFrontend, LiveListener
+from hitlessd.worker.immigration import Immigration
+from hitlessd.worker.lanes import Lanes
 from hitlessd.worker.orders import Orders
 from hitlessd.worker.pipes import BUDGET, PipePool
 from hitlessd.worker.relay import SCRATCH, Side
@@ -73,6 +75,7 @@ class Worker:
         "_rest",
         "_wake_fd",
         "accepting",
+        "arrivals",
         "backends",
         "clock",
         "closing",
@@ -83,6 +86,7 @@ class Worker:
         "frontends",
         "handlers",
         "index",
+        "lanes",
         "ledger",
         "limit",
         "log",
@@ -120,7 +124,7 @@ class Worker:
         self.view = memoryview(self.scratch)
         self.pipes = PipePool(BUDGET // self.table.workers)
         self.wheel = Wheel()
-        self.next_number = itertools.count(1).__next__
+        self.next_number = itertools.count(setup.first_number).__next__
         self.connections: dict[Connection, None] = {}
         self.limit = setup.maxconn or _MANY
         self.turns = 0
@@ -146,6 +150,8 @@ class Worker:
         self._wake_fd = setup.wake[setup.index]
         self.handlers[self._wake_fd] = self._on_wake
         self.epoll.register(self._wake_fd, select.EPOLLIN)
+        self.lanes = Lanes(self)
+        self.arrivals: set[Immigration] = set()
         self.write_counters()
 
     # -- turns -------------------------------------------------------------------------------------------------------
@@ -309,7 +315,7 @@ class Worker:
     @property
     def finished(self) -> bool:
         """Told to drain, and all is drained."""
-        return self.draining and not self.connections and self.orders.answered
+        return self.draining and not self.connections and not self.arrivals and self.orders.answered
 
     def close(self) -> None:
         """Give back every descriptor that is the worker's own; for tests."""

@@ -15,6 +15,8 @@ from hitlessd import channel
 from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError
 from hitlessd.worker import sessions
+from hitlessd.worker.emigration import Emigration
+from hitlessd.worker.immigration import Immigration
 
 if TYPE_CHECKING:
     from hitlessd.worker.loop import Worker
@@ -86,6 +88,15 @@ class Orders:
                 more = {"n": message.get("n"), "sessions": len(worker.connections)}
             case "quit" | "hurry":
                 self._end_now(str(order))
+            case "migrate":
+                for arrival in list(worker.arrivals):
+                    arrival.close()
+                Emigration(worker, fds, lambda report: self.answer(message, **report))
+                return
+            case "adopt":
+                for fd in fds:
+                    Immigration(worker, fd)
+                fds = []
             case "show-sessions":
                 more = sessions.show(worker, message)
             case _:

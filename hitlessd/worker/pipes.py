@@ -32,6 +32,11 @@ class Pipe:
         self.size = size
         self.fill = fill
 
+    @classmethod
+    def of(cls, reader: int, writer: int) -> Pipe:
+        """One that somebody else has made. Raises OSError when it is none."""
+        return cls(reader, writer, fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ))
+
     def close(self) -> None:
         os.close(self.reader)
         os.close(self.writer)

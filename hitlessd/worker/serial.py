@@ -21,6 +21,7 @@ from hitlessd.worker.relay import EVENTS, Side, ignore
 from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
+    from hitlessd.worker.lanes import Proxies
     from hitlessd.worker.loop import Worker
 
 __all__ = ["VERSION", "Frozen", "SerialConnection", "SerialSide", "freeze", "resume", "to_serial"]
@@ -125,6 +126,15 @@ class Frozen:
     to_server: Pipe | None = None  # holds serial.client.piped bytes
     to_client: Pipe | None = None
 
+    def close(self) -> None:
+        """Let go of the descriptors, and of nothing else: others may have the connection."""
+        self.client.close()
+        if self.server is not None:
+            self.server.close()
+        for pipe in (self.to_server, self.to_client):
+            if pipe is not None:
+                pipe.close()
+
 
 def _name(sock: socket.SocketType, peer: bool) -> str:
     try:
@@ -197,7 +207,11 @@ def freeze(conn: Connection) -> Frozen:
         pipe = side.pipe if side is not None else None
         if side is not None and pipe is not None:
             side.pipe = None
-            worker.pipes.surrender(pipe)
+            if pipe.fill:
+                worker.pipes.surrender(pipe)
+            else:
+                worker.pipes.give(pipe)
+                pipe = None
         pipes.append(pipe)
     socks = (client.sock, server.sock if server is not None else None)
     conn.leave()
@@ -220,16 +234,21 @@ def _restore(side: Side, form: SerialSide, pipe: Pipe | None, now: float) -> Non
             side.worker.pipes.give(pipe)
 
 
-def resume(worker: Worker, frozen: Frozen) -> Connection:
+def resume(
+    worker: Worker,
+    frozen: Frozen,
+    frontends: Proxies | None = None,
+    backends: Proxies | None = None,
+    elapsed: float = 0.0,
+) -> Connection:
     """Go on with a connection of another worker; its descriptors are ours now.
 
-    Raises PeerError, having taken nothing, when this configuration has no such frontend or a pipe is missing. A server
-    that does not exist any more keeps its established connections; they then count with their backend only.
+    `frontends` and `backends` are records of what this configuration may have no more; `elapsed`: seconds since it was
+    frozen, which count for its timeouts. Raises PeerError, having taken nothing, when nothing is known of its frontend
+    or backend, or a pipe is missing.
     """
-    serial, now = frozen.serial, worker.now
-    frontend = worker.frontends.get(serial.frontend)
-    if frontend is None:
-        raise PeerError(f"cannot resume a connection: there is no frontend {serial.frontend}")
+    serial, now = frozen.serial, worker.now - elapsed
+    frontend = worker.lanes.find(serial.frontend, serial.backend, frontends or {}, backends or {})
     for form, pipe in ((serial.client, frozen.to_server), (serial.server_side, frozen.to_client)):
         if form is not None and form.piped and pipe is None:
             raise PeerError("cannot resume a connection: its pipe is missing")
@@ -238,6 +257,7 @@ def resume(worker: Worker, frozen: Frozen) -> Connection:
     address: Any = serial.client_address if serial.client_address is not None else ""
     frozen.client.setblocking(False)
     conn = Connection(worker, frontend, frozen.client, address)
+    conn.number = serial.number or conn.number
     conn.started = now - serial.age
     conn.assigned_at = conn.started + serial.assigned_after if serial.assigned_after >= 0 else -1.0
     conn.connected_at = conn.started + serial.connected_after if serial.connected_after >= 0 else -1.0
@@ -247,8 +267,8 @@ def resume(worker: Worker, frozen: Frozen) -> Connection:
     conn.accounted_in, conn.accounted_out = serial.accounted_in, serial.accounted_out
     client = conn.client
     _restore(client, serial.client, frozen.to_server, now)
-    if backend.name == serial.backend:
-        conn.target = next((s for s in backend.servers if s.name == serial.server), None)
+    if serial.server:
+        conn.target = worker.lanes.server(backend, serial.server, backends or {})
         if conn.target is not None:
             conn.target.count(1)
     conn.state = state

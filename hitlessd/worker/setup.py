@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hitlessd.log import Logger
 from hitlessd.model import Bind, Config
-from hitlessd.table import Table
+from hitlessd.table import PROCESS, Column, Table
 
 __all__ = ["WorkerSetup"]
 
@@ -26,3 +26,10 @@ class WorkerSetup:
     log: Logger
     maxconn: int  # this worker's share of the global limit, 0 for none
     generation: int
+
+    @property
+    def first_number(self) -> int:
+        """Of this worker's connections: unlike any of another worker's or generation's, even of one that died in our
+        place. 18 bits for the generation, 6 for the index (at most 64 workers), 40 for those counted so far."""
+        counted = self.table.slot(self.index)[self.table.index[PROCESS] * self.table.columns + Column.STOT]
+        return (self.generation & 0x3FFFF) << 46 | self.index << 40 | counted + 1

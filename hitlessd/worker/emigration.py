@@ -1,0 +1,213 @@
+"""Giving this worker's connections away, to workers of the successor.
+
+Each way is one end of a SOCK_SEQPACKET pair; a worker of the successor has the other. A batch at a time goes out on
+each, and few are unanswered, so that the descriptors in flight stay far below the limit on open files, which is what
+the kernel allows (ETOOMANYREFS), and no connection is frozen for long. We keep our descriptors until the receiver has
+answered. A way that has ended, in whatever manner, means that nobody claims anything of it any more: what its receiver
+has not claimed is ours again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hitlessd import channel
+from hitlessd.errors import PeerError
+from hitlessd.handover.faults import striker
+from hitlessd.worker.batch import ROOM, Batch, descriptors_of
+from hitlessd.worker.connection import Connection, State
+from hitlessd.worker.lanes import backend_record, frontend_record
+from hitlessd.worker.relay import ignore
+from hitlessd.worker.serial import Frozen, freeze, resume
+
+if TYPE_CHECKING:
+    from hitlessd.worker.loop import Worker
+
+__all__ = ["Emigration"]
+
+#: Batches of one way that may be unanswered: one is being taken in while the next is on its way.
+_WINDOW = 2
+#: The most descriptors that a connection has: two sockets, two pipes.
+_EACH = 6
+
+
+@dataclass
+class _Sent:
+    batch: Batch
+    connections: list[Frozen]
+
+
+@dataclass(eq=False)
+class _Way:
+    sock: socket.socket
+    sent: deque[_Sent] = field(default_factory=deque)
+    open: bool = True
+
+
+class Emigration:
+    """One attempt to give all away. `done(report)` is called once: "moved" and "lost" are numbers, "kept" tells how
+    many stay for which reason."""
+
+    def __init__(self, worker: Worker, fds: list[int], done: Callable[[dict[str, Any]], object]) -> None:
+        """Owns the descriptors, one a way."""
+        self._worker = worker
+        self._done = done
+        self._moved = self._lost = self._batches = 0
+        self._kept: dict[str, int] = {}
+        self._why = "nobody takes them"
+        self._strike = striker("emigration", os.environ)
+        self._waiting: deque[Connection] = deque()
+        for conn in worker.connections:
+            if conn.frontend.config.migrate and conn.frontend.backend.config.migrate:
+                self._waiting.append(conn)
+            else:
+                self._keep("option migrate is off")
+        self._ways = [_Way(socket.socket(fileno=fd)) for fd in fds]
+        for way in self._ways:
+            way.sock.setblocking(False)
+            worker.handlers[way.sock.fileno()] = lambda events, way=way: self._on_event(way, events)  # type: ignore[misc]
+            worker.epoll.register(way.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        self._end_if_over()
+
+    def _keep(self, reason: str, number: int = 1) -> None:
+        self._kept[reason] = self._kept.get(reason, 0) + number
+
+    def _on_event(self, way: _Way, events: int) -> None:
+        if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            self._hear(way)
+        if way.open and events & select.EPOLLOUT and len(way.sent) < _WINDOW and self._waiting:
+            self._send(way)
+        if way.open:
+            # One batch a turn: those that are still here are served between two.
+            more = self._waiting and len(way.sent) < _WINDOW
+            self._worker.epoll.modify(way.sock.fileno(), select.EPOLLIN | (select.EPOLLOUT if more else 0))
+        self._end_if_over()
+
+    def _send(self, way: _Way) -> None:
+        connections: list[Frozen] = []
+        frontends, backends = {}, {}
+        fds: list[int] = []
+        while self._waiting and len(fds) <= ROOM - _EACH:
+            conn = self._waiting.popleft()
+            if conn.state is State.CLOSED:
+                continue
+            frontend, backend = conn.frontend, conn.frontend.backend
+            frontends[frontend.name] = frontend
+            backends[backend.name] = backend
+            try:
+                frozen = freeze(conn)
+            except Exception:
+                self._worker.crashed(conn)
+                continue
+            connections.append(frozen)
+            fds += descriptors_of(frozen)
+        if not connections:
+            return
+        try:
+            batch = Batch.write(
+                [frozen.serial for frozen in connections],
+                {name: frontend_record(frontend.config) for name, frontend in frontends.items()},
+                {name: backend_record(backend.config) for name, backend in backends.items()},
+            )
+        except OSError as error:
+            self._shut(way, f"cannot write a batch: {error.strerror}")
+            self._take_back(connections)
+            return
+        sent = _Sent(batch, connections)
+        try:
+            channel.send(way.sock, {"is": "batch"}, [batch.fd, *fds])
+        except OSError as error:
+            batch.close()
+            passing = error.errno == errno.EAGAIN or (error.errno == errno.ETOOMANYREFS and bool(way.sent))
+            if not passing:
+                self._shut(way, f"cannot send them: {error.strerror}")
+            self._take_back(connections)
+            return
+        way.sent.append(sent)
+        self._batches += 1
+        self._strike(f"batch-{self._batches}")
+
+    def _hear(self, way: _Way) -> None:
+        """An answer, or the end."""
+        while way.open:
+            try:
+                answer = channel.receive(way.sock)
+            except BlockingIOError:
+                return
+            except (OSError, PeerError):
+                answer = None
+            if answer is None:
+                return self._shut(way, "the worker that was to take them has ended")
+            if answer.get("is") != "taken" or not way.sent:
+                return self._shut(way, str(answer.get("why", "the successor does not understand them")))
+            sent = way.sent.popleft()
+            refused = [frozen for i, frozen in enumerate(sent.connections) if not sent.batch.claimed(i)]
+            self._moved += len(sent.connections) - len(refused)
+            self._forget(sent, refused)
+            self._take_back(refused)
+
+    def _shut(self, way: _Way, why: str) -> None:
+        """Nobody takes anything from this way any more."""
+        self._why = why
+        way.open = False
+        fd = way.sock.fileno()
+        self._worker.epoll.unregister(fd)
+        self._worker.handlers[fd] = ignore
+        way.sock.close()
+        while way.sent:
+            sent = way.sent.popleft()
+            unclaimed = [frozen for i, frozen in enumerate(sent.connections) if not sent.batch.claimed(i)]
+            claimed = len(sent.connections) - len(unclaimed)
+            if sent.batch.counted:
+                self._moved += claimed  # the receiver's main tells what became of them
+            elif claimed:
+                self._lost += claimed
+                self._worker.log("err", f"{claimed} connections are lost: {why} while it took them over", lost=claimed)
+            self._forget(sent, unclaimed)
+            self._take_back(unclaimed)
+
+    def _forget(self, sent: _Sent, but: list[Frozen]) -> None:
+        """Close our descriptors of a batch; close(2) alone, for others have them too."""
+        keep = {id(frozen) for frozen in but}
+        for frozen in sent.connections:
+            if id(frozen) not in keep:
+                frozen.close()
+        sent.batch.close()
+
+    def _take_back(self, connections: list[Frozen]) -> None:
+        """Go on with them here; and try another way, if there is one."""
+        for frozen in connections:
+            try:
+                conn = resume(self._worker, frozen)
+            except Exception as error:
+                self._worker.log("err", f"a connection is lost: cannot go on with it: {error}", lost=1)
+                self._lost += 1
+                frozen.close()
+                continue
+            if conn.state is not State.CLOSED:
+                self._waiting.append(conn)
+
+    def _end_if_over(self) -> None:
+        ways = [way for way in self._ways if way.open]
+        if any(way.sent for way in ways) or (ways and self._waiting):
+            return
+        stay = sum(1 for conn in self._waiting if conn.state is not State.CLOSED)
+        if stay:
+            self._keep(self._why, stay)
+        self._waiting.clear()
+        for way in ways:
+            way.open = False
+            fd = way.sock.fileno()
+            self._worker.epoll.unregister(fd)
+            self._worker.handlers[fd] = ignore
+            way.sock.close()
+        self._ways.clear()
+        done, self._done = self._done, lambda _report: None
+        done({"moved": self._moved, "kept": self._kept, "lost": self._lost})

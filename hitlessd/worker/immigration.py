@@ -1,0 +1,113 @@
+"""Taking connections over from a worker of the predecessor: one end of a SOCK_SEQPACKET pair, see emigration.py."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from typing import TYPE_CHECKING
+
+from hitlessd import channel
+from hitlessd.descriptors import close_all
+from hitlessd.errors import PeerError
+from hitlessd.handover.faults import striker
+from hitlessd.worker.batch import Batch
+from hitlessd.worker.connection import State
+from hitlessd.worker.relay import ignore
+from hitlessd.worker.serial import Frozen, resume
+
+if TYPE_CHECKING:
+    from hitlessd.worker.loop import Worker
+
+__all__ = ["Immigration"]
+
+
+class Immigration:
+    """Takes what comes until the sender closes its end; a batch a turn, so that others are served between two."""
+
+    def __init__(self, worker: Worker, fd: int) -> None:
+        """Owns the descriptor."""
+        self._worker = worker
+        self._batches = 0
+        self._strike = striker("immigration", os.environ)
+        self._sock = socket.socket(fileno=fd)
+        self._sock.setblocking(False)
+        worker.arrivals.add(self)
+        worker.handlers[fd] = self._on_event
+        worker.epoll.register(fd, select.EPOLLIN)
+
+    def close(self) -> None:
+        """Take no more; the sender takes back what is on its way."""
+        worker = self._worker
+        if self not in worker.arrivals:
+            return
+        worker.arrivals.discard(self)
+        worker.epoll.unregister(self._sock.fileno())
+        worker.handlers[self._sock.fileno()] = ignore
+        self._sock.close()
+
+    def _on_event(self, _events: int) -> None:
+        try:
+            message, fds = channel.receive_with(self._sock)
+        except BlockingIOError:
+            return
+        except PeerError as error:
+            return self._refuse(str(error))
+        except OSError:
+            message, fds = None, []
+        if message is None:
+            return self.close()
+        if message.get("is") != "batch" or not fds:
+            close_all(fds)
+            return self._refuse("the successor does not understand them")
+        try:
+            batch = Batch.read(fds[0])
+        except PeerError as error:
+            close_all(fds[1:])
+            return self._refuse(str(error))
+        try:
+            self._take(batch, batch.thaw(fds[1:]))
+        except PeerError as error:
+            self._refuse(str(error))
+        finally:
+            batch.close()
+
+    def _take(self, batch: Batch, connections: list[Frozen]) -> None:
+        worker = self._worker
+        self._batches += 1
+        for position, frozen in enumerate(connections):
+            batch.claim(position)
+            try:
+                conn = resume(worker, frozen, batch.frontends, batch.backends, batch.elapsed)
+            except Exception as error:
+                worker.log("err", f"a connection is lost: cannot take it over: {error}", lost=1)
+                frozen.close()
+                continue
+            frontend = conn.frontend
+            if conn.state is not State.CLOSED and (
+                frontend.config.shutdown_on_reload or frontend.backend.config.shutdown_on_reload
+            ):
+                conn.cause = conn.cause or "KD"
+                conn.close()
+        self._strike(f"claim-{self._batches}")
+        if any(frozen.serial.state == State.QUEUED for frozen in connections):
+            for backend in worker.backends.values():
+                backend.sort_queue()
+        if worker.accepting:
+            worker.arm()  # a limit may have been reached
+        worker.write_counters()
+        batch.count()
+        try:
+            channel.send(self._sock, {"is": "taken"})
+        except OSError:
+            pass  # the sender is gone; what it sent is still to be read
+        self._strike(f"batch-{self._batches}")
+
+    def _refuse(self, why: str) -> None:
+        """Nothing of this batch is claimed. Say why, so that the operator learns it."""
+        self._worker.log("err", f"cannot take over connections: {why}")
+        try:
+            channel.send(self._sock, {"is": "refused", "why": why})
+        except OSError:
+            pass
+        self.close()

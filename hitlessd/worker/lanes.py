@@ -1,0 +1,126 @@
+"""Where a connection that came from another generation belongs: a frontend and a backend, which the configuration may
+know no more, or know as no pair.
+
+Such a connection lives on under its old names. What it needs of the old configuration (timeouts, servers, flags) comes
+along as a record: unknown fields are ignored, missing ones have the model's defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, get_args
+
+from hitlessd.errors import PeerError
+from hitlessd.model import Backend, Balance, Frontend, InetAddress, Server, Timeouts, UnixAddress
+from hitlessd.worker.backend import LiveBackend, LiveServer
+from hitlessd.worker.frontend import LiveFrontend
+
+if TYPE_CHECKING:
+    from hitlessd.worker.loop import Worker
+
+__all__ = ["Lanes", "Proxies", "backend_record", "frontend_record"]
+
+#: Records by name, of frontends and of backends.
+Proxies = dict[str, dict[str, Any]]
+
+_FRONTEND = ("tcplog", "dontlognull", "migrate", "shutdown_on_reload")
+_BACKEND = ("balance", "retries", "redispatch", "migrate", "shutdown_on_reload")
+_SERVER = ("name", "sid", "weight", "backup", "disabled", "maxconn")
+
+
+def frontend_record(frontend: Frontend) -> dict[str, Any]:
+    """What a connection needs to know of its frontend."""
+    return {"timeouts": asdict(frontend.timeouts)} | {name: getattr(frontend, name) for name in _FRONTEND}
+
+
+def backend_record(backend: Backend) -> dict[str, Any]:
+    """What a connection needs to know of its backend, and of the servers that it may still be sent to."""
+    servers = [
+        {name: getattr(server, name) for name in _SERVER}
+        | {
+            "address": [server.address.host, server.address.port]
+            if isinstance(server.address, InetAddress)
+            else server.address.path
+        }
+        for server in backend.servers
+    ]
+    return {"timeouts": asdict(backend.timeouts), "servers": servers} | {
+        name: getattr(backend, name) for name in _BACKEND
+    }
+
+
+def _known(record: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: record[name] for name in names if name in record}
+
+
+def _timeouts(record: dict[str, Any]) -> Timeouts:
+    given = record.get("timeouts", {})
+    return Timeouts(
+        **{f.name: None if given[f.name] is None else float(given[f.name]) for f in fields(Timeouts) if f.name in given}
+    )
+
+
+def _frontend(name: str, backend: str, record: dict[str, Any]) -> Frontend:
+    return Frontend(name, 0, default_backend=backend, timeouts=_timeouts(record), **_known(record, _FRONTEND))
+
+
+def _server(record: dict[str, Any]) -> Server:
+    address = record["address"]
+    where = UnixAddress(str(address)) if isinstance(address, str) else InetAddress(str(address[0]), int(address[1]))
+    return Server(address=where, **_known(record, _SERVER))
+
+
+def _backend(name: str, record: dict[str, Any]) -> Backend:
+    known = _known(record, _BACKEND)
+    if known.get("balance") not in get_args(Balance):
+        known.pop("balance", None)  # of a later version: any will do
+    servers = tuple(map(_server, record.get("servers", ())))
+    return Backend(name, 0, servers, timeouts=_timeouts(record), **known)
+
+
+class Lanes:
+    """Pairs of a frontend and a backend, and servers, that connections of other generations came with."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._pairs: dict[tuple[str, str], LiveFrontend] = {}
+        self._servers: dict[tuple[str, str], LiveServer] = {}
+
+    def find(self, frontend: str, backend: str, frontends: Proxies, backends: Proxies) -> LiveFrontend:
+        """The frontend with that backend, made of the records where the configuration has no such thing.
+
+        Raises PeerError when there is no record either.
+        """
+        live = self._worker.frontends.get(frontend)
+        if live is not None and live.backend.name == backend:
+            return live
+        pair = self._pairs.get((frontend, backend))
+        if pair is None:
+            try:
+                target = self._worker.backends.get(backend)
+                if target is None:
+                    target = LiveBackend(self._worker, _backend(backend, backends[backend]))
+                config = live.config if live is not None else _frontend(frontend, backend, frontends[frontend])
+                pair = LiveFrontend(self._worker, config, target)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                raise PeerError(
+                    f"cannot resume a connection of {frontend} to {backend}: these are not configured,"
+                    f" and what came with it makes no sense ({type(error).__name__}: {error})"
+                ) from None
+            self._worker.backends[backend] = target
+            self._pairs[frontend, backend] = pair
+        return pair
+
+    def server(self, backend: LiveBackend, name: str, backends: Proxies) -> LiveServer | None:
+        """The server of that name, which balancing does not choose if it is no longer configured; None if nothing is
+        known of it."""
+        live = next((server for server in backend.servers if server.name == name), None)
+        if live is None:
+            live = self._servers.get((backend.name, name))
+        if live is None:
+            try:
+                record = next(r for r in backends[backend.name]["servers"] if r["name"] == name)
+                live = self._servers[backend.name, name] = LiveServer(self._worker, backend, _server(record))
+            except (StopIteration, KeyError, TypeError, ValueError, IndexError):
+                return None
+        return live
