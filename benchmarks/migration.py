@@ -295,7 +295,7 @@ class Migration:
 
 def moved(log: str) -> list[float]:
     """How long each move took, in seconds, from the log."""
-    return [int(found) / 1000 for found in re.findall(r"\bmove_ms=(\d+)", log)]
+    return [int(found) / 1000 for found in re.findall(r" done: .* connections moved in (\d+) ms", log)]
 
 
 def _leaving(section: Section, moves: Sequence[Reload]) -> None:
