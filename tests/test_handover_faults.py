@@ -23,11 +23,15 @@ def test_the_tables_name_theplaces() -> None:
         "predecessor.accept",
         "predecessor.stop",
         "predecessor.commit",
+        "predecessor.migrate",
+        "predecessor.move",
         "predecessor.done",
         "successor.hello",
         "successor.offer",
         "successor.accept",
         "successor.commit",
+        "successor.migrate",
+        "successor.move",
     ]
 
 

@@ -50,9 +50,33 @@ def stopped(daemon: Daemon) -> int:
     return poll_until(find, 15, "a stopped process")
 
 
-def test_established_connections_are_served_to_the_end_by_the_generation_that_has_them(tmp_path: Path) -> None:
+def test_established_connections_move_and_the_old_generation_leaves(tmp_path: Path) -> None:
     port = free_port()
     with Echo() as echo, Daemon(tmp_path, listen(port, server=echo.port)) as daemon, Visitors(port) as visitors:
+        first = daemon.pid
+        with conversations(*[port] * 10) as early:
+            assert daemon.reload().returncode == 0
+            wait_gone(first)
+            second = daemon.pid
+            with conversations(*[port] * 10) as late:
+                assert daemon.reload().returncode == 0
+                visitors.more()
+                wait_gone(second)
+                assert draining(daemon) == []
+                poll_until(lambda: len(daemon.processes()) == 3, 10, "one main process and two workers")
+                assert int(daemon.info()["CurrConns"]) >= 20
+                for each in (*early, *late):
+                    each.say()
+                    each.finish()
+
+
+def test_connections_that_may_not_move_are_served_to_the_end_where_they_are(tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        Echo() as echo,
+        Daemon(tmp_path, listen(port, server=echo.port) + "no option migrate\n") as daemon,
+        Visitors(port) as visitors,
+    ):
         first = daemon.pid
         with conversations(*[port] * 10) as early:
             assert daemon.reload().returncode == 0
@@ -61,6 +85,7 @@ def test_established_connections_are_served_to_the_end_by_the_generation_that_ha
                 assert daemon.reload().returncode == 0
                 visitors.more()
                 assert draining(daemon) == [second, first]
+                assert "10: option migrate is off" in daemon.ask("show proc")
                 assert generations_accepting(daemon.processes(), port) == {daemon.pid}
                 for each in (*early, *late):
                     each.say()

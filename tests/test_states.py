@@ -67,35 +67,40 @@ def test_nothing_leaves_a_final_state(side: str) -> None:
 
 
 def test_a_predecessor_that_may_have_stopped_accepting_resumes_only_over_a_dead_successor() -> None:
-    for state in (State.ACCEPT, State.STOP, State.COMMIT):
+    for state in (State.ACCEPT, State.STOP, State.COMMIT, State.MIGRATE):
         for event in TROUBLE:
             assert PREDECESSOR[state, event] == Step(State.FAILED, Action.KILL_AND_RESUME)
+    # Once its workers take connections over it is not ended for being slow, but it may still die.
+    assert PREDECESSOR[State.MOVE, Event.LOST] == Step(State.FAILED, Action.KILL_AND_RESUME)
+    assert PREDECESSOR[State.MOVE, Event.SILENT] == Step(State.DONE, Action.DRAIN)
     assert all(step.action is not Action.FORGET or event is Event.REFUSE for (_, event), step in PREDECESSOR.items())
 
 
 def test_a_successor_replaces_its_predecessor_only_over_its_dead_body_until_it_is_main() -> None:
     for state in (State.HELLO, State.OFFER, State.ACCEPT):
         assert {SUCCESSOR[state, event] for event in TROUBLE} == {Step(State.FAILED, Action.REPLACE)}
-    assert {SUCCESSOR[State.COMMIT, event] for event in TROUBLE} == {Step(State.DONE, Action.NOTHING)}
+    for state in (State.COMMIT, State.MIGRATE, State.MOVE):
+        assert {SUCCESSOR[state, event] for event in TROUBLE} == {Step(State.DONE, Action.NOTHING)}
 
 
 def test_the_straight_path_of_both_sides() -> None:
     predecessor = Machine(PREDECESSOR)
-    assert [
-        predecessor.handle(event)
-        for event in (Event.HELLO, Event.NEXT, Event.NEXT, Event.READY, Event.ACCEPTING, Event.STOPPED, Event.COMMITTED)
-    ] == [
+    path = (Event.HELLO, Event.NEXT, Event.NEXT, Event.READY, Event.ACCEPTING, Event.STOPPED, Event.COMMITTED)
+    assert [predecessor.handle(event) for event in (*path, Event.ADOPTED, Event.MOVED)] == [
         Action.SEND_OFFER,
         Action.SEND_BATCH,
         Action.SEND_BATCH,
         Action.SEND_GO,
         Action.STOP_WORKERS,
         Action.COMMIT,
+        Action.MIGRATE,
+        Action.NOTHING,
         Action.DRAIN,
     ]
     successor = Machine(SUCCESSOR)
     straight = (Event.OFFER, Event.BATCH, Event.PREPARED, Event.GO, Event.SERVING, Event.COMMIT, Event.SERVING)
-    assert [successor.handle(event) for event in straight][-2:] == [Action.TAKE_OVER, Action.NOTHING]
+    actions = [successor.handle(event) for event in (*straight, Event.MIGRATE, Event.MOVED)]
+    assert actions[-4:] == [Action.TAKE_OVER, Action.NOTHING, Action.ADOPT, Action.NOTHING]
     assert predecessor.state is successor.state is State.DONE
 
 

@@ -106,6 +106,7 @@ class Predecessor:
         self._version = 0  # that the successor speaks
         self._workers = 0  # that it has
         self._report: dict[str, Any] = {}
+        self._all_moved = False
         self._refusal = ""
         self._stream = FrameStream(loop, sock, self._message, self._trouble)
         self._timer = loop.call_later(timeout, self._silent)
@@ -214,7 +215,9 @@ class Predecessor:
             case Action.MIGRATE:
                 self._migrate()
             case Action.NOTHING:
-                pass
+                # Not before the successor has said that it goes on: until then we would accept again.
+                if self._all_moved:
+                    self._handle(Event.MOVED)
             case Action.DRAIN:
                 self._stream.send({"is": "moved", **self._report})
                 self._stream.close()
@@ -237,7 +240,9 @@ class Predecessor:
 
     def _moved(self, report: dict[str, Any]) -> None:
         self._report = report
-        self._handle(Event.MOVED)
+        self._all_moved = True
+        if self._machine.state is State.MOVE:
+            self._handle(Event.MOVED)
 
     def _give_up(self, action: Action) -> None:
         self._stream.close()

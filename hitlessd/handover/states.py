@@ -112,7 +112,7 @@ PREDECESSOR: Table = {
     (State.STOP, Event.STOPPED): Step(State.COMMIT, Action.COMMIT),
     (State.COMMIT, Event.COMMITTED): Step(State.MIGRATE, Action.MIGRATE),
     (State.MIGRATE, Event.ADOPTED): Step(State.MOVE, Action.NOTHING),
-    # Nobody was there to be moved, or the successor is of a version that takes nobody.
+    # The successor is of a version that takes nobody.
     (State.MIGRATE, Event.MOVED): Step(State.DONE, Action.DRAIN),
     (State.MOVE, Event.MOVED): Step(State.DONE, Action.DRAIN),
     # Its workers may still be at it, and serve what they have; ours give up nothing that was not claimed.

@@ -165,8 +165,8 @@ class Successor:
         if message.kind == "migrate" and message.fds and self._machine.state is State.MIGRATE and self._adopt:
             self._machine.handle(Event.MIGRATE)
             self._adopt(message.fds)
-            self._stream.send({"is": "adopted"})
             self._entering(State.MOVE)
+            self._stream.send({"is": "adopted"})
             return
         close_all(message.fds)
         self._end(message.text if message.kind == "moved" else {})
