@@ -316,16 +316,19 @@ def test_rows_are_as_wide_as_the_header(harness: Harness) -> None:
 
 
 def test_show_proc(harness: Harness) -> None:
-    harness.control.info.append(GenerationInfo(6, 4000, "draining", 90061.0, 1, [(4001, 2)], "1.2.2"))
+    harness.control.info.append(GenerationInfo(6, 4000, "draining", 90061.0, 1, [(4001, 2)], "1.2.2", 90, "2: because"))
     harness.control.reloads = (6, 1)
     assert harness.ask(harness.listen(), b"show proc\n").decode().splitlines() == [
-        "#<PID>          <type>          <reloads>       <uptime>        <version>       <generation>    <sessions>",
-        "4711            master          6 [failed: 1]   0d00h00m59s     1.2.3           7               7",
+        "#<PID>          <type>          <reloads>       <uptime>        <version>       <generation>    <sessions>"
+        "      <moved>         <note>",
+        "4711            master          6 [failed: 1]   0d00h00m59s     1.2.3           7               7"
+        "               0",
         "# workers",
         "4712            worker          0               0d00h00m59s     1.2.3           7               3",
         "4713            worker          0               0d00h00m59s     1.2.3           7               4",
         "# old workers",
-        "4000            master          1               1d01h01m01s     1.2.2           6               2",
+        "4000            master          1               1d01h01m01s     1.2.2           6               2"
+        "               90              2: because",
         "4001            worker          1               1d01h01m01s     1.2.2           6               2",
         "# programs",
         "",

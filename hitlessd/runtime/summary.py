@@ -31,7 +31,11 @@ def summary(info: dict[str, str], stat: str, proc: str, errors: str, now: float)
     ]
     old = [line.split() for line in proc.partition("# old workers")[2].splitlines() if " master " in line]
     if old:
-        generations = [f"{words[-2]} (pid {words[0]}, {words[-1]} sessions)" for words in old]
+        # PID, type, reloads, uptime, version, generation, sessions, moved, and why the rest has stayed.
+        generations = [
+            f"{words[5]} (pid {words[0]}, {words[6]} sessions{'; ' * bool(words[8:])}{' '.join(words[8:])})"
+            for words in old
+        ]
         text.append("draining generations: " + ", ".join(generations))
     text += errors.splitlines()[1:]
     text += ["", "{:<20} {:<20} {:<10} {:>8} {:>12}".format("PROXY", "NAME", "STATUS", "NOW", "TOTAL")]
