@@ -29,7 +29,8 @@ __all__ = ["VERSION", "Frozen", "SerialConnection", "SerialSide", "freeze", "res
 VERSION = 1
 
 
-@dataclass(frozen=True)
+# Not frozen, for thousands move at once: that would double what it costs to make one.
+@dataclass(slots=True)
 class SerialSide:
     """One socket of a connection."""
 
@@ -43,7 +44,7 @@ class SerialSide:
     piped: int = 0  # bytes from this side that lie in the pipe that comes along, behind the other side's `kept`
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class SerialConnection:
     """A connection in any state but closed."""
 
@@ -107,13 +108,24 @@ class SerialConnection:
 
 def _told(what: SerialConnection | SerialSide) -> dict[str, Any]:
     """The fields that do not have their default value."""
-    values = ((f, getattr(what, f.name)) for f in fields(what))
-    return {f.name: value for f, value in values if value != f.default}
+    told = {}
+    for name, default in _DEFAULTS[type(what)].items():
+        value = getattr(what, name)
+        if value != default:
+            told[name] = value
+    return told
 
 
 def _known(kind: type, form: dict[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in fields(kind)}
+    names = _DEFAULTS[kind]
     return {name: value for name, value in form.items() if name in names}
+
+
+#: Looked up once: fields() is slow. The sides of a connection have no default that could be compared, and are told
+#: by themselves.
+_DEFAULTS: dict[type, dict[str, Any]] = {
+    kind: {f.name: f.default for f in fields(kind)} for kind in (SerialSide, SerialConnection)
+}
 
 
 @dataclass(frozen=True)
