@@ -69,6 +69,7 @@ class Emigration:
                 self._waiting.append(conn)
             else:
                 self._keep("option migrate is off")
+        worker.emigrating = True  # what is on its way may come back
         self._ways = [_Way(socket.socket(fileno=fd)) for fd in fds]
         for way in self._ways:
             way.sock.setblocking(False)
@@ -209,5 +210,6 @@ class Emigration:
             self._worker.handlers[fd] = ignore
             way.sock.close()
         self._ways.clear()
+        self._worker.emigrating = False
         done, self._done = self._done, lambda _report: None
         done({"moved": self._moved, "kept": self._kept, "lost": self._lost})

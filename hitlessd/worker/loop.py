@@ -82,6 +82,7 @@ class Worker:
         "connections",
         "dispatch",
         "draining",
+        "emigrating",
         "epoll",
         "frontends",
         "handlers",
@@ -152,6 +153,7 @@ class Worker:
         self.epoll.register(self._wake_fd, select.EPOLLIN)
         self.lanes = Lanes(self)
         self.arrivals: set[Immigration] = set()
+        self.emigrating = False
         self.write_counters()
 
     # -- turns -------------------------------------------------------------------------------------------------------
@@ -315,7 +317,8 @@ class Worker:
     @property
     def finished(self) -> bool:
         """Told to drain, and all is drained."""
-        return self.draining and not self.connections and not self.arrivals and self.orders.answered
+        moving = self.arrivals or self.emigrating
+        return self.draining and not self.connections and not moving and self.orders.answered
 
     def close(self) -> None:
         """Give back every descriptor that is the worker's own; for tests."""
