@@ -35,7 +35,7 @@ def test_a_stop_ends_everything_that_drains_too(number: signal.Signals, tmp_path
     port, path = free_port(), tmp_path / "front.sock"
     with (
         Echo() as echo,
-        Daemon(tmp_path, listen(port, f"unix@{path}", server=echo.port)) as daemon,
+        Daemon(tmp_path, listen(port, f"unix@{path}", server=echo.port, migrate=False)) as daemon,
         conversations(*[port] * 5, str(path)) as early,
     ):
         assert daemon.reload().returncode == 0
@@ -149,7 +149,9 @@ def test_hard_stop_after_closes_what_drains(tmp_path: Path) -> None:
     port = free_port()
     with (
         Echo() as echo,
-        Daemon(tmp_path, listen(port, server=echo.port), workers=1, more="hard-stop-after = 1s") as daemon,
+        Daemon(
+            tmp_path, listen(port, server=echo.port, migrate=False), workers=1, more="hard-stop-after = 1s"
+        ) as daemon,
         Conversation(port) as held,
     ):
         held.say()
@@ -266,11 +268,9 @@ def test_a_signal_amid_the_commit_does_not_call_the_successor_off(number: signal
         daemon.process.signal(number)
         os.kill(successor, signal.SIGCONT)
         poll_until(lambda: daemon.pid == successor, 15, "the successor serves")
-        if number is signal.SIGUSR1:
-            held.say()
-            held.finish()
-        else:
-            assert held.closed()
+        # It had moved before the old one obeyed.
+        held.say()
+        held.finish()
         assert daemon.process.wait() == 0
         assert exchange(port) == b"hello"
         assert daemon.socket.exists()

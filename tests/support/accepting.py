@@ -33,10 +33,12 @@ def _watches(pid: int, inodes: set[str]) -> bool:
                 if os.readlink(f"/proc/{pid}/fd/{fd}") != "anon_inode:[eventpoll]":
                     continue
                 for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines():
-                    if line.startswith("tfd:"):
-                        target = os.readlink(f"/proc/{pid}/fd/{line.split()[1]}")
-                        if target.removeprefix("socket:[").removesuffix("]") in inodes:
-                            return True
+                    # A connection that was closed since says nothing about the listener behind it.
+                    with contextlib.suppress(OSError):
+                        if line.startswith("tfd:"):
+                            target = os.readlink(f"/proc/{pid}/fd/{line.split()[1]}")
+                            if target.removeprefix("socket:[").removesuffix("]") in inodes:
+                                return True
     return False
 
 

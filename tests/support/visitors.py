@@ -132,7 +132,13 @@ class Visitors:
             self._stop.wait(0.002)
 
 
-def listen(*binds: object, server: int, name: str = "t") -> str:
-    """A section of the configuration; a bind that is a number is a port of 127.0.0.1, and so is the server."""
+def listen(*binds: object, server: int, name: str = "t", migrate: bool = True) -> str:
+    """A section of the configuration; a bind that is a number is a port of 127.0.0.1, and so is the server. Without
+    `migrate` an old generation stays as long as somebody is connected."""
     lines = [f"127.0.0.1:{bind}" if isinstance(bind, int) else str(bind) for bind in binds]
-    return f"[listen {name}]\nbind = " + "\n  ".join(lines) + f"\nserver s = 127.0.0.1:{server}\n"
+    return (
+        f"[listen {name}]\nbind = "
+        + "\n  ".join(lines)
+        + f"\nserver s = 127.0.0.1:{server}\n"
+        + ("" if migrate else "no option migrate\n")
+    )
