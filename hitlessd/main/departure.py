@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 
 from hitlessd.log import Logger
 from hitlessd.loop import Loop
@@ -28,9 +29,10 @@ class Departure:
         self._draining = False
         self._drained = False
 
-    def drain(self, awaits_ancestors: bool) -> None:
+    def drain(self, awaits_ancestors: bool, kept: Sequence[int] = ()) -> None:
         """Accept nothing more, serve who is there, then end; hard-stop-after is the last resort.
 
+        `kept`: the successor has these of our listeners, by their place among them, and whoever waits there.
         `awaits_ancestors`: we stay the unit's main process, so that our end would end older generations, too.
         """
         office = self._office
@@ -44,7 +46,7 @@ class Departure:
         pool = office.equipment.pool
         pool.close_listeners()
         pool.when_gone(self._gone)
-        pool.tell("drain")
+        pool.tell("drain", leave=sorted(kept))
         limit = office.config.global_.hard_stop_after
         if limit is not None:
             self._loop.call_later(limit, self._hurry)

@@ -311,7 +311,7 @@ class Main:
         if handed_over:
             outside = by_hand and self._manager.present
             self._exit_status = EXIT_REPLACED if outside else 0
-            self._departure.drain(awaits_ancestors=outside)
+            self._departure.drain(awaits_ancestors=outside, kept=self._succession.kept)
         else:
             self._tell_status()
         if self._stop_next:

@@ -52,6 +52,7 @@ class Succession:
         self._by_hand = False
         self._began = 0.0
         self._again = False
+        self.kept: list[int] = []  # what the successor has of our listeners
         self._line: socket.socket | None = None  # over which the successor may ask us while we drain
 
     def begin(self, number: int) -> None:
@@ -156,6 +157,7 @@ class Succession:
 
     def announce(self, successor: int, kept: Sequence[int]) -> None:
         equipment = self._office.equipment
+        self.kept = [index for index in kept if index < len(equipment.listeners)]
         ours = [listener for _, listener in (*equipment.listeners, *equipment.runtime)]
         keep = set(kept)
         self._store.forget(x.name for i, x in enumerate(ours) if i not in keep and x.origin == "own" and x.name)

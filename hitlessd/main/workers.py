@@ -113,7 +113,7 @@ class Pool:
         """(index, pid) of each."""
         return [(w.index, w.pid) for w in self._workers.values()]
 
-    def tell(self, order: str, done: Callable[[], object] | None = None) -> None:
+    def tell(self, order: str, done: Callable[[], object] | None = None, **more: Any) -> None:
         """Give all workers an order of the channel; `done` is called when each has answered or is dead.
 
         Whoever hands over, or leaves, can be neither paused nor resumed: another generation accepts. It is remembered,
@@ -128,7 +128,7 @@ class Pool:
         elif order == "accept" and self._paused:
             order = "pause"
         self.state = {"resume": "accept", "sweep": self.state}.get(order, order)
-        self.ask(order, (lambda _answers: done()) if done else None)
+        self.ask(order, (lambda _answers: done()) if done else None, **more)
 
     def ask(self, order: str, done: Callable[[list[Answer]], object] | None = None, **more: Any) -> None:
         """Send an order to all workers; `done` gets what each has answered, None for one that died first."""

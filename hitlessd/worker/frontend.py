@@ -62,7 +62,9 @@ _CLASSES = {socket.AF_INET: _Accepting4, socket.AF_INET6: _Accepting6, socket.AF
 class LiveListener:
     """Our copy of a listening socket that others hold too: never shut down, and out of epoll before it closes."""
 
-    def __init__(self, worker: Worker, frontend: LiveFrontend, sock: socket.socket) -> None:
+    def __init__(self, worker: Worker, frontend: LiveFrontend, sock: socket.socket, number: int) -> None:
+        """`number`: its place in WorkerSetup.listeners, by which main names it."""
+        self.number = number
         self.worker = worker
         self.frontend = frontend
         family = sock.family

@@ -14,7 +14,7 @@ import socket
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NoReturn
 
 from hitlessd.table import PROCESS
@@ -144,9 +144,9 @@ class Worker:
             frontend.name: LiveFrontend(self, frontend, self.backends[frontend.default_backend])
             for frontend in setup.config.frontends
         }
-        for name, _, sock in setup.listeners:
+        for number, (name, _, sock) in enumerate(setup.listeners):
             frontend = self.frontends[name]
-            frontend.listeners.append(LiveListener(self, frontend, sock))
+            frontend.listeners.append(LiveListener(self, frontend, sock, number))
         self.orders = Orders(self, setup.channel)
         self._wake_fd = setup.wake[setup.index]
         self.handlers[self._wake_fd] = self._on_wake
@@ -277,17 +277,19 @@ class Worker:
         self.accepting = wanted
         self.arm()
 
-    def stop_accepting(self) -> None:
-        """Accept no more, once nobody waits any more."""
+    def stop_accepting(self, leave: Container[int] = ()) -> None:
+        """Accept no more, once nobody waits any more; but `leave` those who wait at these listeners."""
         # Out of epoll first: a wake-up that was meant for us and is not taken would be lost.
         self.accept(False)
         for frontend in self.frontends.values():
             for listener in frontend.listeners:
-                listener.accept()
+                if listener.number not in leave:
+                    listener.accept()
 
-    def drain(self) -> None:
-        """Accept no more, for ever, and end when nobody is connected any more."""
-        self.stop_accepting()
+    def drain(self, leave: Container[int]) -> None:
+        """Accept no more, for ever, and end when nobody is connected any more. Who waits at a listener that the
+        successor has is the successor's."""
+        self.stop_accepting(leave)
         for frontend in self.frontends.values():
             for listener in frontend.listeners:
                 listener.close()

@@ -81,7 +81,7 @@ class Orders:
             case "stop":
                 worker.stop_accepting()
             case "drain":
-                worker.drain()
+                worker.drain(frozenset(message.get("leave", ())))
             case "sweep":
                 worker.sweep()
             case "ping":
