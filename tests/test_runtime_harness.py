@@ -81,6 +81,8 @@ class FakeControl:
         self.waiting: list[Callable[[ReloadOutcome], None]] = []
         self.resumed: list[int] = []
         self.given: list[tuple[Any, ...]] = []
+        self.forms: list[dict[str, Any]] = []
+        self.page_size, self.pages = 100, 0
         self.fail = False
 
     def tables(self) -> Sequence[Table]:
@@ -102,6 +104,15 @@ class FakeControl:
         self.resumed.append(number)
         self.waiting.append(done)
         return number
+
+    def sessions(self, after: int, only: int, done: Callable[[dict[str, Any]], object]) -> None:
+        forms = [form for form in self.forms if (form["number"] == only if only else form["number"] > after)]
+        self.pages += 1
+        done({"sessions": forms[: self.page_size], "more": len(forms) > self.page_size})
+
+    def shut_down(self, only: int, server: Sequence[str], done: Callable[[dict[str, Any]], object]) -> None:
+        ended = [form for form in self.forms if form["number"] == only or (not only and form.get("server") in server)]
+        done({"closed": len(ended)})
 
     def getsocks(
         self, sock: socket.socket, stats: StatsSocket, credentials: Credentials | None, already: bytes

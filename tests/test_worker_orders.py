@@ -169,18 +169,24 @@ def test_answers_wait_for_a_main_that_does_not_read(farm: Farm) -> None:
         assert lab.turn() == 0
 
 
-def test_show_sessions_fits_into_a_message(farm: Farm) -> None:
+def test_sessions_are_shown_in_pages_that_fit_into_a_message(farm: Farm) -> None:
     with Lab(make_config(farm.servers())) as lab:
         for _ in range(300):
             lab.connect()
         lab.until(lambda: sum(c.state == "established" for c in lab.worker.connections) == 300)
-        answer = lab.order("show-sessions")
-        assert answer["total"] == 300
-        assert 20 < len(answer["sessions"]) <= 200
-        first = answer["sessions"][0]
-        assert first["frontend"] == "www" and first["server"] == "s1" and first["state"] == "established"
-        assert len(json.dumps(answer, separators=(",", ":"))) < channel.LONGEST
-        assert all(SerialConnection.from_dict(form).frontend == "www" for form in answer["sessions"])
+        numbers: list[int] = []
+        more, room = True, channel.LONGEST
+        while more:
+            answer = lab.order("show-sessions", after=numbers[-1] if numbers else 0, room=room)
+            assert 0 < len(answer["sessions"]) <= 100
+            numbers += [form["number"] for form in answer["sessions"]]
+            more, room = answer["more"], 5000  # at least one, however little room there is
+        assert numbers == [conn.number for conn in lab.worker.connections]
+        assert [form["number"] for form in lab.order("show-sessions", only=numbers[7])["sessions"]] == [numbers[7]]
+        assert lab.order("shutdown-session", only=numbers[7])["closed"] == 1
+        assert lab.order("shutdown-session", only=numbers[7])["closed"] == 0
+        assert lab.order("shutdown-session", server=["app", "s1"])["closed"] == 299
+        assert lab.lines and all(" KD " in line for line in lab.lines)
 
 
 def test_drain_ends_the_process_with_the_last_connection() -> None:

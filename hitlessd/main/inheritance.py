@@ -105,11 +105,23 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
                     except BaseException:
                         table.close()
                         raise
+                case "line":
+                    line = socket.socket(fileno=fd)
+                    line.setblocking(False)
+                    _give_line(result.ancestors, record.get("generation"), line)
                 case _:
                     os.close(fd)  # something that a later version passes
         except (PeerError, SystemRefused, TypeError, ValueError, ArithmeticError) as error:
             log("warning", f"cannot use what the predecessor passed: {error}")
     return result
+
+
+def _give_line(ancestors: list[Ancestor], generation: object, line: socket.socket) -> None:
+    for ancestor in ancestors:
+        if ancestor.generation == generation and ancestor.process and not ancestor.line:
+            ancestor.line = line
+            return
+    line.close()
 
 
 def _ancestor(record: dict[str, Any], table: Table) -> Ancestor:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from hitlessd import __version__
 from hitlessd.errors import ConfigError, HitlessdError, PeerError, SystemRefused
@@ -24,6 +25,7 @@ from hitlessd.main.limits import raise_soft_limit
 from hitlessd.main.office import Office, send_signal
 from hitlessd.main.pidfile import Pidfile
 from hitlessd.main.reloads import Reloads
+from hitlessd.main.sessions import LineServer, Sessions
 from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
 from hitlessd.model import Config, LogTarget, StatsSocket
@@ -68,6 +70,7 @@ class Main:
         self._office: Office | None = None
         self._succession: Succession
         self._departure: Departure
+        self._sessions: Sessions
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -116,6 +119,7 @@ class Main:
             self.started,
         )
         self._departure = Departure(self.loop, self.log, self._manager, office)
+        self._sessions = Sessions(self.loop, self.log, equipment.pool, office.ancestors)
         self._succession = Succession(
             self.loop, self.log, self._manager, self._store, self._reloads, office, self._handover_ended
         )
@@ -295,6 +299,12 @@ class Main:
     def resume_reload(self, number: int, done: Callable[[ReloadOutcome], None]) -> int:
         return self._reloads.resume(number, done)
 
+    def sessions(self, after: int, only: int, done: Callable[[dict[str, Any]], object]) -> None:
+        self._sessions.page(after, only, done)
+
+    def shut_down(self, only: int, server: Sequence[str], done: Callable[[dict[str, Any]], object]) -> None:
+        self._sessions.shut_down(only, server, done)
+
     def getsocks(
         self, sock: socket.socket, stats: StatsSocket, credentials: Credentials | None, already: bytes
     ) -> None:
@@ -311,6 +321,14 @@ class Main:
         if handed_over:
             outside = by_hand and self._manager.present
             self._exit_status = EXIT_REPLACED if outside else 0
+            # The lines of older generations are the successor's, as is the one to us.
+            self._sessions.close()
+            for ancestor in self._serving.ancestors:
+                if ancestor.line:
+                    ancestor.line.close()
+                    ancestor.line = None
+            if line := self._succession.take_line():
+                LineServer(self.loop, self._serving.equipment.pool, line)
             self._departure.drain(awaits_ancestors=outside, kept=self._succession.kept)
         else:
             self._tell_status()
@@ -389,6 +407,7 @@ class Main:
         self._store.forget_table(ancestor.generation)
         ancestor.table.close()
         if ancestor.line:
+            self._sessions.forget(ancestor.line)
             ancestor.line.close()
         if left and ancestor.pid:
             self.log("err", f"generation {ancestor.generation} ended with {left} connections lost", lost=left)

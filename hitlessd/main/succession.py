@@ -144,6 +144,9 @@ class Succession:
             offer.add("runtime", listener.sock.fileno(), listener.record())
         for ancestor in [*office.ancestors, office.as_ancestor()]:
             offer.add("table", ancestor.table.fd, ancestor.record())
+        for ancestor in office.ancestors:
+            if ancestor.line:
+                offer.add("line", ancestor.line.fileno(), {"generation": ancestor.generation})
         return offer
 
     def stop_accepting(self, done: Callable[[], object]) -> None:
@@ -202,6 +205,11 @@ class Succession:
         )
         successor.close()
         self._ended(True, self._by_hand)
+
+    def take_line(self) -> socket.socket | None:
+        """Over which the successor asks us, for whoever answers; once."""
+        line, self._line = self._line, None
+        return line
 
     def refused(self, reason: str) -> None:
         self._handover = None

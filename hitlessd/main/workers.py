@@ -297,23 +297,25 @@ class Pool:
         except OSError:
             return  # it is dead; the pidfd tells
 
-    def _heard(self, member: _Worker) -> None:
+    def _heard(self, member: _Worker) -> bool:
+        """Take one message; False if there was none."""
         try:
             message = channel.receive(member.sock)
         except BlockingIOError:
-            return
+            return False
         except (OSError, PeerError):
             message = None
         if message is None:
             # Its end is closed: it is ending, and will be buried.
             self._loop.remove(member.sock.fileno())
-            return
+            return False
         member.alive = True
         if message.get("did") == "ping":
             member.unanswered = 0
         _, done = member.waiting.pop(message.get("r", 0), ("", None))
         if done:
             done(message)
+        return True
 
     def _kill_silent(self, members: Sequence[_Worker], order: str) -> None:
         for member in members:
@@ -328,6 +330,8 @@ class Pool:
     def _buried(self, member: _Worker) -> None:
         _, status = os.waitpid(member.pid, 0)
         code = os.waitstatus_to_exitcode(status)
+        while self._heard(member):
+            pass  # what it said last
         self._loop.remove(member.sock.fileno())
         member.sock.close()
         if self._workers.get(member.index) is member:

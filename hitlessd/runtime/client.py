@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any
 
 from hitlessd.model import InetAddress, StatsSocket, UnixAddress
-from hitlessd.runtime.commands import LEVELS, Session, address_text
+from hitlessd.runtime.commands import LEVELS, Pieces, Session, address_text
 from hitlessd.runtime.control import Credentials
 
 __all__ = ["EXPORT_LIMIT", "EXPORT_TOTAL", "LINE_LIMIT", "Client", "is_privileged", "restored", "takeover_refusal"]
@@ -33,6 +33,8 @@ class Client:
         self.commands: deque[bytes] = deque()  # of the line being executed
         self.output = bytearray()
         self.waiting: int | None = None
+        self.pieces: Pieces | None = None  # of the answer that is being given
+        self.asking = False  # for the next of them
         self.asked = False  # has sent a line
         self.ended = False  # has sent all that it will
         self.closing = False  # answer, then close
@@ -43,6 +45,11 @@ class Client:
     def __str__(self) -> str:
         who = f" (pid {self.credentials.pid}, uid {self.credentials.uid})" if self.credentials else ""
         return f"runtime API client of {address_text(self.stats)}{who}"
+
+    @property
+    def busy(self) -> bool:
+        """An answer is still to come, so that the next command has to wait."""
+        return self.waiting is not None or self.pieces is not None
 
     @property
     def size(self) -> int:

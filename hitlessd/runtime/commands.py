@@ -9,10 +9,11 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hitlessd.model import InetAddress, Level, StatsSocket
 from hitlessd.runtime.control import Control, ReloadOutcome
+from hitlessd.runtime.sess import session_details, session_line, session_number
 from hitlessd.runtime.stat import StatFilter, event_date, show_info, show_proc, show_stat
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LEVELS",
     "WAIT",
     "Call",
+    "Pieces",
     "Session",
     "address_text",
     "execute",
@@ -38,6 +40,19 @@ class _Wait:
 
 #: Instead of an answer: it will come later, through Call.answer.
 WAIT = _Wait()
+
+
+class Pieces:
+    """Instead of an answer: one that comes later and in pieces.
+
+    `next(done)` asks for the next piece; done(text), called once and later, gets it, None at the end.
+    """
+
+    def __init__(self, ask: Callable[[Callable[[str | None], object]], object]) -> None:
+        self.next = ask
+
+
+_Answer = str | _Wait | Pieces
 
 
 @dataclass(slots=True)
@@ -73,7 +88,7 @@ class _Command(NamedTuple):
     words: tuple[str, ...]
     usage: str
     summary: str
-    run: Callable[[Call], str | _Wait]
+    run: Callable[[Call], _Answer]
     level: Level = "user"
     privileged: bool = False  # privileged peers may, whatever their level
 
@@ -97,8 +112,9 @@ def split_words(command: bytes) -> list[str]:
     return [re.sub(r"\\(.)", r"\1", word, flags=re.S) for word in words]
 
 
-def execute(command: bytes, call_with: Callable[[Sequence[str]], Call]) -> str | _Wait:
-    """Run one command and return its answer, empty or ending in a newline, or WAIT. Never raises for bad input."""
+def execute(command: bytes, call_with: Callable[[Sequence[str]], Call]) -> _Answer:
+    """Run one command and return its answer: a text, empty or ending in a newline, or WAIT, or Pieces. Never raises for
+    bad input."""
     words = split_words(command)
     call = call_with(words)
     for candidate in COMMANDS:
@@ -303,6 +319,68 @@ def _without_empty_lines(text: str) -> str:
     return "".join(line.rstrip() + "\n" for line in text.splitlines() if line.strip())
 
 
+# Sessions
+
+
+def _show_sess(call: Call) -> _Answer:
+    control, words = call.control, call.words[2:]
+    only = session_number(words[0]) if words and words[0] != "all" else 0
+    if words and words[0] != "all" and not only:
+        return "Session not found.\n"
+    dump = session_details if words else session_line
+    after: int | None = 0
+
+    def ask(done: Callable[[str | None], object]) -> None:
+        def came(page: dict[str, Any]) -> None:
+            nonlocal after
+            forms = page["sessions"]
+            after = int(forms[-1]["number"]) if forms and page.get("more") else None
+            done("Session not found.\n" if only and not forms else "".join(map(dump, forms)))
+
+        if after is None:
+            done(None)
+        else:
+            control.sessions(after, only, came)
+
+    return Pieces(ask)
+
+
+def _once(ask: Callable[[Callable[[dict[str, Any]], object]], object], text: Callable[[int], str]) -> Pieces:
+    """An answer in one piece, made of how many sessions were closed."""
+    asked = False
+
+    def next_piece(done: Callable[[str | None], object]) -> None:
+        nonlocal asked
+        if asked:
+            done(None)
+        else:
+            asked = True
+            ask(lambda result: done(text(int(result.get("closed", 0)))))
+
+    return Pieces(next_piece)
+
+
+def _shutdown_session(call: Call) -> _Answer:
+    number = session_number(call.words[2]) if len(call.words) > 2 else 0
+    if not number:
+        return "Session pointer expected (use 'show sess').\n"
+    return _once(
+        lambda done: call.control.shut_down(number, (), done),
+        lambda closed: "" if closed else "No such session (use 'show sess').\n",
+    )
+
+
+def _shutdown_sessions_server(call: Call) -> _Answer:
+    backend, slash, server = (call.words[3] if len(call.words) > 3 else "").partition("/")
+    if not slash:
+        return "Require 'backend/server'.\n"
+    known = {(b.name, s.name) for b in call.control.config.backends for s in b.servers}
+    return _once(
+        lambda done: call.control.shut_down(0, (backend, server), done),
+        lambda closed: "" if closed or (backend, server) in known else "No such server.\n",
+    )
+
+
 # Reload
 
 
@@ -354,8 +432,30 @@ COMMANDS: tuple[_Command, ...] = (
         "operator",
         privileged=True,
     ),
+    _Command(
+        ("show", "sess"),
+        "show sess [id]",
+        "report the list of current sessions or dump this exact session",
+        _show_sess,
+        "operator",
+        privileged=True,
+    ),
     _Command(("show", "stat"), "show stat [no-maint|up]*", "report counters for each proxy and server", _show_stat),
     _Command(("show", "version"), "show version", "show version of the current process", _show_version),
+    _Command(
+        ("shutdown", "session"),
+        "shutdown session [id]",
+        "kill a specific session",
+        _shutdown_session,
+        "admin",
+    ),
+    _Command(
+        ("shutdown", "sessions", "server"),
+        "shutdown sessions server <bk>/<srv>",
+        "kill sessions on a server",
+        _shutdown_sessions_server,
+        "admin",
+    ),
     _Command(("user",), "user", "lower the level of the current CLI session to user", _lower),
     *_ALWAYS,
 )

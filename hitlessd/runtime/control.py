@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from hitlessd.model import Config, StatsSocket
 from hitlessd.table import RowKey, Table
@@ -133,6 +133,20 @@ class Control(Protocol):
 
         If that is the reload that brought this generation up, or one that has ended, `done` gets its outcome once it is
         final; otherwise (it had not read its configuration yet) a new one is requested. The same promises hold.
+        """
+        ...
+
+    def sessions(self, after: int, only: int, done: Callable[[dict[str, Any]], object]) -> None:
+        """A page of all generations' connections by number, those behind `after`, or the `only` one (0: all).
+
+        `done`, called once and later, gets {"sessions": serial forms, "more": whether there are others behind them}.
+        """
+        ...
+
+    def shut_down(self, only: int, server: Sequence[str], done: Callable[[dict[str, Any]], object]) -> None:
+        """End the connection of that number, or with 0 those of a server, given as backend and name.
+
+        `done`, called once and later, gets {"closed": how many}.
         """
         ...
 

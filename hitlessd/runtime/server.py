@@ -23,7 +23,7 @@ from hitlessd.runtime.client import (
     restored,
     takeover_refusal,
 )
-from hitlessd.runtime.commands import Call, Session, execute, reload_answer, split_line
+from hitlessd.runtime.commands import Call, Pieces, Session, execute, reload_answer, split_line
 from hitlessd.runtime.control import Control, LoopLike, ReloadOutcome, TimerLike
 
 __all__ = ["RuntimeServer"]
@@ -127,7 +127,7 @@ class RuntimeServer:
 
     @staticmethod
     def _longest_idle(clients: Sequence[Client]) -> Client | None:
-        idle = [client for client in clients if client.waiting is None]
+        idle = [client for client in clients if not client.busy]
         return min(idle, key=lambda client: (bool(client.output), client.active), default=None)
 
     # Clients
@@ -202,12 +202,13 @@ class RuntimeServer:
         more = True
         while client.alive:
             self._flush(client)
+            self._pull(client)
             if not more or not client.alive:
                 break
             more = self._step(client) and self._loop.time() < until
         if not client.alive:
             return
-        if client.waiting is None and not self._has_work(client):
+        if not client.busy and not self._has_work(client):
             # As with HAProxy, an unfinished line is not executed, and without a prompt the connection ends as soon as
             # nothing more has arrived.
             client.closing |= client.ended or (client.asked and not client.session.prompt and not client.input)
@@ -226,11 +227,11 @@ class RuntimeServer:
 
     @staticmethod
     def _has_work(client: Client) -> bool:
-        return client.waiting is None and not client.closing and bool(client.commands or b"\n" in client.input)
+        return not client.busy and not client.closing and bool(client.commands or b"\n" in client.input)
 
     def _step(self, client: Client) -> bool:
         """Execute one command; False when that must wait or there is none."""
-        if client.waiting is not None or client.closing or len(client.output) >= UNREAD_PAUSE:
+        if client.busy or client.closing or len(client.output) >= UNREAD_PAUSE:
             return False
         if not client.commands and not self._next_line(client):
             return False
@@ -274,12 +275,38 @@ class RuntimeServer:
             self._log("err", f"cannot execute a runtime API command: {type(error).__name__}: {error}")
             answer = "cannot execute the command: internal error\n"
             client.waiting = None
+        if isinstance(answer, Pieces):
+            client.pieces = answer
+            self._pull(client)
         self._arm(client)
         if client.session.closing:
             client.closing = True
             client.commands.clear()
         elif isinstance(answer, str):
             self._answer(client, answer)
+
+    def _pull(self, client: Client) -> None:
+        """Ask for the next piece of an answer, if the client has read the last one."""
+        pieces = client.pieces
+        if pieces is not None and client.alive and not client.asking and len(client.output) < UNREAD_PAUSE:
+            client.asking = True
+            pieces.next(lambda text: self._piece(client, pieces, text))
+
+    def _piece(self, client: Client, pieces: Pieces, text: str | None) -> None:
+        if not client.alive or client.pieces is not pieces:
+            return
+        client.asking = False
+        client.active = self._loop.time()
+        if text is None:
+            client.pieces = None
+            self._arm(client)
+            self._answer(client, "")
+        else:
+            client.output += text.encode("utf-8", "replace")
+            self._flush(client)
+        if client.alive:
+            # From the loop: a piece may be there at once, and the next one, too.
+            self._loop.call_later(0.0, lambda: self._advance(client) if client.alive else None)
 
     def _answer(self, client: Client, text: str) -> None:
         client.output += text.encode("utf-8", "replace")
@@ -351,7 +378,8 @@ class RuntimeServer:
         # Callers that wait for the outcome of a reload first: they matter most.
         for client in sorted(self._clients, key=lambda each: each.waiting is None):
             self._flush(client)
-            if not client.alive or (client.closing and not client.output):
+            # A listing that has begun cannot go on elsewhere.
+            if not client.alive or client.pieces is not None or (client.closing and not client.output):
                 self._drop(client)
                 continue
             total += client.size

@@ -99,6 +99,8 @@ class Orders:
                 fds = []
             case "show-sessions":
                 more = sessions.show(worker, message)
+            case "shutdown-session":
+                more = sessions.shut_down(worker, message)
             case _:
                 worker.log("err", f"cannot follow the order {order!r}: unknown")
                 close_all(fds)

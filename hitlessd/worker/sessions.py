@@ -1,30 +1,73 @@
-"""What a worker tells main about its connections, one by one."""
+"""What a worker tells main about its connections, one by one, and the end of those that the operator does not want."""
 
 from __future__ import annotations
 
-import itertools
+import heapq
 import json
 from typing import TYPE_CHECKING, Any
 
 from hitlessd import channel
+from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.serial import to_serial
+from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
     from hitlessd.worker.loop import Worker
 
-__all__ = ["show"]
+__all__ = ["show", "shut_down"]
 
-_MOST_SHOWN = 200
+#: Serial forms in one answer, which take a few milliseconds.
+_MOST_SHOWN = 100
+#: HAProxy's letters for where a connection was when it ended (configuration manual, 8.5).
+_WHERE = {State.QUEUED: "Q", State.PAUSED: "C", State.CONNECTING: "C"}
 
 
 def show(worker: Worker, order: dict[str, Any]) -> dict[str, Any]:
-    """As many serial forms as fit into one message, the oldest first."""
+    """The next serial forms behind the number "after", by number, so that who lives through a listing is in it once.
+
+    "more" tells whether there are others behind them. "room": bytes that the answer may have.
+    """
+    after, only = order.get("after", 0), order.get("only")
+    room = min(int(order.get("room", channel.LONGEST)), channel.LONGEST) - 1024
+    chosen = heapq.nsmallest(
+        _MOST_SHOWN + 1,
+        (c for c in worker.connections if (c.number == only if only else c.number > after)),
+        key=lambda conn: conn.number,
+    )
     shown: list[dict[str, Any]] = []
-    room = channel.LONGEST - 1024
-    for conn in itertools.islice(worker.connections, _MOST_SHOWN):
-        form = to_serial(conn, data=False).as_dict()
+    for conn in chosen[:_MOST_SHOWN]:
+        form = _shown(conn)
         room -= len(json.dumps(form, separators=(",", ":"))) + 1
-        if room < 0:
+        if room < 0 and shown:
             break
         shown.append(form)
-    return {"sessions": shown, "total": len(worker.connections)}
+    return {"sessions": shown, "more": len(shown) < len(chosen)}
+
+
+def _shown(conn: Connection) -> dict[str, Any]:
+    now, route, server = conn.worker.now, conn.frontend.route, conn.server
+    expires: list[float | None] = [None, None]
+    if conn.state is State.ESTABLISHED and server is not None:
+        due = (
+            conn.due_of(conn.client, route.client_open, route.client_fin),
+            conn.due_of(server, route.server_open, route.server_fin),
+        )
+        expires = [None if at == NEVER else at - now for at in due]
+    return to_serial(conn, data=False).as_dict() | {
+        "fds": [conn.client.fd, server.fd if server is not None else -1],
+        "expires": expires,
+    }
+
+
+def shut_down(worker: Worker, order: dict[str, Any]) -> dict[str, Any]:
+    """End the connection of the number "only", or all of the "server" [backend, name]; answers how many."""
+    only, server = order.get("only"), order.get("server")
+    closed = 0
+    for conn in list(worker.connections):
+        target = conn.target
+        names = [conn.frontend.backend.name, target.name] if target is not None else None
+        if conn.number == only if only else names == server:
+            conn.cause = "K" + _WHERE.get(conn.state, "D")
+            conn.close()
+            closed += 1
+    return {"closed": closed}
