@@ -179,6 +179,8 @@ def test_sessions_are_shown_in_pages_that_fit_into_a_message(farm: Farm) -> None
         while more:
             answer = lab.order("show-sessions", after=numbers[-1] if numbers else 0, room=room)
             assert 0 < len(answer["sessions"]) <= 100
+            assert len(json.dumps(answer, separators=(",", ":"))) <= room
+            assert all(SerialConnection.from_dict(form).frontend == "www" for form in answer["sessions"])
             numbers += [form["number"] for form in answer["sessions"]]
             more, room = answer["more"], 5000  # at least one, however little room there is
         assert numbers == [conn.number for conn in lab.worker.connections]
