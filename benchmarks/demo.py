@@ -45,6 +45,7 @@ class Reloader:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reloader")
         self.times: list[float] = []
+        self.moved = 0  # connections that went from one generation to the next, in all
         self.failures: list[str] = []
         self.variant = 0
 
@@ -54,6 +55,7 @@ class Reloader:
             try:
                 self._proxy.write(*self._variants[following])
                 self.times.append(self._proxy.reload_directly())
+                self.moved += self._proxy.moved
                 self.variant = following
             except (OSError, RuntimeError, KeyError) as error:
                 self.failures.append(str(error))
@@ -131,6 +133,7 @@ class Show:
             self._row(
                 "kept open", f"{flows['open']:,}", f"since the start, {flows['bytes'] / 1e6:,.1f} MB checked on them"
             ),
+            self._row("moved", f"{reloader.moved:,}", "times a connection went on in the next generation"),
             self._verdict(failed),
             "",
             f"  configuration {paint(letter, 'bold')}   generation {len(times) + 1}",
@@ -167,6 +170,7 @@ class Show:
         out.line(
             self._row("kept open", f"{flows['done']:,}", f"{kept}, longest silence {flows['gap_ms']['max']:.0f} ms")
         )
+        out.line(self._row("moved", f"{reloader.moved:,}", "times a connection went on in the next generation"))
         out.line(
             self._row(
                 "latency",

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -177,6 +178,7 @@ class Hitlessd(Proxy):
     """hitlessd from this tree, reloaded with hitlessctl."""
 
     name = "hitlessd"
+    moved = 0  # connections that the last reload has moved
 
     def text(self, listen: Sequence[int], servers: Sequence[int]) -> str:
         binds = "\n       ".join(f"127.0.0.1:{port}" for port in listen)
@@ -196,13 +198,18 @@ class Hitlessd(Proxy):
         return self._run(python_module("hitlessd.ctl", "-s", self.socket, "reload"))
 
     def reload_directly(self) -> float:
-        """The same without the start of hitlessctl: the command on the runtime socket, until its answer."""
+        """The same without the start of hitlessctl: the command on the runtime socket, until its answer.
+
+        `moved` then says how many connections came over.
+        """
         before = self.info()["Generation"]
         began = time.monotonic()
         answer = self.ask("reload")
         elapsed = time.monotonic() - began
         if self.info()["Generation"] == before:
             raise RuntimeError(f"{self.name}: reload failed: {answer}")
+        told = re.search(r"(\d+) connections moved", answer)
+        self.moved = int(told[1]) if told else 0
         return elapsed
 
 
