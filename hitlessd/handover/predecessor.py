@@ -32,6 +32,7 @@ _MESSAGES = {
     )
 }
 _MOST_WORKERS = 64  # as many as `workers` allows
+_LAST_BREATH = 1.0  # seconds that a worker may take to die with its main process
 #: When the successor was lost, for the operator.
 _REASONS = {
     State.HELLO: "before it said hello; its own log lines say why",
@@ -105,6 +106,7 @@ class Predecessor:
         self._kept: list[int] = []
         self._version = 0  # that the successor speaks
         self._workers = 0  # that it has
+        self._witnesses: list[PeerProcess] = []  # these
         self._report: dict[str, Any] = {}
         self._all_moved = False
         self._refusal = ""
@@ -160,10 +162,14 @@ class Predecessor:
         kept = text.get("kept", [])
         if not isinstance(kept, list) or not all(isinstance(i, int) and 0 <= i < self._given for i in kept):
             return "cannot be ready: the successor names listeners that were not offered"
-        workers = text.get("workers", 0)
-        if not isinstance(workers, int) or not 0 <= workers <= _MOST_WORKERS:
-            return f"cannot be ready: the successor cannot have {workers} workers"
-        self._kept, self._workers = kept, workers
+        pids = text.get("workers", [])
+        if not isinstance(pids, list) or len(pids) > _MOST_WORKERS or not all(isinstance(pid, int) for pid in pids):
+            return "cannot be ready: the successor's workers make no sense"
+        self._kept = kept
+        self._workers = len(pids)
+        for pid in pids:
+            with contextlib.suppress(PeerError):
+                self._witnesses.append(PeerProcess(pid))
         return ""
 
     def _trouble(self, lost: bool, why: str) -> None:
@@ -221,6 +227,7 @@ class Predecessor:
             case Action.DRAIN:
                 self._stream.send({"is": "moved", **self._report})
                 self._stream.close()
+                self._dismiss()
                 self._host.handed_over(self._successor, self._report)
             case Action.FORGET | Action.KILL | Action.KILL_AND_RESUME:
                 self._give_up(action)
@@ -244,6 +251,11 @@ class Predecessor:
         if self._machine.state is State.MOVE:
             self._handle(Event.MOVED)
 
+    def _dismiss(self) -> None:
+        for worker in self._witnesses:
+            worker.close()
+        self._witnesses.clear()
+
     def _give_up(self, action: Action) -> None:
         self._stream.close()
         if action is not Action.FORGET and (self._ours or self._offer.records):
@@ -251,6 +263,11 @@ class Predecessor:
             with contextlib.suppress(PeerError):
                 self._successor.kill()
         self._successor.close()
+        if action is Action.KILL_AND_RESUME:
+            # Its workers die with it, and until then they may accept somebody, or hold a connection that we take back.
+            for worker in self._witnesses:
+                worker.wait(_LAST_BREATH)
+        self._dismiss()
         if action is Action.KILL_AND_RESUME:
             self._host.resume_accepting()
         self._host.refused(self._refusal)

@@ -122,10 +122,10 @@ class Successor:
             offered.items += zip(records[len(offered.items) :], fds, strict=False)
         return offered
 
-    def ready(self, kept: Sequence[int], workers: int) -> None:
-        """Say that everything that can fail has succeeded; returns when our workers may accept."""
+    def ready(self, kept: Sequence[int], workers: Sequence[int]) -> None:
+        """Say that all that can fail has succeeded, and the pids of our workers; returns when they may accept."""
         self._machine.handle(Event.PREPARED)
-        self._stream.send({"is": "ready", "kept": list(kept), "workers": workers})
+        self._stream.send({"is": "ready", "kept": list(kept), "workers": list(workers)})
         self._expect(Event.GO)
 
     def accepting(self) -> tuple[list[dict[str, Any]], list[int]]:

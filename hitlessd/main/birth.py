@@ -171,7 +171,7 @@ class Birth:
         fds: list[int] = []
         if self._successor and not self._lost:
             try:
-                self._successor.ready(equipment.kept(inheritance), equipment.table.workers)
+                self._successor.ready(equipment.kept(inheritance), [pid for _, pid in equipment.pool.members()])
                 equipment.accept(self._loop, patience)
                 clients, fds = self._successor.accepting()
             except PredecessorLost as error:

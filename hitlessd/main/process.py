@@ -225,7 +225,6 @@ class Main:
                 **fields,
                 predecessor=self._predecessor,
                 moved=self._arrival.moved if self._arrival else 0,
-                lost=self._arrival.lost if self._arrival else 0,
                 duration_ms=round(outcome.duration * 1000),
             )
         else:

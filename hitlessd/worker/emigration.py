@@ -133,6 +133,8 @@ class Emigration:
             return
         way.sent.append(sent)
         self._batches += 1
+        # Should we die now, main must not count as lost those who have left.
+        self._worker.write_counters()
         self._strike(f"batch-{self._batches}")
 
     def _hear(self, way: _Way) -> None:

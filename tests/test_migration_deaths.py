@@ -1,0 +1,122 @@
+"""Whoever dies or stops while connections move: what was not claimed goes on, and the log numbers what is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.accepting import generations_accepting
+from tests.support.daemon import Daemon
+from tests.support.echo import Echo, exchange
+from tests.support.processes import free_port, poll_until
+from tests.support.visitors import Conversation, listen
+
+COUNT = 300  # three batches
+#: After each batch: the old worker has sent it; the new one has claimed it; the new one has answered.
+PLACES = [
+    f"{place}-{number}"
+    for place in ("emigration.batch", "immigration.claim", "immigration.batch")
+    for number in (1, 2, 3)
+]
+
+
+def _alive(conversations: list[Conversation]) -> int:
+    alive = 0
+    for conversation in conversations:
+        with contextlib.suppress(OSError, AssertionError):
+            conversation.say()
+            alive += 1
+    return alive
+
+
+def _lost(daemon: Daemon) -> int:
+    return sum(int(number) for number in re.findall(r"\blost=(\d+)", daemon.log))
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [(place, signal.SIGKILL) for place in PLACES]
+    + [(f"{place}-2", signal.SIGSTOP) for place in ("emigration.batch", "immigration.claim", "immigration.batch")],
+)
+def test_a_worker_that_dies_or_stops(place: str, number: signal.Signals, tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        Echo() as echo,
+        Daemon(tmp_path, listen(port, server=echo.port), workers=1) as daemon,
+        contextlib.ExitStack() as stack,
+    ):
+        held = [stack.enter_context(Conversation(port)) for _ in range(COUNT)]
+        assert _alive(held) == COUNT
+        old = daemon.pid
+        daemon.fault(place, number)
+        result = daemon.reload()
+        assert result.returncode == 0, result.stderr
+        assert not daemon.faults.exists(), "the fault did not strike"
+        # A worker that was stopped is found out and killed.
+        poll_until(lambda: "was killed by SIGKILL" in daemon.log, 20, "the worker is dead")
+        poll_until(lambda: len(generations_accepting(daemon.processes(), port)) == 1, 20, "one accepting generation")
+        alive = _alive(held)
+        poll_until(lambda: alive + _lost(daemon) == COUNT, 10, "an account of the lost")
+        # All had left the old worker after the third batch, and all were the new one's.
+        assert (alive == COUNT) is place.startswith("emigration.batch-3")
+        assert (alive > 0) is (not place.startswith("immigration") or not place.endswith("3"))
+        if place.startswith("immigration") and alive:
+            # What the dead one had not claimed is served where it was.
+            assert "stay with the old generation" in daemon.log
+            assert old in daemon.processes() and "old workers" in daemon.ask("show proc")
+        assert generations_accepting(daemon.processes(), port) == {daemon.pid}
+        assert exchange(port) == b"hello"
+        again = daemon.reload()
+        assert again.returncode == 0, again.stderr
+        assert _alive(held) >= alive
+
+
+@pytest.mark.parametrize("place", ["predecessor.move", "successor.migrate", "successor.move"])
+def test_a_main_process_that_dies(place: str, tmp_path: Path) -> None:
+    """Without systemd: the other side goes on, with what it has."""
+    port = free_port()
+    with (
+        Echo() as echo,
+        Daemon(tmp_path, listen(port, server=echo.port), workers=1) as daemon,
+        contextlib.ExitStack() as stack,
+    ):
+        held = [stack.enter_context(Conversation(port)) for _ in range(20)]
+        assert _alive(held) == 20
+        old = daemon.pid
+        daemon.fault(place, signal.SIGKILL)
+        daemon.reload()
+        assert not daemon.faults.exists(), "the fault did not strike"
+        poll_until(lambda: len(generations_accepting(daemon.processes(), port)) == 1, 15, "one accepting generation")
+        assert (daemon.pid == old) is place.startswith("successor")
+        alive = _alive(held)
+        if place == "successor.migrate":
+            assert alive == 20
+        poll_until(lambda: alive + _lost(daemon) == 20, 15, "an account of the lost")
+        assert daemon.reload().returncode == 0
+        assert exchange(port) == b"hello"
+
+
+def test_a_limit_that_is_too_low_is_found_out_before_anything_moves(tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        Echo() as echo,
+        Daemon(tmp_path, listen(port, server=echo.port)) as daemon,
+        contextlib.ExitStack() as stack,
+    ):
+        held = [stack.enter_context(Conversation(port)) for _ in range(200)]
+        assert _alive(held) == 200
+        before = daemon.pid
+        # The successor inherits it; the workers that serve have what they have.
+        resource.prlimit(before, resource.RLIMIT_NOFILE, (600, 600))
+        text = daemon.file.read_text()
+        daemon.write(text.replace("workers = 2", "workers = 1").replace("maxconn = 2000", "maxconn = 0"))
+        result = daemon.reload()
+        assert result.returncode == 1
+        assert "cannot take over 200 connections: 1 workers need" in result.stderr
+        assert daemon.pid == before
+        assert _alive(held) == 200
