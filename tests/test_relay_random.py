@@ -18,7 +18,7 @@ from hitlessd.table import Column
 from hitlessd.worker.connection import Connection
 from hitlessd.worker.relay import Side
 from hitlessd.worker.serial import freeze, resume, to_serial
-from tests.support.relay import Farm, Lab, Peer, gauges, make_config, make_table
+from tests.support.relay import Farm, Lab, Peer, gauges, make_config, make_table, migrate
 from tests.support.relay import farm as open_farm
 
 BLOCK = os.urandom(1 << 20)
@@ -40,7 +40,22 @@ class Flow:
 steps = st.lists(
     st.tuples(
         st.sampled_from(
-            ["open", "small", "small", "big", "urgent", "read", "turn", "turn", "fin", "close", "reset", "wait", "move"]
+            [
+                "open",
+                "small",
+                "small",
+                "big",
+                "urgent",
+                "read",
+                "turn",
+                "turn",
+                "fin",
+                "close",
+                "reset",
+                "wait",
+                "move",
+                "reload",
+            ]
         ),
         st.integers(0, 7),
         st.sampled_from(["client", "server"]),
@@ -132,6 +147,11 @@ def test_whatever_happens_nothing_is_left_over(limited: bool, script: list[tuple
                     if conn.state in ("established", "connecting", "tarrying"):
                         to_serial(conn)
                         resume(two.worker, freeze(conn))
+                elif what == "reload":
+                    # Everybody, in whatever state, to the other worker.
+                    source, target = (one, two) if number % 2 else (two, one)
+                    report = migrate(source, target)
+                    assert not report["kept"] and not report["lost"] and not source.worker.connections
                 elif flows:
                     act(flows[number % len(flows)], what, name)
                 for index in range(2):

@@ -19,7 +19,7 @@ from hitlessd.worker.loop import Worker
 from hitlessd.worker.setup import WorkerSetup
 from tests.support.processes import Deadline, wait_readable
 
-__all__ = ["Clock", "Farm", "Forked", "Lab", "Peer", "drain", "gauges", "listen", "make_config"]
+__all__ = ["Clock", "Farm", "Forked", "Lab", "Peer", "drain", "gauges", "listen", "make_config", "migrate"]
 
 Address = InetAddress | UnixAddress
 
@@ -217,7 +217,7 @@ class Lab:
             WorkerSetup(
                 index=index,
                 config=config,
-                listeners=[("www", config.frontends[0].binds[0], self.listener.dup())],
+                listeners=[(config.frontends[0].name, config.frontends[0].binds[0], self.listener.dup())],
                 table=self.table,
                 channel=theirs,
                 wake=self.wake,
@@ -305,6 +305,31 @@ class Lab:
         server = self.until(lambda: farm.accept(number), "a connection to the server")
         self.until(lambda: all(c.state == "established" for c in self.worker.connections), "established")
         return client, server
+
+
+def migrate(old: Lab, new: Lab, ways: int = 1) -> dict[str, Any]:
+    """Have all connections of one move to the other, as at a reload; the report."""
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(ways)]
+    channel.send(new.main, {"do": "adopt"}, [far.fileno() for _, far in pairs])
+    channel.send(old.main, {"do": "migrate"}, [near.fileno() for near, _ in pairs])
+    for pair in pairs:
+        for sock in pair:
+            sock.close()
+    deadline = Deadline(20)
+    report: dict[str, Any] | None = None
+    while report is None or new.worker.arrivals:
+        deadline.check("a migration")
+        for lab in (old, new):
+            lab.turn()
+        with contextlib.suppress(BlockingIOError):
+            answer = channel.receive(old.main)
+            if answer and answer["did"] == "migrate":
+                report = answer
+    while True:
+        try:
+            channel.receive(new.main)  # that it has adopted the ways
+        except BlockingIOError:
+            return {name: report[name] for name in ("moved", "kept", "lost")}
 
 
 class Forked:
