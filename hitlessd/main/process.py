@@ -20,6 +20,7 @@ from hitlessd.main import status
 from hitlessd.main.arrival import Arrival
 from hitlessd.main.birth import Birth, Born, Options
 from hitlessd.main.departure import Departure
+from hitlessd.main.homecoming import Homecoming
 from hitlessd.main.inheritance import Ancestor
 from hitlessd.main.limits import raise_soft_limit
 from hitlessd.main.office import Office, send_signal
@@ -29,6 +30,7 @@ from hitlessd.main.sessions import LineServer, Sessions
 from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
 from hitlessd.model import Config, LogTarget, StatsSocket
+from hitlessd.parking.park import Park
 from hitlessd.runtime.control import Credentials, GenerationInfo, ReloadOutcome
 from hitlessd.runtime.server import RuntimeServer
 from hitlessd.systemd import Manager, leave_no_trace
@@ -71,6 +73,7 @@ class Main:
         self._succession: Succession
         self._departure: Departure
         self._sessions: Sessions
+        self._homecoming: Homecoming
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -120,6 +123,8 @@ class Main:
         )
         self._departure = Departure(self.loop, self.log, self._manager, office)
         self._sessions = Sessions(self.loop, self.log, equipment.pool, office.ancestors)
+        self._homecoming = Homecoming(self.loop, self.log, equipment.pool, equipment.parks, equipment.table)
+        equipment.pool.when_bereaved(self._bereaved, self._homecoming.give)
         self._succession = Succession(
             self.loop, self.log, self._manager, self._store, self._reloads, office, self._handover_ended
         )
@@ -127,9 +132,15 @@ class Main:
         office.pidfile.write(self.log)
         office.open_runtime()
         self._predecessor = office.ancestors[-1].pid if office.ancestors else 0
+        left = status.sessions([ancestor.table for ancestor in office.ancestors if not ancestor.pid])
         for ancestor in list(office.ancestors):
             self._watch(ancestor)
         self._keep(born)
+        if not born.successor:
+            # All who had them are dead.
+            parks = born.stored.parks
+            held = sum(park.book.held() for park in parks)
+            self._homecoming.begin(parks, lost=max(0, left - held), cold=True)
         for listener in equipment.unwanted:
             close_unwanted(listener)
         outcome = self._outcome(born)
@@ -175,6 +186,7 @@ class Main:
             [listener for _, listener in equipment.listeners],
             [listener for _, listener in equipment.runtime],
         )
+        equipment.parks.store()
         self._store.forget(born.stored.useless)
         self._store.forget(listener.name for listener in equipment.unwanted if listener.name)
         before = born.stored.state.generation if born.stored.state else born.inheritance.generation
@@ -408,9 +420,16 @@ class Main:
         if ancestor.line:
             self._sessions.forget(ancestor.line)
             ancestor.line.close()
-        if left and ancestor.pid:
-            self.log("err", f"generation {ancestor.generation} ended with {left} connections lost", lost=left)
+        if not office.stopping:
+            held = sum(park.book.held() for park in ancestor.parks)
+            if left and ancestor.pid:
+                self.log("err", f"generation {ancestor.generation} ended with {left} connections, {held} are parked")
+            if ancestor.pid:
+                self._homecoming.begin(ancestor.parks, lost=max(0, left - held))
         self._departure.ancestor_ended()
+
+    def _bereaved(self, park: Park, index: int, lost: int) -> None:
+        self._homecoming.begin([park], index, lost)
 
     def _report(self, what: str, error: BaseException) -> None:
         import traceback  # in hand for a bug only; its import would slow every reload
