@@ -52,7 +52,7 @@ class Started(Daemon):
     cwd: Path = ROOT
     pass_fds: Sequence[int] = ()
 
-    def start(self, *more: str) -> Daemon:
+    def start(self, *more: str, passed: Sequence[tuple[int, str]] = ()) -> Daemon:
         self.process = Process(
             [*self.command, "-f", self.file, "-p", self.pidfile, *self._arguments, *more],
             env=self._env,

@@ -145,8 +145,7 @@ class Requester(Client):
             self.close_down()
         elif mode == "idle":
             engine.one_ready()
-            self.phase = _PARKED
-            self.deadline = _NEVER
+            self.rest()
             if engine.finishing:
                 self.ask_again()
         elif engine.finishing or self.count == settings.requests:
@@ -157,6 +156,15 @@ class Requester(Client):
             engine.later(engine.interval, self.ask_again)
         else:
             self.ask_again()
+
+    def rest(self) -> None:
+        """Be silent until ask_again()."""
+        self.phase = _PARKED
+        self.deadline = _NEVER
+
+    @property
+    def resting(self) -> bool:
+        return self.phase == _PARKED
 
     def close_down(self) -> None:
         """No more requests: see to an orderly end."""

@@ -72,6 +72,7 @@ class Daemon:
         # As an installed package is: without byte code each reload would compile everything again.
         self._env.pop("PYTHONDONTWRITEBYTECODE", None)
         self._arguments = list(arguments)
+        self._earlier: list[str] = []  # logs of starts before this one
         self.write(config if config is not None else self.text(body))
         self.process: Process
 
@@ -85,14 +86,20 @@ class Daemon:
         temporary.write_bytes(text.encode() if isinstance(text, str) else text)
         temporary.rename(self.file)
 
-    def start(self, *more: str) -> Daemon:
-        """Start, without waiting."""
-        self.process = Process(
-            python_module("hitlessd", "-f", self.file, "-p", self.pidfile, *self._arguments, *more),
-            env=self._env,
-            cwd=ROOT,
-        )
+    def start(self, *more: str, passed: Sequence[tuple[int, str]] = ()) -> Daemon:
+        """Start, without waiting. `passed`: descriptors and names, as systemd passes them; they stay ours."""
+        if self.started:
+            self._earlier += self.process.stderr.join()
+        command = python_module("hitlessd", "-f", self.file, "-p", self.pidfile, *self._arguments, *more)
+        if passed:
+            names = [f"{fd}={name}" for fd, name in passed]
+            command = python_module("tests.support.passing", *names, "--", *command)
+        self.process = Process(command, env=self._env, cwd=ROOT, pass_fds=[fd for fd, _ in passed])
         return self
+
+    @property
+    def started(self) -> bool:
+        return hasattr(self, "process")
 
     def __enter__(self) -> Daemon:
         self.start()
@@ -142,7 +149,8 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        return self.process.stderr.text
+        """Of all starts so far."""
+        return "\n".join([*self._earlier, self.process.stderr.text])
 
     def wait_log(self, text: str, deadline: float = 10.0) -> str:
         """The first log line that contains `text`."""
