@@ -25,7 +25,6 @@ class Limits:
     maxconn: int
     share: int
     nofile: int
-    parked: int = 0
 
 
 def raise_soft_limit() -> int:
@@ -63,4 +62,4 @@ def plan(config: Config, workers: int, listeners: int, nofile: int, arriving: in
             f" the limit on open files is {nofile}; raise it (LimitNOFILE= in the unit), or the number of workers"
         )
     maxconn = wanted or min(_DEFAULT_MAXCONN, room * workers)
-    return Limits(maxconn, -(-maxconn // workers), nofile, nofile // 3 // workers)
+    return Limits(maxconn, -(-maxconn // workers), nofile)
