@@ -20,9 +20,10 @@ from hitlessd.main import status
 from hitlessd.main.arrival import Arrival
 from hitlessd.main.birth import Birth, Born, Options
 from hitlessd.main.departure import Departure
+from hitlessd.main.equipment import Equipment
 from hitlessd.main.homecoming import Homecoming
 from hitlessd.main.inheritance import Ancestor
-from hitlessd.main.limits import raise_soft_limit
+from hitlessd.main.limits import raise_soft_limit, store_entries, store_problem
 from hitlessd.main.office import Office, send_signal
 from hitlessd.main.pidfile import Pidfile
 from hitlessd.main.reloads import Reloads
@@ -220,9 +221,9 @@ class Main:
         return ReloadOutcome(self._reloads.number, True, summary, duration, time.time())
 
     def _say_ready(self, office: Office, outcome: ReloadOutcome | None) -> None:
-        for warning in office.config.warnings:
-            self.log("warning", warning)
         equipment = office.equipment
+        for warning in (*office.config.warnings, *self._shortages(equipment)):
+            self.log("warning", warning)
         fields = {
             "pid": self.pid,
             "workers": equipment.table.workers,
@@ -247,6 +248,15 @@ class Main:
                 f" maxconn {equipment.limits.maxconn}",
                 **fields,
             )
+
+    def _shortages(self, equipment: Equipment) -> list[str]:
+        """What the unit does not grant, and what comes of it."""
+        found = [equipment.limits.shortage]
+        if self._manager.store_limit is not None and self._manager.has_store:
+            own = sum(1 for _, listener in equipment.listeners if listener.origin != "systemd")
+            entries = store_entries(own, len(equipment.runtime), equipment.table.workers)
+            found.append(store_problem(entries, self._manager.store_limit))
+        return [problem for problem in found if problem]
 
     # --- being asked (Control)
 

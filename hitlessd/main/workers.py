@@ -30,7 +30,7 @@ _PATIENCE = 5
 #: Seconds a worker may take to stop accepting before it is killed: a handover waits for it.
 _STOP_PATIENCE = 5.0
 #: Seconds to wait before a worker that died soon after its start is forked again: doubled each time, up to the limit.
-_BACK_OFF, _LONGEST_BACK_OFF = 0.05, 1.0
+_BACK_OFF, _LONGEST_BACK_OFF = 0.05, 0.5
 _SOON = 10.0
 _PR_SET_PDEATHSIG = 1
 _MAINS_SIGNALS = (
