@@ -21,6 +21,8 @@ _PIPES = 256
 _PARKED_SHARE = 3
 #: A park is a pair of sockets and a memfd.
 _PARK_ENTRIES = 3
+#: Of main for a worker: the channel, a pidfd, an eventfd, and its park.
+_EACH_WORKER = 3 + _PARK_ENTRIES
 #: More than anyone asks of one machine without saying so.
 _DEFAULT_MAXCONN = 20_000
 
@@ -49,8 +51,9 @@ def raise_soft_limit() -> int:
 def plan(config: Config, workers: int, listeners: int, nofile: int, arriving: int = 0) -> Limits:
     """Divide what the configuration wants by what there is; `arriving` connections come from a predecessor. Raises
     SystemRefused when it does not fit."""
-    # Main serves no connections, but holds the listeners and, during a handover, as many that it gives or replaces.
-    main = _RESERVE + 2 * listeners
+    # Main serves no connections, but holds the listeners and what it needs for its workers and, during a handover, as
+    # many that it gives or replaces.
+    main = _RESERVE + 2 * (listeners + _EACH_WORKER * workers)
     if nofile < main:
         raise SystemRefused(
             f"cannot serve {listeners} listeners: handing them over needs {main} descriptors,"
