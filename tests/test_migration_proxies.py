@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from hitlessd import channel
+from hitlessd.descriptors import close_all
 from hitlessd.model import Config, Timeouts
 from hitlessd.table import Column, RowKey, Table, row_keys
 from hitlessd.worker.batch import ROOM
@@ -228,6 +229,30 @@ def test_descriptors_that_run_short_on_the_way_leave_them_where_they_were(farm: 
             old.until(lambda server=server: server.read() == b"x")  # type: ignore[misc]
         # With room again, the next reload takes them.
         assert migrate(old, new) == {"moved": 20, "kept": {}, "lost": 0}
+
+
+def test_all_ways_together_have_less_on_the_way_than_half_of_the_limit(farm: Farm) -> None:
+    ways = 8
+    with Lab(make_config(farm.servers(), timeouts=TIMES)) as old:
+        pairs = [old.pair(farm, number % 2) for number in range(60)]
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with near, far, few_descriptors(20):
+            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            channel.send(old.main, {"do": "migrate", "ways": ways}, [near.fileno()])
+            near.close()
+            old.settle()
+            far.setblocking(False)
+            sent = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    _, fds = channel.receive_with(far)
+                    sent.append(len(fds))
+                    close_all(fds)
+        assert len(sent) == 2  # the most that may be unanswered
+        assert all(sent) and sum(sent) * ways <= soft // 2
+        for client, server in pairs:
+            client.send(b"x")
+            old.until(lambda server=server: server.read() == b"x")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("garbage", [b"{}", b'{"is":"taken"}', b"nonsense"])

@@ -53,7 +53,9 @@ class Daemon:
         arguments: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         name: str = "h",
+        wrapper: Sequence[str] = (),
     ) -> None:
+        """`wrapper`: a command that becomes the daemon, as env(1) does."""
         self.directory = directory
         self.file = directory / f"{name}.conf"
         self.socket = directory / f"{name}.sock"
@@ -72,6 +74,7 @@ class Daemon:
         # As an installed package is: without byte code each reload would compile everything again.
         self._env.pop("PYTHONDONTWRITEBYTECODE", None)
         self._arguments = list(arguments)
+        self._wrapper = list(wrapper)
         self.write(config if config is not None else self.text(body))
         self.process: Process
 
@@ -88,7 +91,10 @@ class Daemon:
     def start(self, *more: str) -> Daemon:
         """Start, without waiting."""
         self.process = Process(
-            python_module("hitlessd", "-f", self.file, "-p", self.pidfile, *self._arguments, *more),
+            [
+                *self._wrapper,
+                *python_module("hitlessd", "-f", self.file, "-p", self.pidfile, *self._arguments, *more),
+            ],
             env=self._env,
             cwd=ROOT,
         )
