@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import resource
 import signal
@@ -38,11 +39,16 @@ def _lost(daemon: Daemon) -> int:
     return sum(int(number) for number in re.findall(r"\blost=(\d+)", daemon.log))
 
 
-@pytest.mark.parametrize(
-    ("place", "number"),
-    [(place, signal.SIGKILL) for place in PLACES]
-    + [(f"{place}-2", signal.SIGSTOP) for place in ("emigration.batch", "immigration.claim", "immigration.batch")],
-)
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+
+
+def _state(pid: int) -> str:
+    """As in proc_pid_stat(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@SIGNALS
+@pytest.mark.parametrize("place", PLACES)
 def test_a_worker_that_dies_or_stops(place: str, number: signal.Signals, tmp_path: Path) -> None:
     port = free_port()
     with (
@@ -76,19 +82,20 @@ def test_a_worker_that_dies_or_stops(place: str, number: signal.Signals, tmp_pat
         assert _alive(held) >= alive
 
 
-@pytest.mark.parametrize("place", ["predecessor.move", "successor.migrate", "successor.move"])
-def test_a_main_process_that_dies(place: str, tmp_path: Path) -> None:
-    """Without systemd: the other side goes on, with what it has."""
+@SIGNALS
+@pytest.mark.parametrize("place", ["predecessor.migrate", "predecessor.move", "successor.migrate", "successor.move"])
+def test_a_main_process_that_dies_or_stops(place: str, number: signal.Signals, tmp_path: Path) -> None:
+    """Without systemd: the other side goes on, with what it has. Who has stopped is given up and killed."""
     port = free_port()
     with (
         Echo() as echo,
-        Daemon(tmp_path, listen(port, server=echo.port), workers=1) as daemon,
+        Daemon(tmp_path, listen(port, server=echo.port), workers=1, more="reload-timeout = 2s") as daemon,
         contextlib.ExitStack() as stack,
     ):
         held = [stack.enter_context(Conversation(port)) for _ in range(20)]
         assert _alive(held) == 20
         old = daemon.pid
-        daemon.fault(place, signal.SIGKILL)
+        daemon.fault(place, number)
         daemon.reload()
         assert not daemon.faults.exists(), "the fault did not strike"
         poll_until(lambda: len(generations_accepting(daemon.processes(), port)) == 1, 15, "one accepting generation")
@@ -99,6 +106,26 @@ def test_a_main_process_that_dies(place: str, tmp_path: Path) -> None:
         poll_until(lambda: alive + _lost(daemon) == 20, 15, "an account of the lost")
         assert daemon.reload().returncode == 0
         assert exchange(port) == b"hello"
+
+
+def test_a_move_that_outlasts_the_handover_loses_nobody(tmp_path: Path) -> None:
+    """The report that comes late is not taken for that of a successor that has failed."""
+    port = free_port()
+    with (
+        Echo() as echo,
+        Daemon(tmp_path, listen(port, server=echo.port), workers=1, more="reload-timeout = 1s") as daemon,
+        contextlib.ExitStack() as stack,
+    ):
+        held = [stack.enter_context(Conversation(port)) for _ in range(COUNT)]
+        assert _alive(held) == COUNT
+        daemon.fault("emigration.batch-2", signal.SIGSTOP)
+        result = daemon.reload()
+        assert result.returncode == 0, result.stderr
+        (stopped,) = (pid for pid in daemon.processes() if _state(pid) == "T")
+        os.kill(stopped, signal.SIGCONT)
+        poll_until(lambda: len(daemon.processes()) == 2, 20, "the old generation has left")
+        assert _alive(held) == COUNT
+        assert _lost(daemon) == 0
 
 
 def test_a_limit_that_is_too_low_is_found_out_before_anything_moves(tmp_path: Path) -> None:

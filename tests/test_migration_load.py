@@ -299,6 +299,27 @@ def test_more_or_fewer_workers_take_the_connections_over(counts: Sequence[int], 
         _spotless(backend)
 
 
+def test_many_workers_under_a_low_limit_send_no_more_than_the_kernel_lets_them(tmp_path: Path) -> None:
+    """Descriptors on their way count against the limit of whoever sends them, over all processes of its user."""
+    port, clients, workers = free_port(), 2000, 8
+    wrapper = ["prlimit", "--nofile=1024:1024"]
+    if not os.getuid():
+        # Whoever may raise limits is exempt.
+        wrapper = ["setpriv", "--bounding-set=-sys_resource,-sys_admin", *wrapper]
+    with (
+        Backend() as backend,
+        Daemon(tmp_path, _body(port, backend), workers=workers, wrapper=wrapper) as daemon,
+        Load(f"127.0.0.1:{port}", mode="idle", clients=clients, timeout=_TIMEOUT) as load,
+    ):
+        load.wait_ready(_NEVER)
+        for _ in range(4):
+            _reload(daemon)
+            _settled(daemon, workers)
+            _served(daemon, clients, clients)
+        _flawless(load, clients)
+        _spotless(backend)
+
+
 def test_many_reloads_asked_for_at_once_move_everybody(tmp_path: Path) -> None:
     """Reloads from several sides while the connections are on their way: requests become one more reload."""
     port, streams = free_port(), 200

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from hitlessd import channel
+from hitlessd.descriptors import close_all
 from hitlessd.model import Config, Timeouts
 from hitlessd.table import Column, RowKey, Table, row_keys
 from hitlessd.worker.batch import ROOM
@@ -24,6 +27,26 @@ def farm() -> Iterator[Farm]:
     made = Farm(2)
     yield made
     made.close()
+
+
+@contextlib.contextmanager
+def few_descriptors(count: int) -> Iterator[None]:
+    """This process can open so many more and no others."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fill: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + count + 1, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                fill.append(os.dup(0))
+        while count:
+            os.close(fill.pop())
+            count -= 1
+        yield
+    finally:
+        for fd in fill:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def both_rows(old: Config, new: Config) -> Table:
@@ -173,6 +196,63 @@ def test_many_go_in_several_batches(farm: Farm, ways: int) -> None:
             server.send(b"y")
         new.until(lambda: all(server.read() == b"x" and client.read() == b"y" for client, server in pairs))
         assert new.value("frontend", Column.STOT) == 0 and old.value("frontend", Column.STOT) == len(pairs)
+
+
+def test_who_waits_for_a_slot_waits_no_longer_for_a_move(farm: Farm) -> None:
+    config = make_config([farm.server(0, maxconn=1)], timeouts=TIMES)
+    with labs(config, config) as (old, new):
+        old.pair(farm)
+        waiting = old.connect()
+        old.until(lambda: len(old.worker.connections) == 2)
+        old.settle()
+        for lab in (old, new):
+            lab.pass_time(4)
+        assert migrate(old, new)["moved"] == 2
+        new.pass_time(2.5)
+        assert new.value("backend", Column.QCUR) == 1 and waiting.read() == b"" and not waiting.eof
+        new.pass_time(1)
+        new.until(lambda: waiting.read() is not None and waiting.eof)
+        new.turn()
+        assert new.lines[-1].split()[6] == "sQ" and new.value("backend", Column.QCUR) == 0
+
+
+def test_descriptors_that_run_short_on_the_way_leave_them_where_they_were(farm: Farm) -> None:
+    config = make_config(farm.servers(), timeouts=TIMES)
+    with labs(config, config) as (old, new):
+        pairs = [old.pair(farm, number % 2) for number in range(20)]
+        with few_descriptors(12):
+            report = migrate(old, new)
+        assert (report["moved"], report["lost"], list(report["kept"].values())) == (0, 0, [20])
+        assert not new.worker.connections
+        for client, server in pairs:
+            client.send(b"x")
+            old.until(lambda server=server: server.read() == b"x")  # type: ignore[misc]
+        # With room again, the next reload takes them.
+        assert migrate(old, new) == {"moved": 20, "kept": {}, "lost": 0}
+
+
+def test_all_ways_together_have_less_on_the_way_than_half_of_the_limit(farm: Farm) -> None:
+    ways = 8
+    with Lab(make_config(farm.servers(), timeouts=TIMES)) as old:
+        pairs = [old.pair(farm, number % 2) for number in range(60)]
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with near, far, few_descriptors(20):
+            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            channel.send(old.main, {"do": "migrate", "ways": ways}, [near.fileno()])
+            near.close()
+            old.settle()
+            far.setblocking(False)
+            sent = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    _, fds = channel.receive_with(far)
+                    sent.append(len(fds))
+                    close_all(fds)
+        assert len(sent) == 2  # the most that may be unanswered
+        assert all(sent) and sum(sent) * ways <= soft // 2
+        for client, server in pairs:
+            client.send(b"x")
+            old.until(lambda server=server: server.read() == b"x")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("garbage", [b"{}", b'{"is":"taken"}', b"nonsense"])

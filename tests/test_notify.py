@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from itertools import pairwise
@@ -12,7 +13,7 @@ from tests.support.daemon import Daemon
 from tests.support.echo import Echo
 from tests.support.notify import Datagram, NotifySocket
 from tests.support.processes import free_port, poll_until, wait_gone
-from tests.support.visitors import Conversation, listen
+from tests.support.visitors import Conversation, conversations, listen
 
 
 def heard(notify: NotifySocket, start: int = 0) -> list[tuple[int, tuple[str, ...]]]:
@@ -75,6 +76,41 @@ def test_row_5_and_6_a_reload_is_told_in_order_and_by_the_right_process(tmp_path
         assert barrier >= said
         after_mainpid = [each for each in notify.datagrams[start + 2 :] if each.pid == old]
         assert [(each.lines, each.fds) for each in after_mainpid] == [(("BARRIER=1",), 1)]
+
+
+def test_the_status_tells_what_moved_what_is_old_and_what_stays_and_why(tmp_path: Path) -> None:
+    moving, renamed, staying = free_port(), free_port(), free_port()
+    with Echo() as echo, NotifySocket(tmp_path) as notify:
+
+        def body(name: str) -> str:
+            return (
+                listen(moving, server=echo.port, name="t")
+                + listen(renamed, server=echo.port, name=name)
+                + listen(staying, server=echo.port, name="s", migrate=False)
+            )
+
+        with (
+            Daemon(tmp_path, body("u"), env=notify.environment) as daemon,
+            conversations(*[moving] * 4, *[renamed] * 3, *[staying] * 2) as held,
+        ):
+            old = daemon.pid
+            daemon.write(daemon.text(body("other")))
+            assert daemon.reload().returncode == 0
+            told = poll_until(
+                lambda: next((text for text in notify.statuses if "moved here" in text), None), 10, "a status"
+            )
+            assert told and told.startswith("generation 2, 3 listeners, 9 sessions, servers 3/3 up, ")
+            assert "7 moved here by the last reload, 3 of proxies that are no longer configured, " in told
+            assert "1 older generation draining 2 (2: option migrate is off)" in told
+            rows = [re.split(r" {2,}", line) for line in daemon.ask("show proc").splitlines()]
+            master = {row[0]: row for row in rows if row[1:2] == ["master"]}
+            assert master[str(daemon.pid)][5:] == ["2", "7", "7"]
+            assert master[str(old)][5:] == ["1", "2", "7", "2: option migrate is off"]
+            for each in held:
+                each.finish()
+            wait_gone(old)
+            poll_until(lambda: "draining" not in notify.statuses[-1], 10, "nobody drains")
+            poll_until(lambda: "no longer configured" not in notify.statuses[-1], 10, "nobody is of an old proxy")
 
 
 def test_row_6_a_refused_reload_ends_with_ready_from_the_old_one(tmp_path: Path) -> None:

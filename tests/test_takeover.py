@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hitlessd.handover.wire import VERSION, encode
+from hitlessd.handover.wire import MIGRATES, VERSION, encode
 from tests.support.accepting import generations_accepting
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo, exchange
@@ -341,6 +341,25 @@ def test_a_successor_that_misbehaves_changes_nothing(
     assert exchange(port) == b"hello"
     assert generations_accepting(daemon.processes(), port) == {main}
     assert len(daemon.processes()) == 2
+
+
+def test_a_successor_of_a_version_that_takes_no_connections_leaves_them_where_they_are(tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        Echo() as echo,
+        Daemon(tmp_path, listen(port, server=echo.port), workers=1) as daemon,
+        Conversation(port) as held,
+    ):
+        held.say()
+        old = daemon.pid
+        steps = f"hello={MIGRATES - 1} all ready=[0] accepting committed wait stall"
+        with Process(python_module("tests.support.peer", daemon.socket, *steps.split()), cwd=ROOT) as peer:
+            peer.stdout.wait(lambda line: line == "stalls")
+            daemon.wait_log("0 connections moved, 1 to be drained")
+            held.say()
+            held.finish()
+            wait_gone(old)
+            peer.signal(signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hitlessd.errors import HitlessdError, PeerError
@@ -25,6 +26,14 @@ from hitlessd.runtime.control import Credentials, ReloadOutcome
 from hitlessd.systemd import Manager
 
 __all__ = ["Succession"]
+
+
+@dataclass
+class _Passage:
+    """Connections that go to one successor."""
+
+    moved: int = 0  # once it is over
+    failed: bool = False  # the successor is dead
 
 
 class Succession:
@@ -53,6 +62,7 @@ class Succession:
         self._began = 0.0
         self._again = False
         self.kept: list[int] = []  # what the successor has of our listeners
+        self._passage = _Passage()
         self._line: socket.socket | None = None  # over which the successor may ask us while we drain
 
     def begin(self, number: int) -> None:
@@ -181,18 +191,22 @@ class Succession:
 
     def migrate(self, workers: int, done: Callable[[dict[str, Any]], object]) -> list[int]:
         def moved(report: dict[str, Any]) -> None:
-            if self._handover is None and report["moved"]:
-                self._log(
-                    "err",
-                    f"{report['moved']} connections had moved to the successor, and are lost with it",
-                    lost=report["moved"],
-                )
+            passage.moved = report["moved"]
+            if passage.failed:
+                self._report_lost(passage)
             done(report)
 
+        passage = self._passage = _Passage()
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.setblocking(False)
         self._line = near
         return [far.detach(), *self._office.equipment.pool.migrate(workers, moved)]
+
+    def _report_lost(self, passage: _Passage) -> None:
+        """The successor has failed: what had moved to it is gone."""
+        lost, passage.moved = passage.moved, 0
+        if lost:
+            self._log("err", f"{lost} connections had moved to the successor, and are lost with it", lost=lost)
 
     def handed_over(self, successor: PeerProcess, report: dict[str, Any]) -> None:
         self._handover = None
@@ -226,6 +240,10 @@ class Succession:
         outcome = ReloadOutcome(self._reloads.number, False, reason, time.monotonic() - self._began, time.time())
         for line in reason.splitlines():
             self._log("err", f"reload {outcome.number} refused: {line}")
+        # Those who had moved before it failed; whoever is still on the way is reported when that is known.
+        self._passage.failed = True
+        self._report_lost(self._passage)
+        self._passage = _Passage()
         self._reloads.finished(outcome)
         # Clients that were on their way to the successor come back, and find the outcome there.
         for sock, state in self._exported:

@@ -180,7 +180,7 @@ class Pool:
             self._loop.call_soon(lambda: done(report))
         for member in members:
             ways = near[member.index]
-            self._ask_one(member, {"do": "migrate"}, answered, [way.fileno() for way in ways])
+            self._ask_one(member, {"do": "migrate", "ways": len(far)}, answered, [way.fileno() for way in ways])
             for way in ways:
                 way.close()
         return far

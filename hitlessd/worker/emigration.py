@@ -2,15 +2,16 @@
 
 Each way is one end of a SOCK_SEQPACKET pair; a worker of the successor has the other. A batch at a time goes out on
 each, and few are unanswered, so that the descriptors in flight stay far below the limit on open files, which is what
-the kernel allows (ETOOMANYREFS), and no connection is frozen for long. We keep our descriptors until the receiver has
-answered. A way that has ended, in whatever manner, means that nobody claims anything of it any more: what its receiver
-has not claimed is ours again.
+the kernel allows (ETOOMANYREFS), and no connection is frozen for long; where that limit is low and the ways are many,
+batches are smaller. We keep our descriptors until the receiver has answered. A way that has ended, in whatever manner,
+means that nobody claims anything of it any more: what its receiver has not claimed is ours again.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 import socket
 from collections import deque
@@ -55,13 +56,17 @@ class Emigration:
     """One attempt to give all away. `done(report)` is called once: "moved" and "lost" are numbers, "kept" tells how
     many stay for which reason."""
 
-    def __init__(self, worker: Worker, fds: list[int], done: Callable[[dict[str, Any]], object]) -> None:
-        """Owns the descriptors, one a way."""
+    def __init__(self, worker: Worker, fds: list[int], done: Callable[[dict[str, Any]], object], ways: int = 0) -> None:
+        """Owns the descriptors, one a way; `ways` is how many there are, those of other workers included."""
         self._worker = worker
         self._done = done
         self._moved = self._lost = self._batches = 0
         self._kept: dict[str, int] = {}
         self._why = "nobody takes them"
+        # All processes of a user share the limit, and the parks of both generations may take two thirds of it: all
+        # ways share a quarter.
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._room = min(ROOM, max(_EACH, soft // 4 // (_WINDOW * max(ways, len(fds), 1)) - 1))
         self._strike = striker("emigration", os.environ)
         self._waiting: deque[Connection] = deque()
         for conn in worker.connections:
@@ -95,7 +100,7 @@ class Emigration:
         connections: list[Frozen] = []
         frontends, backends = {}, {}
         fds: list[int] = []
-        while self._waiting and len(fds) <= ROOM - _EACH:
+        while self._waiting and len(fds) <= self._room - _EACH:
             conn = self._waiting.popleft()
             if conn.state is State.CLOSED:
                 continue

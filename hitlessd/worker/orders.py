@@ -97,7 +97,7 @@ class Orders:
             case "migrate":
                 for arrival in list(worker.arrivals):
                     arrival.close()
-                Emigration(worker, fds, lambda report: self.answer(message, **report))
+                Emigration(worker, fds, lambda report: self.answer(message, **report), message.get("ways", 0))
                 return
             case "adopt":
                 for fd in fds:

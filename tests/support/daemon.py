@@ -53,7 +53,9 @@ class Daemon:
         arguments: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         name: str = "h",
+        wrapper: Sequence[str] = (),
     ) -> None:
+        """`wrapper`: a command that becomes the daemon, as env(1) does."""
         self.directory = directory
         self.file = directory / f"{name}.conf"
         self.socket = directory / f"{name}.sock"
@@ -73,6 +75,7 @@ class Daemon:
         self._env.pop("PYTHONDONTWRITEBYTECODE", None)
         self._arguments = list(arguments)
         self._earlier: list[str] = []  # logs of starts before this one
+        self._wrapper = list(wrapper)
         self.write(config if config is not None else self.text(body))
         self.process: Process
 
@@ -91,6 +94,7 @@ class Daemon:
         if self.started:
             self._earlier += self.process.stderr.join()
         command = python_module("hitlessd", "-f", self.file, "-p", self.pidfile, *self._arguments, *more)
+        command = [*self._wrapper, *command]
         if passed:
             names = [f"{fd}={name}" for fd, name in passed]
             command = python_module("tests.support.passing", *names, "--", *command)

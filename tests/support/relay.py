@@ -360,8 +360,8 @@ def take_over(dead: Lab, heir: Lab, cold: bool = False) -> dict[str, Any]:
     return heir.order("resume-parked", [parts[part] for part in PARTS], name=dead.park.name, cold=cold)
 
 
-def migrate(old: Lab, new: Lab, ways: int = 1) -> dict[str, Any]:
-    """Have all connections of one move to the other, as at a reload; the report."""
+def migrate(old: Lab, new: Lab, ways: int = 1, between: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    """Have all connections of one move to the other, as at a reload; the report. `between` is called at every turn."""
     pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(ways)]
     channel.send(new.main, {"do": "adopt"}, [far.fileno() for _, far in pairs])
     channel.send(old.main, {"do": "migrate"}, [near.fileno() for near, _ in pairs])
@@ -374,6 +374,7 @@ def migrate(old: Lab, new: Lab, ways: int = 1) -> dict[str, Any]:
         deadline.check("a migration")
         for lab in (old, new):
             lab.turn()
+            between()
         with contextlib.suppress(BlockingIOError):
             answer = channel.receive(old.main)
             if answer and answer["did"] == "migrate":
