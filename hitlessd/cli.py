@@ -15,14 +15,14 @@ _USAGE = """\
 usage: hitlessd -f FILE|DIR [-f ...] [options]
 
   -f FILE|DIR   configuration; of a directory, its *.conf files in the order of their names
-  -c            check the configuration and exit: 0 valid, 1 not
+  -c            check the configuration, say what it needs of the unit, and exit: 0 valid, 1 not
   -p FILE       write the pid of the main process there
   -x SOCKET     take the listeners over from whoever serves that runtime socket (hitlessd or haproxy)
   -sf PID...    when serving, tell these processes to finish (SIGUSR1)
   -st PID...    when serving, tell these processes to stop at once (SIGTERM)
   -D            go into the background once serving
   -W, -Ws       accepted: hitlessd always has a main process and workers, and always tells systemd
-  -q            with -c: do not say that the configuration is valid
+  -q            with -c: say nothing of a valid configuration but warnings
   -v, -vv       print the version, with details, and exit
   -h, --help    print this and exit
 """
@@ -148,19 +148,29 @@ def _check(files: Sequence[str], quiet: bool) -> int:
     """`-c`: also what only this machine can tell, short of opening anything."""
     from hitlessd.config import load
     from hitlessd.errors import HitlessdError
-    from hitlessd.main.limits import plan, raise_soft_limit
+    from hitlessd.main.limits import plan, raise_soft_limit, store_entries
+    from hitlessd.model import SystemdAddress
 
     try:
         config = load(files)
         workers = config.global_.workers or len(os.sched_getaffinity(0))
-        listeners = sum(len(frontend.binds) for frontend in config.frontends)
-        plan(config, workers, listeners, raise_soft_limit())
+        binds = [bind for frontend in config.frontends for bind in frontend.binds]
+        limits = plan(config, workers, len(binds), raise_soft_limit())
     except HitlessdError as error:
         _say(str(error), error=True)
         return _EXIT_FAILED
-    for warning in config.warnings:
+    for warning in (*config.warnings, *filter(None, [limits.shortage])):
         _say(f"warning: {warning}", error=True)
-    return 0 if quiet else _say("Configuration file is valid")
+    if quiet:
+        return 0
+    own = sum(not isinstance(bind.address, SystemdAddress) for bind in binds)
+    # One more runtime socket than configured: the unit's own.
+    entries = store_entries(own, len(config.global_.stats_sockets) + 1, workers)
+    return _say(
+        "Configuration file is valid\n"
+        f"maxconn {limits.maxconn} with {workers} worker{'s' if workers > 1 else ''}:"
+        f" LimitNOFILE={limits.needed} or more, FileDescriptorStoreMax={entries} or more"
+    )
 
 
 def _say(text: str, error: bool = False) -> int:

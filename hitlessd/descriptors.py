@@ -28,15 +28,17 @@ def send_with_descriptors(sock: socket.socket, data: bytes | memoryview, fds: Se
     return sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
 
 
-def receive_with_descriptors(sock: socket.socket, size: int, most: int = MOST) -> tuple[bytes, list[int]]:
+def receive_with_descriptors(
+    sock: socket.socket, size: int, most: int = MOST, flags: int = 0
+) -> tuple[bytes, list[int]]:
     """recvmsg(2) with room for `most` descriptors, which arrive close-on-exec. Raises OSError; PeerError when the
     kernel had to drop some, which it does when we are out of descriptors."""
-    data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_SPACE(most * _FD), socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, result, _ = sock.recvmsg(size, socket.CMSG_SPACE(most * _FD), flags | socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(payload[: len(payload) - len(payload) % _FD])
-    if flags & socket.MSG_CTRUNC:
+    if result & socket.MSG_CTRUNC:
         close_all(fds)
         raise PeerError("cannot receive descriptors: too few left; raise the limit on open files (LimitNOFILE=)")
     return data, list(fds)

@@ -215,6 +215,9 @@ class Global:
     log: LogTarget = LogTarget()
     reload_timeout: float = 60.0  # the longest wait for the other side in a handover
     external_takeover: bool = False  # a process outside systemd's unit may take over from the one in it
+    crash_proof: bool = True  # established connections are parked while they are served, not only at a restart
+    park_after: float = 1.0  # seconds; the age from which on an established connection is parked, 0: at once
+    park_timeout: float = 60.0  # seconds; what nobody has resumed for longer is closed
 
 
 @dataclass(frozen=True, slots=True)

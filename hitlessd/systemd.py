@@ -58,6 +58,9 @@ class Manager:
         self.present = bool(environment.get("NOTIFY_SOCKET"))
         #: The descriptor store is open to us (FileDescriptorStoreMax=); managers older than 254 do not say.
         self.has_store = self.present and environment.get("FDSTORE") != "0"
+        #: The most that it takes, FileDescriptorStoreMax=; None where the manager does not say.
+        limit = environment.get("FDSTORE", "")
+        self.store_limit = int(limit) if self.present and limit.isdecimal() else None
         #: Another process is the main one by our own word: from us systemd hears nothing but a barrier any more.
         self.replaced = False
         #: Seconds within which systemd wants to hear from us, None without WatchdogSec=.

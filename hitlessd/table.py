@@ -59,13 +59,16 @@ class Column(IntEnum):
     LASTSESS = 17  # CLOCK_REALTIME seconds of the latest session
     SPLICED = 18  # bytes that never entered this process
     QTIMEOUT = 19  # given up waiting in the queue
+    PARKED = 20  # connections that outlive their worker now; of the process only, as the next two
+    RESUMED = 21  # connections that went on after their worker had ended; main counts these
+    LOST = 22  # connections that did not
 
 
 _COLUMNS = 24  # some to spare, so that the next version can add counters without a new format
 _STATES = 4
 
 #: Columns that say "now": they belong to a living worker and are zeroed when it dies.
-GAUGES = frozenset({Column.SCUR, Column.QCUR})
+GAUGES = frozenset({Column.SCUR, Column.QCUR, Column.PARKED})
 #: Columns of which the greatest, not the sum, is meaningful across workers and generations.
 MAXIMA = frozenset({Column.SMAX, Column.QMAX, Column.LASTSESS})
 
@@ -192,6 +195,10 @@ class Table:
         for row in range(len(self.keys)):
             for column in GAUGES:
                 slot[row * self.columns + column] = 0
+
+    def add(self, key: RowKey, column: Column, number: int) -> None:
+        """Count something that main itself has seen. Only main may call this."""
+        self._words[self._base_at + self.index[key] * self.columns + column] += number
 
     def fold(self, ended: Table) -> None:
         """Add the totals of a generation that has ended to our base; once, whoever calls it and however often.

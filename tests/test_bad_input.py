@@ -237,17 +237,38 @@ def test_a_start_without_standard_streams(tmp_path: Path) -> None:
     assert not daemon.socket.exists()
 
 
-def test_a_check_opens_nothing(tmp_path: Path) -> None:
-    daemon = Daemon(tmp_path, listen(free_port(), f"unix@{tmp_path}/it", server=1), workers=1)
+def check(daemon: Daemon, *arguments: str) -> tuple[str, str]:
+    """What -c says of a valid configuration, and its warnings."""
     result = subprocess.run(
-        python_module("hitlessd", "-c", "-f", daemon.file), cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert (result.stdout, result.stderr) == ("Configuration file is valid\n", "")
+        python_module("hitlessd", "-c", *arguments, "-f", daemon.file),
+        cwd=ROOT, capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    return result.stdout, result.stderr
+
+
+def test_a_check_opens_nothing(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, listen(free_port(), f"unix@{tmp_path}/it", "sd@web", server=1), workers=2)
+    # 3 x (2 x 2000 and 256 for the pipes of each worker); 2 x (2 listeners of our own, 2 runtime sockets, table, state,
+    # and 3 a worker): the socket of a .socket unit takes no entry, the unit's runtime socket does.
+    needs = "maxconn 2000 with 2 workers: LimitNOFILE=13536 or more, FileDescriptorStoreMax=24 or more\n"
+    assert check(daemon) == ("Configuration file is valid\n" + needs, "")
+    assert check(daemon, "-q") == ("", "")
     assert os.listdir(tmp_path) == [daemon.file.name]
     daemon.write("nonsense\n")
     status, said = run("-c", "-f", daemon.file)
     assert status == 1
     assert f"{daemon.file}:1: " in said
+
+
+def test_a_check_warns_of_what_cannot_be_parked(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, listen(free_port(), server=1), workers=1)
+    limited = ["sh", "-c", 'ulimit -n 6000; exec "$@"', "sh"]
+    assert run("-c", "-q", "-f", daemon.file, command=limited) == (
+        0,
+        "warning: cannot park more than 872 of maxconn 2000 connections: they and the workers' pipes may take a third"
+        " of the limit on open files, which is 6000; raise it to 12768 (LimitNOFILE= in the unit) or set maxconn to"
+        " 872 or less\n",
+    )
 
 
 # systemd's sockets

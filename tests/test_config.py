@@ -132,6 +132,7 @@ server a = 127.0.0.1:9001 weight 10
 def test_defaults_of_everything() -> None:
     config = read("[listen a]\nbind = :1\nserver s = 192.0.2.1\n")
     assert config.global_ == type(config.global_)()
+    assert (config.global_.crash_proof, config.global_.park_after, config.global_.park_timeout) == (True, 1.0, 60.0)
     assert config.backends[0].retries == 3
     assert config.backends[0].balance == "roundrobin"
     assert config.backends[0].timeouts == Timeouts()
@@ -149,6 +150,11 @@ def test_defaults_of_everything() -> None:
         ("reload-timeout = 90s", "reload_timeout", 90.0),
         ("external-takeover = on", "external_takeover", True),
         ("external-takeover = off", "external_takeover", False),
+        ("crash-proof = on", "crash_proof", True),
+        ("crash-proof = off", "crash_proof", False),
+        ("park-after = 0", "park_after", 0.0),
+        ("park-after = 250ms", "park_after", 0.25),
+        ("park-timeout = 5s", "park_timeout", 5.0),
         ("log = stderr", "log", LogTarget("stderr", "info")),
         ("log = stdout debug", "log", LogTarget("stdout", "debug")),
         ("log = journal notice", "log", LogTarget("journal", "notice")),

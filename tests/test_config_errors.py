@@ -63,6 +63,18 @@ GLOBAL = [
         'reload-timeout: cannot use this time: found "2147483648", expected at most 2147483647ms, which is 24 days',
     ),
     ("external-takeover = yes", 'external-takeover: cannot set this switch: found "yes", expected on or off'),
+    ("crash-proof = 1", 'crash-proof: cannot set this switch: found "1", expected on or off'),
+    ("crash-proof", "crash-proof: cannot use this option without a value: expected `crash-proof = VALUE`"),
+    (
+        "park-after = -1s",
+        'park-after: cannot use this time: found "-1s", expected a whole number with us, ms, s, m, h or d, as in 500ms '
+        "or 2s",
+    ),
+    (
+        "park-after = 25d",
+        'park-after: cannot use this time: found "25d", expected at most 2147483647ms, which is 24 days',
+    ),
+    ("park-timeout = 0", 'park-timeout: cannot use this time: found "0", expected more than 0'),
     (
         "log = jurnal",
         'log: cannot log to this target: found "jurnal", expected auto, journal, stderr or stdout; did you mean '

@@ -10,8 +10,11 @@ import pytest
 
 from hitlessd.log import Log
 from hitlessd.loop import Loop
+from hitlessd.main.parks import Parks
+from hitlessd.main.store import Store
 from hitlessd.main.workers import Pool
 from hitlessd.model import LogTarget
+from hitlessd.systemd import Manager
 from tests.support.accepting import accepting
 from tests.support.processes import Deadline
 from tests.support.relay import Farm, listen, make_config, make_table
@@ -27,7 +30,9 @@ class _Hall:
         self.table = make_table(config)
         self.port = listener.getsockname()[1]
         sockets = [("www", config.frontends[0].binds[0], listener)]
-        self.pool = Pool(self.loop, Log(LogTarget("stderr", "emerg")), config, sockets, self.table, 100)
+        log = Log(LogTarget("stderr", "emerg"))
+        parks = self.parks = Parks(log, Store(Manager({})), 1, 100, 200, True)
+        self.pool = Pool(self.loop, log, config, sockets, self.table, 100, parks)
         self.pool.start()
 
     def order(self, order: str) -> None:
@@ -51,6 +56,8 @@ class _Hall:
             deadline.check("the end of the workers")
             self.loop.turn(1.0)
         self.loop.close()
+        for park in self.parks:
+            self.parks.drop(park)
         self.table.close()
         for fd in self.pool._wake:
             os.close(fd)

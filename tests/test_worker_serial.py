@@ -365,9 +365,10 @@ def test_unix_sockets(tmp_path: Path) -> None:
         client.send(b"x")
         one.until(lambda: server.read() == b"x")
         (conn,) = one.worker.connections
+        shown = to_serial(conn, names=True)
+        assert shown.client_address is None
+        assert shown.server_address == f"unix@{tmp_path}/server"
         frozen = freeze(conn)
-        assert frozen.serial.client_address is None
-        assert frozen.serial.server_address == f"unix@{tmp_path}/server"
         resume(two.worker, frozen)
         client.send(b"y")
         two.until(lambda: server.read() == b"xy")

@@ -103,7 +103,9 @@ def build(
 
 def _global(entry: Entry, problems: Problems) -> Global:
     stats: list[StatsSocket] = []
-    workers, maxconn, hard_stop, log, reload_timeout, takeover = 0, 0, None, LogTarget(), Global().reload_timeout, False
+    workers, maxconn, hard_stop, log, takeover = 0, 0, None, LogTarget(), False
+    reload_timeout, crash_proof = Global().reload_timeout, Global().crash_proof
+    park_after, park_timeout = Global().park_after, Global().park_timeout
     for name, option in entry.options.items():
         place = Place(problems, option.where, entry.title, option.name)
         text = option.text
@@ -130,7 +132,15 @@ def _global(entry: Entry, problems: Problems) -> Global:
                 reload_timeout = values.duration(place, text, zero=False) or reload_timeout
             case "external-takeover":
                 takeover = values.switch(place, text) or False
-    return Global(tuple(stats), workers, maxconn, hard_stop, log, reload_timeout, takeover)
+            case "crash-proof":
+                crash_proof = values.switch(place, text) or False
+            case "park-after":
+                park_after = values.duration(place, text) or 0.0  # 0 is of use: park whatever is established
+            case "park-timeout":
+                park_timeout = values.duration(place, text, zero=False) or park_timeout
+    return Global(
+        tuple(stats), workers, maxconn, hard_stop, log, reload_timeout, takeover, crash_proof, park_after, park_timeout
+    )
 
 
 def _settings(entry: Entry, names: Names, problems: Problems) -> _Settings:

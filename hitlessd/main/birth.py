@@ -152,6 +152,7 @@ class Birth:
                     inheritance,
                     loop=self._loop,
                     log=self._log,
+                    store=self._store,
                     generation=generation,
                     replace=inheritance.foreign or bool(self._options.finish or self._options.terminate),
                     patience=config.global_.reload_timeout,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from hitlessd.log import Logger
 from hitlessd.loop import Loop
 from hitlessd.main import status
+from hitlessd.main.homecoming import tell_lost
 from hitlessd.main.office import Office
 from hitlessd.systemd import Manager
 
@@ -63,17 +66,22 @@ class Departure:
     def stop(self) -> None:
         """SIGTERM: close everything now, older generations included."""
         office = self._office
+        keeps = self._manager.has_store
         if not office.stopping:
             self._manager.notify("STOPPING=1", "STATUS=stopping")
-            self._log("notice", f"stopping: closing {office.sessions()} connections")
-            if not self._manager.has_store:
+            what = "leaving to systemd, for a restart," if keeps else "closing"
+            self._log("notice", f"stopping: {what} {office.sessions()} connections")
+            if not keeps:
                 office.unlink_paths()
             office.pidfile.remove()
         office.stopping = True
         self._draining = False
         office.signal_ancestors(signal.SIGTERM, self._log)
         office.equipment.pool.when_gone(self._stopped)
-        office.equipment.pool.tell("quit")
+        if keeps:
+            office.equipment.pool.park(self._parked)
+        else:
+            office.equipment.pool.tell("quit")
         self._loop.call_later(_STOP_PATIENCE, self._stop_hard)
 
     def ancestor_ended(self) -> None:
@@ -100,6 +108,13 @@ class Departure:
         # PID 1 must have seen all that we sent before it sees us end.
         self._manager.barrier()
         self._loop.stop()
+
+    def _parked(self, answers: Sequence[dict[str, Any] | None]) -> None:
+        """What becomes of them is systemd's business: a stop closes them, a restart goes on with them."""
+        lost: Counter[str] = Counter()
+        for answer in answers:
+            lost.update((answer or {}).get("lost", {}))
+        tell_lost(self._log, lost)
 
     def _stop_hard(self) -> None:
         self._office.equipment.pool.kill_all()

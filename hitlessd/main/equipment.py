@@ -13,8 +13,11 @@ from hitlessd.log import Log, Logger
 from hitlessd.loop import Loop
 from hitlessd.main.inheritance import Ancestor, Inheritance
 from hitlessd.main.limits import Limits, plan, raise_soft_limit
+from hitlessd.main.parks import Parks
+from hitlessd.main.store import Store
 from hitlessd.main.workers import Pool
 from hitlessd.model import Bind, Config, StatsSocket, UnixAddress
+from hitlessd.parking.counters import self_test
 from hitlessd.table import RowKey, ServerState, Table, row_keys
 
 __all__ = ["Equipment", "equip"]
@@ -34,6 +37,7 @@ class Equipment:
     opened: list[Listener]
     table: Table
     pool: Pool
+    parks: Parks
     limits: Limits
     taken: int
     bound: int
@@ -81,6 +85,7 @@ def equip(
     *,
     loop: Loop,
     log: Log,
+    store: Store,
     generation: int,
     replace: bool,
     patience: float,
@@ -104,7 +109,8 @@ def equip(
         by_bind = {id(want): listener for want, listener in every if not want.frontend}
         table = _table(config, workers, generation, inheritance.ancestors)
         sockets = [(want.frontend, want.bind, listener.sock) for want, listener in pairs]
-        pool = Pool(loop, log, config, sockets, table, limits.share)
+        parks = _parks(config, log, store, generation, limits)
+        pool = Pool(loop, log, config, sockets, table, limits.share, parks)
         try:
             pool.start()
             _pump(loop, lambda: pool.alive, patience, "cannot start: the workers do not answer")
@@ -124,10 +130,20 @@ def equip(
         opened,
         table,
         pool,
+        parks,
         limits,
         taken=taken,
         bound=bound,
     )
+
+
+def _parks(config: Config, log: Logger, store: Store, generation: int, limits: Limits) -> Parks:
+    """Room for more connections than a worker is meant to have: those that move are not spread evenly."""
+    problem = self_test() if config.global_.crash_proof else ""
+    if problem:
+        log("err", f"cannot be crash-proof: {problem}; connections outlive a restart, but no crash")
+    slots = min(limits.parked // 2, 2 * limits.share + 64)
+    return Parks(log, store, generation, slots, limits.parked, not problem)
 
 
 def _stats_sockets(config: Config) -> list[StatsSocket]:

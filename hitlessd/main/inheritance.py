@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError, SystemRefused
 from hitlessd.handover.getsocks import take
 from hitlessd.handover.process import PeerProcess
@@ -19,6 +20,7 @@ from hitlessd.listeners import Listener
 from hitlessd.log import Logger
 from hitlessd.loop import Loop
 from hitlessd.main.store import Stored
+from hitlessd.parking.park import Park
 from hitlessd.table import Table
 
 __all__ = ["Ancestor", "Inheritance", "connect", "from_offer", "from_store", "summoned", "take_foreign"]
@@ -40,6 +42,7 @@ class Ancestor:
     moved: int = 0  # connections that came from it
     kept: dict[str, int] = field(default_factory=dict)  # how many it kept for which reason, then
     line: socket.socket | None = None  # to ask its main process over, see sessions.py
+    parks: list[Park] = field(default_factory=list)  # of its workers, should it die
 
     def record(self) -> dict[str, Any]:
         return {
@@ -70,7 +73,8 @@ class Inheritance:
 def from_store(stored: Stored) -> Inheritance:
     """Everybody who wrote into a stored table is dead: systemd starts us only then."""
     state = stored.state
-    newest = max((table.generation for table in stored.tables), default=0)
+    numbers = [table.generation for table in stored.tables] + [park.book.generation for park in stored.parks]
+    newest = max(numbers, default=0)
     return Inheritance(
         generation=max(state.generation if state else 0, newest),
         listeners=stored.listeners,
@@ -91,6 +95,7 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
         )
     except (TypeError, ValueError, ArithmeticError):
         raise PeerError("cannot take over: the predecessor's offer makes no sense") from None
+    parks: dict[tuple[int, str], dict[str, int]] = {}
     for index, (record, fd) in enumerate(offered.items):
         try:
             match record.get("kind"):
@@ -109,11 +114,28 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
                     line = socket.socket(fileno=fd)
                     line.setblocking(False)
                     _give_line(result.ancestors, record.get("generation"), line)
+                case "park":
+                    key = (int(record["generation"]), str(record["name"]))
+                    parks.setdefault(key, {})[str(record["part"])] = fd
                 case _:
                     os.close(fd)  # something that a later version passes
-        except (PeerError, SystemRefused, TypeError, ValueError, ArithmeticError) as error:
+        except (PeerError, SystemRefused, TypeError, ValueError, ArithmeticError, LookupError) as error:
             log("warning", f"cannot use what the predecessor passed: {error}")
+    for (generation, name), parts in parks.items():
+        _give_park(result.ancestors, generation, name, parts, log)
     return result
+
+
+def _give_park(ancestors: list[Ancestor], generation: int, name: str, parts: dict[str, int], log: Logger) -> None:
+    owner = next((ancestor for ancestor in ancestors if ancestor.generation == generation), None)
+    if owner is None:
+        return close_all(parts.values())
+    try:
+        park = Park.adopt(name, parts)
+    except PeerError as error:
+        return log("warning", f"cannot use what the predecessor passed: {error}")
+    park.stored = True
+    owner.parks.append(park)
 
 
 def _give_line(ancestors: list[Ancestor], generation: object, line: socket.socket) -> None:

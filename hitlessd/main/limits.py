@@ -1,4 +1,5 @@
-"""How many connections the limit on open files allows, found out before anything moves."""
+"""How many connections the limit on open files allows, found out before anything moves; and how many of them can be
+parked, which nothing depends on but their survival."""
 
 from __future__ import annotations
 
@@ -8,23 +9,34 @@ from dataclasses import dataclass
 from hitlessd.errors import SystemRefused
 from hitlessd.model import Config
 
-__all__ = ["Limits", "plan", "raise_soft_limit"]
+__all__ = ["Limits", "plan", "raise_soft_limit", "store_entries", "store_problem"]
 
 #: In each process: standard streams, epoll, channels, journal, runtime clients, a handover's sockets.
 _RESERVE = 128
-#: For splicing: pooled pipes of a worker.
+#: For splicing: pooled pipes of a worker, 128 of two descriptors each (worker/pipes.py).
 _PIPES = 256
+#: The kernel sends no descriptor at all for a user who has more in flight than the sender's soft limit on open files
+#: (ETOOMANYREFS, unix(7)). A third may be parked: a reload parks every connection a second time before the first
+#: copies go, and whatever else is handed over at that moment needs room, too.
+_PARKED_SHARE = 3
+#: A park is a pair of sockets and a memfd.
+_PARK_ENTRIES = 3
 #: More than anyone asks of one machine without saying so.
 _DEFAULT_MAXCONN = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Connections in all, connections a worker, and the descriptors a process may have."""
+    """Connections in all, connections a worker, the descriptors that a process may have, and those that a worker may
+    have parked; the limit on open files with which all connections can be served and parked, and what to tell the
+    operator when the present one is too low to park them all, or ""."""
 
     maxconn: int
     share: int
     nofile: int
+    parked: int
+    needed: int
+    shortage: str
 
 
 def raise_soft_limit() -> int:
@@ -62,4 +74,40 @@ def plan(config: Config, workers: int, listeners: int, nofile: int, arriving: in
             f" the limit on open files is {nofile}; raise it (LimitNOFILE= in the unit), or the number of workers"
         )
     maxconn = wanted or min(_DEFAULT_MAXCONN, room * workers)
-    return Limits(maxconn, -(-maxconn // workers), nofile)
+    share = -(-maxconn // workers)
+    parked = nofile // _PARKED_SHARE // workers
+    needed = max(main, fixed + 2 * share, _PARKED_SHARE * workers * (2 * share + _PIPES))
+    return Limits(maxconn, share, nofile, parked, needed, _shortage(maxconn, workers, nofile, parked, needed))
+
+
+def _shortage(maxconn: int, workers: int, nofile: int, parked: int, needed: int) -> str:
+    fit = workers * max(0, (parked - _PIPES) // 2)
+    if fit >= maxconn:
+        return ""
+    less = f" or set maxconn to {fit} or less" if fit else ""  # maxconn 0 would mean no limit
+    return (
+        f"cannot park more than {fit} of maxconn {maxconn} connections: they and the workers' pipes may take a third of"
+        f" the limit on open files, which is {nofile}; raise it to {needed} (LimitNOFILE= in the unit){less}"
+    )
+
+
+def store_entries(listeners: int, runtime: int, workers: int) -> int:
+    """How many entries of systemd's descriptor store a reload may take for a moment: what the old generation and the
+    new one need. `listeners` are those that we bind ourselves, `runtime` those of the runtime API.
+
+    A reload that changes every address has the old and the new listeners in the store. An older generation that keeps
+    its connections (`no option migrate`) needs more.
+    """
+    table = state = 1
+    return 2 * (listeners + runtime + table + state + _PARK_ENTRIES * workers)
+
+
+def store_problem(entries: int, maximum: int) -> str:
+    """What to tell the operator when the store takes `maximum` entries ($FDSTORE, sd_listen_fds(3)) and `entries` may
+    be needed; "" when they fit."""
+    if entries <= maximum:
+        return ""
+    return (
+        f"cannot be sure to keep everything over a restart: systemd stores {maximum} descriptors, and a reload may take"
+        f" {entries}; raise it to {entries} (FileDescriptorStoreMax= in the unit)"
+    )

@@ -20,8 +20,10 @@ from hitlessd.main import status
 from hitlessd.main.arrival import Arrival
 from hitlessd.main.birth import Birth, Born, Options
 from hitlessd.main.departure import Departure
+from hitlessd.main.equipment import Equipment
+from hitlessd.main.homecoming import Homecoming
 from hitlessd.main.inheritance import Ancestor
-from hitlessd.main.limits import raise_soft_limit
+from hitlessd.main.limits import raise_soft_limit, store_entries, store_problem
 from hitlessd.main.office import Office, send_signal
 from hitlessd.main.pidfile import Pidfile
 from hitlessd.main.reloads import Reloads
@@ -29,6 +31,7 @@ from hitlessd.main.sessions import LineServer, Sessions
 from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
 from hitlessd.model import Config, LogTarget, StatsSocket
+from hitlessd.parking.park import Park
 from hitlessd.runtime.control import Credentials, GenerationInfo, ReloadOutcome
 from hitlessd.runtime.server import RuntimeServer
 from hitlessd.systemd import Manager, leave_no_trace
@@ -71,6 +74,7 @@ class Main:
         self._succession: Succession
         self._departure: Departure
         self._sessions: Sessions
+        self._homecoming: Homecoming
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -120,6 +124,8 @@ class Main:
         )
         self._departure = Departure(self.loop, self.log, self._manager, office)
         self._sessions = Sessions(self.loop, self.log, equipment.pool, office.ancestors)
+        self._homecoming = Homecoming(self.loop, self.log, equipment.pool, equipment.parks, equipment.table)
+        equipment.pool.when_bereaved(self._bereaved, self._homecoming.give)
         self._succession = Succession(
             self.loop, self.log, self._manager, self._store, self._reloads, office, self._handover_ended
         )
@@ -127,9 +133,15 @@ class Main:
         office.pidfile.write(self.log)
         office.open_runtime()
         self._predecessor = office.ancestors[-1].pid if office.ancestors else 0
+        left = status.sessions([ancestor.table for ancestor in office.ancestors if not ancestor.pid])
         for ancestor in list(office.ancestors):
             self._watch(ancestor)
         self._keep(born)
+        if not born.successor:
+            # All who had them are dead.
+            parks = born.stored.parks
+            held = sum(park.book.held() for park in parks)
+            self._homecoming.begin(parks, lost=max(0, left - held), cold=True)
         for listener in equipment.unwanted:
             close_unwanted(listener)
         outcome = self._outcome(born)
@@ -175,6 +187,7 @@ class Main:
             [listener for _, listener in equipment.listeners],
             [listener for _, listener in equipment.runtime],
         )
+        equipment.parks.store()
         self._store.forget(born.stored.useless)
         self._store.forget(listener.name for listener in equipment.unwanted if listener.name)
         before = born.stored.state.generation if born.stored.state else born.inheritance.generation
@@ -208,9 +221,9 @@ class Main:
         return ReloadOutcome(self._reloads.number, True, summary, duration, time.time())
 
     def _say_ready(self, office: Office, outcome: ReloadOutcome | None) -> None:
-        for warning in office.config.warnings:
-            self.log("warning", warning)
         equipment = office.equipment
+        for warning in (*office.config.warnings, *self._shortages(equipment)):
+            self.log("warning", warning)
         fields = {
             "pid": self.pid,
             "workers": equipment.table.workers,
@@ -235,6 +248,15 @@ class Main:
                 f" maxconn {equipment.limits.maxconn}",
                 **fields,
             )
+
+    def _shortages(self, equipment: Equipment) -> list[str]:
+        """What the unit does not grant, and what comes of it."""
+        found = [equipment.limits.shortage]
+        if self._manager.store_limit is not None and self._manager.has_store:
+            own = sum(1 for _, listener in equipment.listeners if listener.origin != "systemd")
+            entries = store_entries(own, len(equipment.runtime), equipment.table.workers)
+            found.append(store_problem(entries, self._manager.store_limit))
+        return [problem for problem in found if problem]
 
     # --- being asked (Control)
 
@@ -408,9 +430,16 @@ class Main:
         if ancestor.line:
             self._sessions.forget(ancestor.line)
             ancestor.line.close()
-        if left and ancestor.pid:
-            self.log("err", f"generation {ancestor.generation} ended with {left} connections lost", lost=left)
+        if not office.stopping:
+            held = sum(park.book.held() for park in ancestor.parks)
+            if left and ancestor.pid:
+                self.log("err", f"generation {ancestor.generation} ended with {left} connections, {held} are parked")
+            if ancestor.pid:
+                self._homecoming.begin(ancestor.parks, lost=max(0, left - held))
         self._departure.ancestor_ended()
+
+    def _bereaved(self, park: Park, index: int, lost: int) -> None:
+        self._homecoming.begin([park], index, lost)
 
     def _report(self, what: str, error: BaseException) -> None:
         import traceback  # in hand for a bug only; its import would slow every reload

@@ -4,6 +4,7 @@ hitlessd.listener-*   listeners that we bound ourselves (those of .socket units 
 hitlessd.runtime-*    listeners of the runtime API
 hitlessd.table-N      the shared table of generation N
 hitlessd.state-N      a memfd: the text of the running configuration and what else generation N knew
+hitlessd.park-N-M-*   the parts of a park: connections of a worker of generation N
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hitlessd.errors import HitlessdError, SystemRefused
+from hitlessd.errors import HitlessdError, PeerError, SystemRefused
 from hitlessd.listeners import Listener
 from hitlessd.log import Logger
 from hitlessd.model import SourceFile
+from hitlessd.parking.park import PARTS, Park
 from hitlessd.systemd import STORE_PREFIX, Manager
 from hitlessd.table import Table
 
 __all__ = ["State", "Store", "Stored"]
 
 _LISTENER, _RUNTIME = "listener", "runtime"
-_TABLE, _STATE = "table-", "state-"
+_TABLE, _STATE, _PARK = "table-", "state-", "park-"
 #: A socket unit hitlessd.socket that does not say FileDescriptorName= passes its own name, which begins as ours do.
-_OURS = (f"{_LISTENER}-", f"{_RUNTIME}-", _TABLE, _STATE)
+_OURS = (f"{_LISTENER}-", f"{_RUNTIME}-", _TABLE, _STATE, _PARK)
 #: Far above any configuration that the reader accepts.
 _LARGEST_STATE = 64 << 20
 #: JSON that is nested too deeply, numbers that are too large.
@@ -74,6 +76,7 @@ class Stored:
     listeners: list[Listener] = field(default_factory=list)
     runtime: list[Listener] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    parks: list[Park] = field(default_factory=list)
     state: State | None = None
     useless: list[str] = field(default_factory=list)
 
@@ -89,6 +92,7 @@ class Store:
         stored = Stored()
         loose: list[tuple[int, str]] = []
         states: list[tuple[str, State]] = []
+        parks: dict[str, dict[str, int]] = {}
         for fd, name in inherited:
             short = name.removeprefix(STORE_PREFIX)
             try:
@@ -98,6 +102,10 @@ class Store:
                     stored.tables.append(Table.attach(fd))
                 elif short.startswith(_STATE):
                     states.append((short, _read_state(fd)))
+                elif short.startswith(_PARK):
+                    park, _, part = short.removeprefix(_PARK).rpartition("-")
+                    if parks.setdefault(park, {}).setdefault(part, fd) != fd:
+                        os.close(fd)  # twice under one name
                 else:
                     loose.append((fd, short))
             except (HitlessdError, OSError, ValueError, TypeError, LookupError, AttributeError, *_TOO_MUCH) as error:
@@ -117,6 +125,13 @@ class Store:
                 stored.useless.append(short)
                 continue
             (stored.runtime if short.startswith(_RUNTIME) else stored.listeners).append(listener)
+        for park, parts in parks.items():
+            try:
+                stored.parks.append(Park.adopt(park, parts))
+                stored.parks[-1].stored = True
+            except PeerError as error:
+                log("err", f"{error}; its connections are lost")
+                stored.useless += [f"{_PARK}{park}-{part}" for part in parts]
         stored.tables.sort(key=lambda table: table.generation)
         return stored
 
@@ -148,6 +163,17 @@ class Store:
             self._manager.store(f"{STORE_PREFIX}{_STATE}{state.generation}", [fd])
         finally:
             os.close(fd)
+
+    def keep_park(self, park: Park) -> None:
+        """Store the parts of a park, once."""
+        if self._manager.has_store and not park.stored:
+            for part, fd in park.parts().items():
+                self._manager.store(f"{STORE_PREFIX}{_PARK}{park.name}-{part}", [fd])
+            park.stored = True
+
+    def forget_park(self, name: str) -> None:
+        for part in PARTS:
+            self._drop(f"{_PARK}{name}-{part}")
 
     def forget_state(self, generation: int) -> None:
         self._drop(f"{_STATE}{generation}")

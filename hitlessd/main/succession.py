@@ -147,6 +147,10 @@ class Succession:
         for ancestor in office.ancestors:
             if ancestor.line:
                 offer.add("line", ancestor.line.fileno(), {"generation": ancestor.generation})
+        owned = [(ancestor.generation, park) for ancestor in office.ancestors for park in ancestor.parks]
+        for generation, park in [*owned, *((office.generation, park) for park in office.equipment.parks)]:
+            for part, fd in park.parts().items():
+                offer.add("park", fd, {"generation": generation, "name": park.name, "part": part})
         return offer
 
     def stop_accepting(self, done: Callable[[], object]) -> None:

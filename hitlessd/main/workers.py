@@ -18,7 +18,9 @@ from hitlessd.errors import PeerError
 from hitlessd.handover.process import PeerProcess
 from hitlessd.log import Log
 from hitlessd.loop import READ, Loop, Timer
+from hitlessd.main.parks import Parks
 from hitlessd.model import Bind, Config
+from hitlessd.parking.park import PARTS, Park
 from hitlessd.table import Column, Table
 
 __all__ = ["Pool"]
@@ -28,7 +30,7 @@ _PATIENCE = 5
 #: Seconds a worker may take to stop accepting before it is killed: a handover waits for it.
 _STOP_PATIENCE = 5.0
 #: Seconds to wait before a worker that died soon after its start is forked again: doubled each time, up to the limit.
-_BACK_OFF, _LONGEST_BACK_OFF = 0.1, 5.0
+_BACK_OFF, _LONGEST_BACK_OFF = 0.05, 0.5
 _SOON = 10.0
 _PR_SET_PDEATHSIG = 1
 _MAINS_SIGNALS = (
@@ -56,11 +58,12 @@ def die_with(parent: int) -> None:
 class _Worker:
     """A worker process as main knows it."""
 
-    def __init__(self, index: int, pid: int, sock: socket.socket, started: float) -> None:
+    def __init__(self, index: int, pid: int, sock: socket.socket, park: Park | None, started: float) -> None:
         self.index = index
         self.pid = pid
         self.process = PeerProcess(pid)
         self.sock = sock
+        self.park = park
         self.started = started
         self.unanswered = 0
         self.alive = False
@@ -78,6 +81,7 @@ class Pool:
         listeners: Sequence[tuple[str, Bind, socket.socket]],
         table: Table,
         share: int,
+        parks: Parks,
     ) -> None:
         self._loop = loop
         self._log = log
@@ -85,6 +89,9 @@ class Pool:
         self._listeners = list(listeners)
         self._table = table
         self._share = share
+        self._parks = parks
+        self._when_bereaved: Callable[[Park, int, int], object] = lambda _park, _index, _lost: None
+        self._when_replaced: Callable[[], object] = lambda: None
         self._wake = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(table.workers)]
         self._workers: dict[int, _Worker] = {}
         self._back_off = [0.0] * table.workers
@@ -121,7 +128,7 @@ class Pool:
         """
         if order in ("pause", "resume"):
             self._paused = order == "pause"
-            if self.state in ("idle", "stop", "drain", "quit", "hurry"):
+            if self.state in ("idle", "stop", "drain", "quit", "hurry", "park"):
                 if done:
                     self._loop.call_soon(done)
                 return
@@ -200,6 +207,30 @@ class Pool:
 
         self.tell("stop", finished)
 
+    def park(self, done: Callable[[list[Answer]], object]) -> None:
+        """Have all workers park what they serve, and end; `done` gets what each has answered."""
+        self.state = "park"
+        self.ask("park", done)
+
+    def when_bereaved(self, died: Callable[[Park, int, int], object], replaced: Callable[[], object]) -> None:
+        """Call back when a worker has died, with its park, its index, and how many connections died with it; and when
+        there is another one in its place."""
+        self._when_bereaved, self._when_replaced = died, replaced
+
+    def resume_parked(self, park: Park, index: int, cold: bool, done: Callable[[Answer], object]) -> bool:
+        """Have worker `index` go on with what is parked there, or another one, if there will be none of that index;
+        False when there is nobody just now. `done` gets its report; None when it died first."""
+        members = [self._workers[i] for i in sorted(self._workers)]
+        member = self._workers.get(index % self._table.workers)
+        if member is None and members and self._when_gone is not None:
+            member = members[0]
+        if member is None:
+            return False
+        parts = park.parts()
+        order = {"do": "resume-parked", "name": park.name, "cold": cold}
+        self._ask_one(member, order, done, [parts[part] for part in PARTS])
+        return True
+
     def when_gone(self, callback: Callable[[], object]) -> None:
         """From now on nobody is replaced; call back when the last one has ended."""
         self._when_gone = callback
@@ -228,14 +259,15 @@ class Pool:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         theirs.setblocking(False)
+        park = self._parks.create()
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
         pid = os.fork()
         if not pid:
-            self._become(index, theirs, parent)
+            self._become(index, theirs, park, parent)
         theirs.close()
-        member = _Worker(index, pid, ours, self._loop.time())
+        member = _Worker(index, pid, ours, park, self._loop.time())
         self._workers[index] = member
         self._loop.add(ours.fileno(), READ, lambda _events: self._heard(member))
         member.process.when_dead(self._loop, lambda: self._buried(member))
@@ -244,7 +276,7 @@ class Pool:
         else:
             self._send(member, {"do": "ping", "n": 0})
 
-    def _become(self, index: int, sock: socket.socket, parent: int) -> None:
+    def _become(self, index: int, sock: socket.socket, park: Park | None, parent: int) -> None:
         """In the child: shed everything that is main's, then serve. Never returns."""
         try:
             die_with(parent)
@@ -254,6 +286,7 @@ class Pool:
                 signal.signal(number, signal.SIG_IGN)
             keep = {0, 1, 2, sock.fileno(), self._table.fd, *self._wake}
             keep.update(s.fileno() for _, _, s in self._listeners)
+            keep.update(park.parts().values() if park else ())
             _close_all_but(keep)
             worker.run(
                 worker.WorkerSetup(
@@ -266,6 +299,9 @@ class Pool:
                     log=self._log,
                     maxconn=self._share,
                     generation=self._table.generation,
+                    park=park,
+                    park_limit=self._parks.limit,
+                    exact=self._parks.exact,
                 )
             )
         except BaseException:
@@ -340,15 +376,23 @@ class Pool:
         self._table.clear_gauges(member.index)
         lost -= self._table.value(0, Column.SCUR)
         leaving = self._when_gone is not None
+        parked = member.park.book.held() if member.park else 0
+        lost = max(0, lost - parked)
         if code or not leaving:
             self.deaths += 1
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             self._log(
-                "err", f"worker {member.index} (pid {member.pid}) {how}; {lost} connections of it are lost", lost=lost
+                "err",
+                f"worker {member.index} (pid {member.pid}) {how}; {parked} connections of it are parked,"
+                f" {lost} are lost",
+                parked=parked,
             )
         for _, done in member.waiting.values():
             done(None)
         member.waiting.clear()
+        if member.park and self.state not in ("park", "quit", "hurry") and (self._workers or not leaving):
+            # Without anybody left here, a successor goes on with them.
+            self._when_bereaved(member.park, member.index, lost)
         # What it was woken for and did not accept must not wait for the next connection; a queue may have room now.
         for other in list(self._workers.values()):
             self._send(other, {"do": "sweep"})
@@ -364,13 +408,15 @@ class Pool:
         self._loop.call_later(wait, lambda: self._replace(member.index))
 
     def _replace(self, index: int) -> None:
-        if self._when_gone is not None or index in self._workers or self.state in ("drain", "quit"):
+        if self._when_gone is not None or index in self._workers or self.state in ("drain", "quit", "park"):
             return
         try:
             self._fork(index)
         except OSError as error:
             self._log("crit", f"cannot fork worker {index}: {error.strerror}; trying again in {_LONGEST_BACK_OFF:g} s")
             self._loop.call_later(_LONGEST_BACK_OFF, lambda: self._replace(index))
+        else:
+            self._when_replaced()
 
 
 def _close_all_but(keep: set[int]) -> None:

@@ -251,6 +251,9 @@ def show_info(control: Control, monotonic: float) -> str:
     sessions, total, bytes_out, spliced = (
         sum_over(tables, PROCESS, column) for column in (Column.SCUR, Column.STOT, Column.BOUT, Column.SPLICED)
     )
+    parked, resumed, lost = (
+        sum_over(tables, PROCESS, column) for column in (Column.PARKED, Column.RESUMED, Column.LOST)
+    )
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     generations = control.generations()
     workers = len(generations[0].workers) if generations else 0
@@ -301,6 +304,9 @@ def show_info(control: Control, monotonic: float) -> str:
         ("LastReload_time_sec", int(last.at) if last else 0),
         ("LastReload_duration_ms", round(last.duration * 1000) if last else 0),
         ("ConfigState", "stored" if control.warm else "file"),
+        ("CurrParked", parked),
+        ("CumResumed", resumed),
+        ("CumLost", lost),
         ("Start_monotonic_usec", int(control.started * 1e6)),
         ("Now_monotonic_usec", int(monotonic * 1e6)),
     ]

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from hitlessd.worker.frontend import LiveFrontend
     from hitlessd.worker.loop import Worker
 
-__all__ = ["Connection", "State"]
+__all__ = ["UNPARKED", "Connection", "State"]
+
+#: Of a connection that has no slot in the book.
+UNPARKED = -1
 
 #: connect(2) or socket(2) lacks something of this machine's: retrying helps nobody (HAProxy's "R").
 _RESOURCE = frozenset({errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
@@ -70,6 +73,7 @@ class Connection:
         "cause",
         "client",
         "connected_at",
+        "counted",
         "dead",
         "due",
         "frontend",
@@ -78,6 +82,7 @@ class Connection:
         "redispatched",
         "retries",
         "server",
+        "slot",
         "spliced",
         "started",
         "state",
@@ -105,6 +110,8 @@ class Connection:
         self.account_at = now + _ACCOUNT
         self.accounted_in = self.accounted_out = 0
         self.spliced = 0  # of the bytes not yet accounted, those that went through a pipe
+        self.counted = False  # the kernel's counters of its sockets are known to agree with ours
+        self.slot = UNPARKED  # in the book of parked connections, see parking.py
         self.bucket = 0
 
     # -- to a server -------------------------------------------------------------------------------------------------
@@ -370,7 +377,7 @@ class Connection:
         peer = side.peer
         self.dead = side
         side.shut = True
-        side.out = None
+        side.drop_out()
         side.blocked = False
         peer.stop_splicing()
         peer.held = True
@@ -384,7 +391,7 @@ class Connection:
         peer = side.peer
         self.dead = side
         side.eof = side.shut = side.held = peer.held = True
-        side.out = None
+        side.drop_out()
         side.blocked = False
         peer.stop_splicing()
         if not peer.blocked:
@@ -468,6 +475,8 @@ class Connection:
                 tally.bout += went
                 tally.spliced += spliced
                 tally.touch()
+        if self.slot >= 0:
+            self.worker.parking.account(self)
 
     def close(self) -> None:
         """The end, whatever came before: sockets, pipes, timers, queue places and gauges are given back."""
@@ -486,6 +495,8 @@ class Connection:
                 target.bout += went
         if frontend.tcplog and (client.received or not frontend.config.dontlognull):
             self.worker.log("info", log_line(self))
+        if self.slot >= 0:
+            self.worker.parking.end(self)
         self.leave()
 
     def leave(self) -> None:
@@ -494,6 +505,8 @@ class Connection:
         if self.state is _QUEUED:
             frontend.backend.dequeue(self)
         self.state = _CLOSED
+        if self.slot != UNPARKED:
+            worker.parking.left(self)
         if self.bucket:
             worker.wheel.remove(self)
         epoll, handlers, closing = worker.epoll, worker.handlers, worker.closing

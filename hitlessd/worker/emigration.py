@@ -182,6 +182,7 @@ class Emigration:
         for frozen in sent.connections:
             if id(frozen) not in keep:
                 frozen.close()
+                self._worker.parking.gone(frozen.ticket)
         sent.batch.close()
 
     def _take_back(self, connections: list[Frozen]) -> None:
@@ -193,7 +194,10 @@ class Emigration:
                 self._worker.log("err", f"a connection is lost: cannot go on with it: {error}", lost=1)
                 self._lost += 1
                 frozen.close()
+                self._worker.parking.gone(frozen.ticket)
                 continue
+            self._worker.parking.admit([conn])
+            self._worker.parking.gone(frozen.ticket)
             if conn.state is not State.CLOSED:
                 self._waiting.append(conn)
 

@@ -12,7 +12,7 @@ from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError
 from hitlessd.handover.faults import striker
 from hitlessd.worker.batch import Batch
-from hitlessd.worker.connection import State
+from hitlessd.worker.connection import Connection
 from hitlessd.worker.relay import ignore
 from hitlessd.worker.serial import Frozen, resume
 
@@ -75,6 +75,7 @@ class Immigration:
     def _take(self, batch: Batch, connections: list[Frozen]) -> None:
         worker = self._worker
         self._batches += 1
+        taken: list[Connection] = []
         for position, frozen in enumerate(connections):
             batch.claim(position)
             try:
@@ -83,19 +84,9 @@ class Immigration:
                 worker.log("err", f"a connection is lost: cannot take it over: {error}", lost=1)
                 frozen.close()
                 continue
-            frontend = conn.frontend
-            if conn.state is not State.CLOSED and (
-                frontend.config.shutdown_on_reload or frontend.backend.config.shutdown_on_reload
-            ):
-                conn.cause = conn.cause or "KD"
-                conn.close()
+            taken.append(conn)
         self._strike(f"claim-{self._batches}")
-        if any(frozen.serial.state == State.QUEUED for frozen in connections):
-            for backend in worker.backends.values():
-                backend.sort_queue()
-        if worker.accepting:
-            worker.arm()  # a limit may have been reached
-        worker.write_counters()
+        worker.welcome(taken)
         batch.count()
         try:
             channel.send(self._sock, {"is": "taken"})

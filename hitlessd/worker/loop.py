@@ -14,19 +14,21 @@ import socket
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import NoReturn
 
 from hitlessd.table import PROCESS
 from hitlessd.worker.backend import LiveBackend
-from hitlessd.worker.connection import Connection
+from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.counters import Ledger, Tally
 from hitlessd.worker.frontend import LiveFrontend, LiveListener
 from hitlessd.worker.immigration import Immigration
 from hitlessd.worker.lanes import Lanes
 from hitlessd.worker.orders import Orders
+from hitlessd.worker.parking import Parking
 from hitlessd.worker.pipes import BUDGET, PipePool
 from hitlessd.worker.relay import SCRATCH, Side
+from hitlessd.worker.resumption import Resumption
 from hitlessd.worker.setup import WorkerSetup
 from hitlessd.worker.timers import NEVER, Wheel
 
@@ -94,10 +96,12 @@ class Worker:
         "next_number",
         "now",
         "orders",
+        "parking",
         "pipes",
         "process",
         "ready",
         "resting",
+        "resumptions",
         "scratch",
         "setup",
         "slots",
@@ -106,6 +110,7 @@ class Worker:
         "turns",
         "view",
         "wheel",
+        "words",
     )
 
     def __init__(self, setup: WorkerSetup, clock: Callable[[], float] = time.monotonic) -> None:
@@ -119,11 +124,13 @@ class Worker:
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], object]] = {}
         self.closing: list[socket.SocketType] = []
-        self.ready: deque[Side] = deque()
+        self.ready: deque[Side | Resumption] = deque()
         self.dispatch: set[LiveBackend] = set()
-        self.scratch = bytearray(SCRATCH)
-        self.view = memoryview(self.scratch)
-        self.pipes = PipePool(BUDGET // self.table.workers)
+        # In the book of parked connections, what was read and not yet sent outlives us.
+        park = setup.park
+        self.words = park.book.words if park else memoryview(bytearray(8)).cast("Q")
+        self.scratch = park.book.scratch if park else memoryview(bytearray(SCRATCH))
+        self.view = self.scratch
         self.wheel = Wheel()
         self.next_number = itertools.count(setup.first_number).__next__
         self.connections: dict[Connection, None] = {}
@@ -136,6 +143,10 @@ class Worker:
         self._rest = _Rest(self)
         self._complained: dict[str, float] = {}
         self.slots = [self.table.slot(index) for index in range(self.table.workers)]
+        general = setup.config.global_
+        self.parking = Parking(self, park, setup.exact and general.crash_proof, general.park_after, setup.park_limit)
+        self.pipes = PipePool(BUDGET // self.table.workers, self.parking)
+        self.resumptions: set[Resumption] = set()
         self.ledger = Ledger(self.table, self.index)
         self.process = Tally(self.ledger, self.ledger.row(PROCESS), [])
         self.backends = {backend.name: LiveBackend(self, backend) for backend in setup.config.backends}
@@ -213,6 +224,8 @@ class Worker:
                     backend.serve_queue()
         if self.ledger.dirty or self.ledger.changed:
             self.write_counters()
+        if self.parking.asleep and len(self.connections) != self.parking.known:
+            self.parking.wake()
 
     def write_counters(self) -> None:
         """Let main and the other workers see our counters."""
@@ -296,6 +309,23 @@ class Worker:
             frontend.listeners.clear()
         self.draining = True
 
+    def welcome(self, connections: Sequence[Connection]) -> None:
+        """Connections of another worker have come, and are ours from now on."""
+        for conn in connections:
+            frontend = conn.frontend
+            if conn.state is not State.CLOSED and (
+                frontend.config.shutdown_on_reload or frontend.backend.config.shutdown_on_reload
+            ):
+                conn.cause = conn.cause or "KD"
+                conn.close()
+        if any(conn.state is State.QUEUED for conn in connections):
+            for backend in self.backends.values():
+                backend.sort_queue()
+        if self.accepting:
+            self.arm()  # a limit may have been reached
+        self.parking.admit(connections)
+        self.write_counters()
+
     def sweep(self) -> None:
         """Another worker has died, and with it the wake-ups that only it got."""
         if self.accepting and not self.resting:
@@ -319,7 +349,7 @@ class Worker:
     @property
     def finished(self) -> bool:
         """Told to drain, and all is drained."""
-        moving = self.arrivals or self.emigrating
+        moving = self.arrivals or self.emigrating or self.resumptions
         return self.draining and not self.connections and not moving and self.orders.answered
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from hitlessd.errors import PeerError
 from hitlessd.worker import sessions
 from hitlessd.worker.emigration import Emigration
 from hitlessd.worker.immigration import Immigration
+from hitlessd.worker.resumption import Resumption
 
 if TYPE_CHECKING:
     from hitlessd.worker.loop import Worker
@@ -88,6 +89,11 @@ class Orders:
                 more = {"n": message.get("n"), "sessions": len(worker.connections)}
             case "quit" | "hurry":
                 self._end_now(str(order))
+            case "park":
+                self._park_all(message)
+            case "resume-parked":
+                Resumption.of(worker, str(message.get("name")), fds, bool(message.get("cold")), message, self.answer)
+                return
             case "migrate":
                 for arrival in list(worker.arrivals):
                     arrival.close()
@@ -120,6 +126,13 @@ class Orders:
                 pass  # main is gone; the end of the channel is read next
             self._outbox.popleft()
         self._worker.epoll.modify(self._fd, select.EPOLLIN)
+
+    def _park_all(self, order: dict[str, Any]) -> NoReturn:
+        """Serve nobody any more, and end; whoever comes after us goes on with all that are here."""
+        parked, lost = self._worker.parking.freeze()
+        self._worker.write_counters()
+        self.answer(order, parked=parked, lost=lost)
+        os._exit(0)
 
     def _end_now(self, order: str) -> NoReturn:
         """Close every connection, then the process."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+from typing import Protocol
 
-__all__ = ["BUDGET", "SIZE", "Pipe", "PipePool"]
+__all__ = ["BUDGET", "SIZE", "Pipe", "PipePool", "Registry"]
 
 #: Bytes of pipe buffers of all workers together, below the 64 MiB of pipe(7).
 BUDGET = 48 << 20
@@ -24,13 +25,14 @@ _LEAST = 64 << 10
 class Pipe:
     """A pipe and how many bytes lie in it."""
 
-    __slots__ = ("fill", "reader", "size", "writer")
+    __slots__ = ("fill", "place", "reader", "size", "writer")
 
     def __init__(self, reader: int, writer: int, size: int, fill: int = 0) -> None:
         self.reader = reader
         self.writer = writer
         self.size = size
         self.fill = fill
+        self.place = -1  # among the book's pipes, if it is parked (parking.py)
 
     @classmethod
     def of(cls, reader: int, writer: int) -> Pipe:
@@ -42,11 +44,20 @@ class Pipe:
         os.close(self.writer)
 
 
+class Registry(Protocol):
+    """Who wants to know which pipes there are."""
+
+    def add_pipe(self, pipe: Pipe) -> None: ...
+
+    def drop_pipe(self, pipe: Pipe) -> None: ...
+
+
 class PipePool:
     """Pipes, made when first needed and kept for later. Only an empty one may come back."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, registry: Registry | None = None) -> None:
         self._budget = budget
+        self._registry = registry
         self._free: list[Pipe] = []
         self.lent = 0
         self.bytes = 0
@@ -74,16 +85,16 @@ class PipePool:
                 os.close(writer)
                 self._exhausted = True
                 return None
-        self.bytes += size
-        self.lent += 1
-        return Pipe(reader, writer, size)
+        pipe = Pipe(reader, writer, size)
+        self.adopt(pipe)
+        return pipe
 
     def give(self, pipe: Pipe) -> None:
         """Back to the pool; one that still holds bytes is closed, they must not reach another connection."""
         self.lent -= 1
         self._exhausted = False
         if pipe.fill:
-            self.bytes -= pipe.size
+            self._let_go(pipe)
             pipe.close()
         else:
             self._free.append(pipe)
@@ -97,10 +108,17 @@ class PipePool:
         """A pipe that came with a connection counts as lent from now on."""
         self.lent += 1
         self.bytes += pipe.size
+        if self._registry:
+            self._registry.add_pipe(pipe)
 
     def close(self) -> None:
         """Close those that are free."""
         while self._free:
             pipe = self._free.pop()
-            self.bytes -= pipe.size
+            self._let_go(pipe)
             pipe.close()
+
+    def _let_go(self, pipe: Pipe) -> None:
+        self.bytes -= pipe.size
+        if self._registry:
+            self._registry.drop_pipe(pipe)

@@ -15,6 +15,7 @@ import select
 import socket
 from typing import TYPE_CHECKING
 
+from hitlessd.parking.book import BLOCK, LABEL_AT, LABEL_MARK
 from hitlessd.worker.pipes import Pipe
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _recv_into = socket.SocketType.recv_into
 _send = socket.SocketType.send
 
 #: Bytes of one recv, and thus the most that is ever kept for a slow reader.
-SCRATCH = 64 << 10
+SCRATCH = BLOCK
 #: Bytes one direction may move in one turn; others wait meanwhile.
 TURN = 512 << 10
 #: A recv of at least this much counts as bulky; so many in a row turn to splice.
@@ -65,7 +66,9 @@ class Side:
         "eof",
         "fd",
         "held",
+        "kept",
         "last",
+        "mark",
         "out",
         "peer",
         "pipe",
@@ -90,6 +93,8 @@ class Side:
         self.pipe: Pipe | None = None  # from here to the peer
         self.eof = False  # it has sent FIN (or is dead)
         self.out: bytes | memoryview | None = None  # read from the peer, not yet written here
+        self.kept = -1  # the book's block that `out` lies in, if any
+        self.mark = 0  # what names the direction from here in the book, once the connection is parked
         self.blocked = False  # something waits to be written here: `out` or the peer's pipe
         self.shut = False  # FIN was sent (or it is dead)
 
@@ -114,6 +119,12 @@ class Side:
             return
         # The common case, spelt out: some bytes that fit into one recv, and nothing else to know about the socket.
         worker = self.worker
+        mark = self.mark
+        if mark:
+            # Should we die before they are sent, whoever goes on finds them in the scratch.
+            words = worker.words
+            words[LABEL_MARK] = mark
+            words[LABEL_AT] = self.received
         try:
             size = _recv_into(self.sock, worker.scratch)
         except BlockingIOError:
@@ -139,7 +150,13 @@ class Side:
             self.conn.unwritable(peer, error)
             return
         if sent != size:
-            peer.block(bytes(worker.view[sent:size]))
+            peer.block(worker.view[sent:size])
+
+    def label(self) -> None:
+        """Say in the book whose bytes come to the scratch next."""
+        words = self.worker.words
+        words[LABEL_MARK] = self.mark
+        words[LABEL_AT] = self.received
 
     def read(self, events: int) -> None:
         """Something may have come, in whatever way."""
@@ -148,6 +165,8 @@ class Side:
         if self.bulky >= _BULKY_IN_A_ROW:
             self.splice(events)
             return
+        if self.mark:
+            self.label()
         try:
             size = _recv_into(self.sock, self.worker.scratch)
         except BlockingIOError:
@@ -183,7 +202,7 @@ class Side:
                 return
             if sent != size:
                 self.ready |= more
-                peer.block(bytes(worker.view[sent:size]))
+                peer.block(worker.view[sent:size])
                 return
             if size < SCRATCH and not more:
                 return
@@ -193,6 +212,8 @@ class Side:
             if moved >= TURN:
                 self.again(events)
                 return
+            if self.mark:
+                self.label()
             try:
                 size = _recv_into(sock, worker.scratch)
             except BlockingIOError:
@@ -215,6 +236,8 @@ class Side:
                 self.bulky = _NO_PIPE
                 self.again(events)
                 return
+            if pipe.place >= 0:
+                worker.words[worker.parking.owners_at + pipe.place] = self.mark
         now = self.last = worker.now
         if now >= conn.account_at:
             conn.account()
@@ -288,12 +311,20 @@ class Side:
         self.ready = 0
         self.on_event(events)
 
-    def block(self, rest: bytes | None) -> None:
-        """This socket takes no more now: keep the rest (None: it lies in the peer's pipe) and stop reading the peer."""
-        self.out = rest
+    def block(self, rest: memoryview | None) -> None:
+        """This socket takes no more now: keep the rest of what was read (None: it lies in the peer's pipe) and stop
+        reading the peer."""
+        if rest is not None:
+            self.out = bytes(rest) if not self.peer.mark else self.worker.parking.keep(self, rest)
         self.blocked = True
         self.peer.held = True
         self.conn.rearm()
+
+    def drop_out(self) -> None:
+        """Nothing waits to be written here any more, but what may lie in the peer's pipe."""
+        self.out = None
+        if self.kept >= 0:
+            self.worker.parking.release(self)
 
     def flush(self) -> None:
         """Write what waits; when all is out, read the peer again or send the FIN that was due."""
@@ -307,7 +338,7 @@ class Side:
                 if sent < len(out):
                     self.out = memoryview(out)[sent:]
                     return
-                self.out = None
+                self.drop_out()
             pipe = peer.pipe
             while pipe is not None and pipe.fill:
                 pipe.fill -= os.splice(pipe.reader, self.fd, pipe.fill, flags=_SPLICE_FLAGS)

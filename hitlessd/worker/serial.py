@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hitlessd.worker.lanes import Proxies
     from hitlessd.worker.loop import Worker
 
-__all__ = ["VERSION", "Frozen", "SerialConnection", "SerialSide", "freeze", "resume", "to_serial"]
+__all__ = ["VERSION", "Frozen", "SerialConnection", "SerialSide", "encode", "freeze", "resume", "to_serial"]
 
 VERSION = 1
 
@@ -73,6 +73,7 @@ class SerialConnection:
     dead: str = ""  # "client" or "server": its socket has failed, the other side only takes what is left for it
     accounted_in: int = 0
     accounted_out: int = 0
+    counted: bool = False  # the kernel's counters of its sockets are known to agree with `received` and what is kept
     client: SerialSide = field(default_factory=SerialSide)
     server_side: SerialSide | None = None
 
@@ -137,6 +138,7 @@ class Frozen:
     server: socket.SocketType | None = None
     to_server: Pipe | None = None  # holds serial.client.piped bytes
     to_client: Pipe | None = None
+    ticket: int = -1  # of the worker's parking, to be given back when it is known who has the connection
 
     def close(self) -> None:
         """Let go of the descriptors, and of nothing else: others may have the connection."""
@@ -146,6 +148,11 @@ class Frozen:
         for pipe in (self.to_server, self.to_client):
             if pipe is not None:
                 pipe.close()
+
+
+def encode(data: bytes) -> str:
+    """Bytes as SerialSide.kept has them."""
+    return base64.b64encode(data).decode()
 
 
 def _name(sock: socket.SocketType, peer: bool) -> str:
@@ -169,13 +176,14 @@ def _side(side: Side, now: float, data: bool) -> SerialSide:
         shut=side.shut,
         urgent=bool(side.ready & select.EPOLLPRI),
         bulky=side.bulky,
-        kept=base64.b64encode(kept).decode() if data else "",
+        kept=encode(kept) if data else "",
         piped=side.pipe.fill if side.pipe is not None else 0,
     )
 
 
-def to_serial(conn: Connection, data: bool = True) -> SerialConnection:
-    """The form of a connection as it is now; nothing is changed. `data` False leaves out what is buffered."""
+def to_serial(conn: Connection, data: bool = True, names: bool = False) -> SerialConnection:
+    """The form of a connection as it is now; nothing is changed. `data` False leaves out what is buffered; `names`
+    tells the addresses that the sockets have, which are for people."""
     worker, client, server, now = conn.worker, conn.client, conn.server, conn.worker.now
     deadline = conn.deadline()
     address = conn.address
@@ -188,9 +196,9 @@ def to_serial(conn: Connection, data: bool = True) -> SerialConnection:
         server=conn.target.name if conn.target is not None else "",
         state=str(conn.state),
         client_address=(str(address[0]), int(address[1])) if isinstance(address, tuple) else None,
-        frontend_address=_name(client.sock, False),
-        source_address=_name(server.sock, False) if server is not None else "",
-        server_address=_name(server.sock, True) if server is not None else "",
+        frontend_address=_name(client.sock, False) if names else "",
+        source_address=_name(server.sock, False) if names and server is not None else "",
+        server_address=_name(server.sock, True) if names and server is not None else "",
         accepted_at=worker.realtime(conn.started),
         age=now - conn.started,
         assigned_after=conn.assigned_at - conn.started if conn.assigned_at >= 0 else -1.0,
@@ -204,6 +212,7 @@ def to_serial(conn: Connection, data: bool = True) -> SerialConnection:
         dead="" if conn.dead is None else "client" if conn.dead is client else "server",
         accounted_in=conn.accounted_in,
         accounted_out=conn.accounted_out,
+        counted=conn.counted,
         client=_side(client, now, data),
         server_side=_side(server, now, data) if server is not None else None,
     )
@@ -225,10 +234,11 @@ def freeze(conn: Connection) -> Frozen:
                 worker.pipes.give(pipe)
                 pipe = None
         pipes.append(pipe)
+    ticket = worker.parking.depart(conn, [pipe for pipe in pipes if pipe is not None])
     socks = (client.sock, server.sock if server is not None else None)
     conn.leave()
     worker.closing[:] = [sock for sock in worker.closing if sock not in socks]
-    return Frozen(serial, socks[0], socks[1], pipes[0], pipes[1])
+    return Frozen(serial, socks[0], socks[1], pipes[0], pipes[1], ticket)
 
 
 def _restore(side: Side, form: SerialSide, pipe: Pipe | None, now: float) -> None:
@@ -277,6 +287,7 @@ def resume(
     conn.retries, conn.redispatched = serial.retries, serial.redispatched
     conn.queue_position, conn.cause = serial.queue_position, serial.cause
     conn.accounted_in, conn.accounted_out = serial.accounted_in, serial.accounted_out
+    conn.counted = serial.counted
     client = conn.client
     _restore(client, serial.client, frozen.to_server, now)
     if serial.server:

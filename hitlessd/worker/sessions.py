@@ -53,7 +53,7 @@ def _shown(conn: Connection) -> dict[str, Any]:
             conn.due_of(server, route.server_open, route.server_fin),
         )
         expires = [None if at == NEVER else at - now for at in due]
-    return to_serial(conn, data=False).as_dict() | {
+    return to_serial(conn, data=False, names=True).as_dict() | {
         "fds": [conn.client.fd, server.fd if server is not None else -1],
         "expires": expires,
     }

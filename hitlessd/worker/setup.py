@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hitlessd.log import Logger
 from hitlessd.model import Bind, Config
+from hitlessd.parking.park import Park
 from hitlessd.table import PROCESS, Column, Table
 
 __all__ = ["WorkerSetup"]
@@ -26,6 +27,9 @@ class WorkerSetup:
     log: Logger
     maxconn: int  # this worker's share of the global limit, 0 for none
     generation: int
+    park: Park | None = None  # where connections lie that outlive this worker
+    park_limit: int = 0  # descriptors that may lie there
+    exact: bool = False  # the kernel's TCP counters add up
 
     @property
     def first_number(self) -> int:

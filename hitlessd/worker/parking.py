@@ -1,0 +1,512 @@
+"""Parking this worker's connections while they run, so that whoever comes after its death goes on with them.
+
+A connection is parked once: as soon as it is established and not young any more, its descriptors go into the queue of
+the worker's park, and its slot in the book is filled. From then on the relay only labels what it reads (relay.py). The
+records of those that have ended leave the queue when the first message of it is rolled: what still lives in it is sent
+again to the end, then it is dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hitlessd.parking import counters
+from hitlessd.parking.book import LABEL_MARK, SlotState, mark_of
+from hitlessd.parking.park import ROOM, Kind, Park, Record, farewell, reset
+from hitlessd.table import PROCESS, Column
+from hitlessd.worker.connection import UNPARKED, Connection, State
+from hitlessd.worker.lanes import backend_record, frontend_record
+from hitlessd.worker.pipes import Pipe
+from hitlessd.worker.relay import Side
+from hitlessd.worker.serial import to_serial
+from hitlessd.worker.timers import NEVER
+
+if TYPE_CHECKING:
+    from hitlessd.worker.loop import Worker
+
+__all__ = ["Parking"]
+
+#: A connection that cannot be parked while it runs, whatever becomes of it.
+_UNFIT = -2
+#: Connections parked in one turn, which takes some 5 ms.
+_BURST = 252
+#: Seconds between two looks for those that have come of age, and between two signs of life.
+_TICK, _BEAT = 0.25, 1.0
+#: Seconds to wait after the kernel has refused to take more.
+_REST = 2.0
+#: Descriptors in the queue that may be of no use, beside as many as are; messages rolled in one turn.
+_SLACK = 4 * ROOM
+_ROLLS = 4
+#: Dropping a message of which nothing lives costs next to nothing.
+_DROPS = 50
+
+
+class Parking:
+    """The park of one worker; does nothing without one."""
+
+    def __init__(self, worker: Worker, park: Park | None, running: bool, after: float, limit: int) -> None:
+        """`running`: park while connections run, those that are older than `after` seconds; else only freeze() parks.
+        `limit`: descriptors that this worker may have in its queue."""
+        self._worker = worker
+        self._park = park
+        self._running = running and park is not None
+        self._after = after
+        self._limit = limit
+        self._connections: dict[int, Connection] = {}  # by slot
+        self._pipes: dict[int, tuple[int, Pipe]] = {}  # by place
+        self._free_slots: list[int] = []
+        self._next_slot = 0
+        self._free_places: list[int] = []
+        self._next_place = 0
+        self._numbers = 0  # of pipes
+        self._departing: dict[int, tuple[list[int], list[int]]] = {}  # by slot: blocks and places
+        self._messages: deque[Sequence[Record]] = deque()
+        self._in_flight = 0  # descriptors in the queue
+        self._lanes: dict[tuple[str, str, str], int] = {}
+        self._noted: set[tuple[str, str]] = set()
+        self._rest_until = 0.0
+        self._gauge = worker.table.index[PROCESS] * worker.table.columns + Column.PARKED
+        self.owners_at = park.book.owners_at if park else 0
+        #: Connections of the worker that need no look: they are parked, or cannot be.
+        self.known = 0
+        #: All were known at the last look; the worker wakes us when that is over.
+        self.asleep = self._running
+        self.bucket = 0
+        self._due = NEVER
+        if park:
+            park.book.lock()
+
+    # -- what the worker's turns call ----------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """There are connections that are not known."""
+        self.asleep = False
+        self._arm(_TICK)
+
+    def deadline(self) -> float:
+        return self._due
+
+    looked_at = deadline
+
+    def expired(self) -> None:
+        """Park who has come of age, roll the queue, and give a sign of life."""
+        worker = self._worker
+        assert self._park
+        found = self._of_age() if worker.now >= self._rest_until else []
+        self.admit(found)
+        self._roll()
+        self._park.book.beat()
+        self.asleep = len(worker.connections) == self.known
+        if worker.connections:
+            self._arm(0.0 if len(found) == _BURST else _BEAT if self.asleep else _TICK)
+
+    def _arm(self, seconds: float) -> None:
+        self._worker.wheel.remove(self)
+        self._due = self._worker.now + seconds
+        self._worker.wheel.add(self, self._due)
+
+    def _of_age(self) -> list[Connection]:
+        """Those that can be parked and are not, the youngest first."""
+        worker = self._worker
+        unparked = len(worker.connections) - self.known
+        born_before = worker.now - self._after
+        found: list[Connection] = []
+        if unparked:
+            for conn in reversed(worker.connections):
+                if conn.slot != UNPARKED:
+                    continue
+                if conn.started <= born_before and conn.state is State.ESTABLISHED and conn.dead is None:
+                    found.append(conn)
+                    if len(found) == _BURST:
+                        break
+                unparked -= 1
+                if not unparked:
+                    break
+        return found
+
+    # -- parking -------------------------------------------------------------------------------------------------------
+
+    def admit(self, connections: Iterable[Connection]) -> None:
+        """Park those of the connections that are fit for it and old enough."""
+        if not self._running:
+            return
+        born_before = self._worker.now - self._after
+        chosen = [
+            conn
+            for conn in connections
+            if conn.slot == UNPARKED
+            and conn.started <= born_before
+            and conn.state is State.ESTABLISHED
+            and conn.dead is None
+            and self._fit(conn)
+        ]
+        self._park_all(chosen, SlotState.LIVE)
+
+    def _fit(self, conn: Connection) -> bool:
+        """Whether the kernel's counters are what we know of the connection."""
+        client, server = conn.client, conn.server
+        assert server is not None
+        if conn.counted:
+            return True
+        try:
+            if not (counters.is_tcp(client.sock) and counters.is_tcp(server.sock)):
+                self._reject(conn)
+                return False
+            one, other = counters.read(client.sock, False), counters.read(server.sock, True)
+        except OSError as error:
+            self._reject(conn)
+            self._worker.complain(f"cannot park a connection: {error.strerror or error}")
+            return False
+        if one.closed or other.closed:
+            return False  # we shall soon hear of it
+        conn.counted = (
+            one.consumed == client.received
+            and other.consumed == server.received
+            and other.written == client.received - _held(client)
+            and one.written == server.received - _held(server)
+        )
+        if not conn.counted:
+            self._reject(conn)
+            self._worker.complain("cannot park a connection: the kernel's counters are not what went through it")
+        return conn.counted
+
+    def _reject(self, conn: Connection) -> None:
+        conn.slot = _UNFIT
+        self.known += 1
+
+    def _park_all(self, connections: Sequence[Connection], state: SlotState) -> int:
+        """Returns how many were parked; the others could not be."""
+        done = 0
+        batch: list[Connection] = []
+        fds: list[int] = []
+        for conn in connections:
+            own = [conn.client.fd] + ([conn.server.fd] if conn.server is not None else [])
+            if len(fds) + len(own) > ROOM:
+                done += self._send_connections(batch, fds)
+                batch, fds = [], []
+            if self._in_flight + len(fds) + len(own) > self._limit:
+                self._refused(f"at most {self._limit} descriptors of a worker may be parked (LimitNOFILE=)")
+                break
+            if not self._write(conn, state):
+                break
+            batch.append(conn)
+            fds += own
+        return done + self._send_connections(batch, fds)
+
+    def _send_connections(self, batch: Sequence[Connection], fds: Sequence[int]) -> int:
+        if not batch:
+            return 0
+        records = [
+            Record(Kind.BOTH if conn.server is not None else Kind.CLIENT, conn.number, conn.slot) for conn in batch
+        ]
+        if self._send(records, fds):
+            self._tell()
+            return len(batch)
+        for conn in batch:
+            self._forget(conn)
+        return 0
+
+    def _send(self, records: Sequence[Record], fds: Sequence[int]) -> bool:
+        assert self._park
+        try:
+            self._park.send(records, fds)
+        except OSError as error:
+            why = {errno.EAGAIN: "the queue is full", errno.ETOOMANYREFS: "too many descriptors are in flight"}
+            self._refused(why.get(error.errno or 0, str(error.strerror)))
+            return False
+        self._messages.append(records)
+        self._in_flight += len(fds)
+        return True
+
+    def _refused(self, why: str) -> None:
+        if self._worker.now >= self._rest_until:
+            self._worker.complain(f"cannot park more than {len(self._connections)} connections: {why}")
+        self._rest_until = self._worker.now + _REST
+
+    def _write(self, conn: Connection, state: SlotState) -> bool:
+        """Fill a slot for it, and label all that it has in flight."""
+        assert self._park
+        book = self._park.book
+        lane = self._lane(conn)
+        if self._free_slots:
+            slot = self._free_slots.pop()
+        elif self._next_slot < book.slots:
+            slot = self._next_slot
+            self._next_slot += 1
+        else:
+            slot = -1
+        if lane < 0 or slot < 0:
+            self._refused("its book is full")
+            return False
+        self._fill(conn, slot, state, lane)
+        conn.slot = slot
+        self._connections[slot] = conn
+        self.known += 1
+        client, server = conn.client, conn.server
+        for side, mark in ((client, mark_of(slot, False)), (server, mark_of(slot, True))):
+            if side is None:
+                continue
+            side.mark = mark
+            if side.pipe is not None and side.pipe.place >= 0:
+                book.words[book.owners_at + side.pipe.place] = mark
+        if server is not None:
+            for side in (client, server):
+                if side.out is not None:
+                    side.out = self.keep(side, side.out)
+        return True
+
+    def _fill(self, conn: Connection, slot: int, state: SlotState, lane: int) -> None:
+        assert self._park
+        form = to_serial(conn, data=False).as_dict()
+        for name in ("frontend", "backend", "server"):
+            form.pop(name, None)
+        form["lane"] = lane
+        text = json.dumps(form, separators=(",", ":")).encode()
+        self._park.book.write(slot, state, conn.number, text, (conn.accounted_in, conn.accounted_out))
+
+    def _lane(self, conn: Connection) -> int:
+        """The number of the note with its frontend, backend and server; negative when there is no room for one."""
+        frontend, backend = conn.frontend.config, conn.frontend.backend.config
+        names = (frontend.name, backend.name, conn.target.name if conn.target is not None else "")
+        lane = self._lanes.get(names)
+        if lane is None:
+            assert self._park
+            note: dict[str, Any] = {"lane": names}
+            if ("frontend", frontend.name) not in self._noted:
+                note["frontend"] = frontend_record(frontend)
+            if ("backend", backend.name) not in self._noted:
+                note["backend"] = backend_record(backend)
+            if not self._park.book.add_note(note):
+                return -1
+            self._noted |= {("frontend", frontend.name), ("backend", backend.name)}
+            lane = self._lanes[names] = len(self._lanes)
+        return lane
+
+    # -- what happens to a parked connection -----------------------------------------------------------------------
+
+    def keep(self, side: Side, rest: bytes | memoryview) -> bytes | memoryview:
+        """A copy of what waits to be written to this side, in a block, so that it outlives us."""
+        assert self._park
+        mark = side.peer.mark
+        kept = self._park.book.keep(mark, side.peer.received - len(rest) - _piped(side.peer), rest)
+        if kept is None:
+            # Should we die now, it is missed. What the scratch holds next must not be taken for it.
+            self._park.book.words[LABEL_MARK] = 0
+            return bytes(rest)
+        if side.kept >= 0:
+            self._park.book.release(side.kept)
+        side.kept, view = kept
+        return view
+
+    def release(self, side: Side) -> None:
+        """Its block is not needed any more."""
+        assert self._park
+        self._park.book.release(side.kept)
+        side.kept = -1
+
+    def account(self, conn: Connection) -> None:
+        assert self._park
+        self._park.book.account(conn.slot, conn.accounted_in, conn.accounted_out)
+
+    def end(self, conn: Connection) -> None:
+        """It is being closed: close(2) alone would show its peers nothing, for the queue has it, too."""
+        assert self._park
+        self._park.book.set_state(conn.slot, SlotState.ENDING)
+        farewell(conn.client.sock)
+        if conn.server is not None:
+            farewell(conn.server.sock)
+        self._forget(conn)
+
+    def _forget(self, conn: Connection) -> None:
+        """It is parked no more."""
+        assert self._park
+        slot, conn.slot = conn.slot, UNPARKED
+        for side in (conn.client, conn.server):
+            if side is not None:
+                side.mark = 0
+                if side.pipe is not None and side.pipe.place >= 0:
+                    self._park.book.words[self.owners_at + side.pipe.place] = 0
+                if side.kept >= 0:
+                    side.out = bytes(side.out) if side.out is not None else None
+                    self.release(side)
+        del self._connections[slot]
+        self.known -= 1
+        self._free(slot)
+
+    def _free(self, slot: int) -> None:
+        assert self._park
+        self._park.book.set_state(slot, SlotState.FREE)
+        self._free_slots.append(slot)
+        self._tell()
+
+    def depart(self, conn: Connection, pipes: Sequence[Pipe]) -> int:
+        """It is on its way to another worker, and `pipes` with it: a ticket for gone(). Negative: it is not parked."""
+        if conn.slot < 0:
+            self.left(conn)
+            for pipe in pipes:
+                self.drop_pipe(pipe)
+            return -1
+        assert self._park
+        slot, conn.slot = conn.slot, UNPARKED
+        self._park.book.set_state(slot, SlotState.MOVING)
+        blocks = []
+        for side in (conn.client, conn.server):
+            if side is not None and side.kept >= 0:
+                blocks.append(side.kept)
+                side.kept = -1
+        self._departing[slot] = (blocks, [pipe.place for pipe in pipes if pipe.place >= 0])
+        del self._connections[slot]
+        self.known -= 1
+        return slot
+
+    def gone(self, ticket: int) -> None:
+        """It has arrived elsewhere, or is parked anew."""
+        if ticket < 0:
+            return
+        assert self._park
+        blocks, places = self._departing.pop(ticket)
+        for block in blocks:
+            self._park.book.release(block)
+        for place in places:
+            self._free_place(place)
+        self._free(ticket)
+
+    def left(self, conn: Connection) -> None:
+        """A connection of this worker that is not parked is no more."""
+        if conn.slot == _UNFIT:
+            conn.slot = UNPARKED
+            self.known -= 1
+
+    def _tell(self) -> None:
+        self._worker.slots[self._worker.index][self._gauge] = len(self._connections)
+
+    # -- pipes -----------------------------------------------------------------------------------------------------
+
+    def add_pipe(self, pipe: Pipe) -> None:
+        """A pipe is parked before a byte enters it."""
+        if self._running:
+            self._park_pipe(pipe)
+
+    def _park_pipe(self, pipe: Pipe) -> None:
+        assert self._park
+        if self._free_places:
+            place = self._free_places.pop()
+        elif self._next_place < len(self._park.book.owners()):
+            place = self._next_place
+            self._next_place += 1
+        else:
+            return
+        self._park.book.words[self.owners_at + place] = 0
+        self._numbers += 1
+        if self._send([Record(Kind.PIPE, self._numbers, place)], [pipe.reader, pipe.writer]):
+            pipe.place = place
+            self._pipes[place] = (self._numbers, pipe)
+        else:
+            self._free_places.append(place)
+
+    def drop_pipe(self, pipe: Pipe) -> None:
+        """A pipe is about to be closed, or has left."""
+        if pipe.place >= 0:
+            self._free_place(pipe.place)
+            pipe.place = -1
+
+    def _free_place(self, place: int) -> None:
+        assert self._park
+        self._park.book.words[self.owners_at + place] = 0
+        del self._pipes[place]
+        self._free_places.append(place)
+
+    # -- rolling -----------------------------------------------------------------------------------------------------
+
+    def _roll(self) -> None:
+        """Let go of the descriptors of those that have ended, some messages a turn."""
+        assert self._park
+        if self._departing:
+            return  # whoever is on the way may come back
+        rolls = 0
+        for _ in range(_DROPS):
+            useful = 2 * (len(self._connections) + len(self._pipes))
+            if not self._messages or self._in_flight <= 2 * useful + (_SLACK if useful else 0):
+                return
+            records, fds = self._living(self._messages[0])
+            if records:
+                rolls += 1
+                if rolls > _ROLLS or not self._send(records, fds):
+                    return
+            self._park.drop()
+            self._in_flight -= sum(record.kind.descriptors for record in self._messages.popleft())
+
+    def _living(self, message: Sequence[Record]) -> tuple[list[Record], list[int]]:
+        records, fds = [], []
+        for record in message:
+            if record.kind is Kind.PIPE:
+                number, pipe = self._pipes.get(record.slot, (0, None))
+                if pipe is None or number != record.number:
+                    continue
+                fds += [pipe.reader, pipe.writer]
+            else:
+                conn = self._connections.get(record.slot)
+                if conn is None or conn.number != record.number:
+                    continue
+                fds.append(conn.client.fd)
+                if record.kind is Kind.BOTH:
+                    assert conn.server is not None
+                    fds.append(conn.server.fd)
+            records.append(record)
+        return records, fds
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def freeze(self) -> tuple[int, dict[str, int]]:
+        """Park all, in whatever state they are: this worker serves nobody any more and ends. Returns how many were
+        parked, and how many were reset for which reason."""
+        worker = self._worker
+        parked = 0
+        loose: list[Connection] = []
+        for conn in worker.connections:
+            conn.account()
+            if conn.slot >= 0 and conn.state is State.ESTABLISHED and conn.dead is None:
+                parked += 1  # as if we died
+            elif conn.slot >= 0:
+                self._refill(conn)
+                parked += 1
+            else:
+                loose.append(conn)
+        if self._park:
+            self._rest_until = 0.0
+            for conn in loose:
+                for side in (conn.client, conn.server):
+                    if side is not None and side.pipe is not None and side.pipe.place < 0:
+                        self._park_pipe(side.pipe)
+                self.left(conn)
+            parked += self._park_all(loose, SlotState.FROZEN)
+            self._park.book.beat()
+        rejected = [conn for conn in loose if conn.slot < 0]
+        for conn in rejected:
+            # A clean end might be taken for the end of the data.
+            reset(conn.client.sock)
+            if conn.server is not None:
+                reset(conn.server.sock)
+        return parked, {"they could not be parked": len(rejected)} if rejected else {}
+
+    def _refill(self, conn: Connection) -> None:
+        """Its text tells more than the kernel does: one side is dead."""
+        assert self._park
+        for side in (conn.client, conn.server):
+            if side is not None and side.out is not None:
+                side.out = self.keep(side, bytes(side.out))
+        self._fill(conn, conn.slot, SlotState.FROZEN, self._lane(conn))
+
+
+def _piped(side: Side) -> int:
+    return side.pipe.fill if side.pipe is not None else 0
+
+
+def _held(side: Side) -> int:
+    """Bytes from this side that were not yet written to the other one."""
+    out = side.peer.out
+    return _piped(side) + (len(out) if out is not None else 0)
