@@ -316,12 +316,16 @@ def test_stop_means_stop(service: Service, units: tuple[str, ...], record_proper
 
 
 def one_clear_line(service: Service, cursor: str, *words: str) -> str:
-    """The one line at warning or above since then that has these words; others may be there, but not many."""
-    lines = service.complaints(cursor)
-    found = [line for line in lines if all(word in line for word in words)]
-    assert len(found) == 1, lines
-    assert len(lines) <= 4, lines
-    return found[0]
+    """What the service has said at warning or above since then: each process one line, with these words."""
+    lines: dict[str, list[str]] = {}
+    for entry in service.machine.journal(UNIT, cursor):
+        if entry.get("_SYSTEMD_UNIT") == UNIT and int(entry["PRIORITY"]) <= 4:
+            lines.setdefault(str(entry["_PID"]), []).append(str(entry["MESSAGE"]))
+    assert lines
+    assert all(len(said) == 1 for said in lines.values()), lines
+    every = [line for said in lines.values() for line in said]
+    assert all(word in line for word in words for line in every), every
+    return every[0]
 
 
 @pytest.mark.parametrize("most", [2, 3, 4])
@@ -331,7 +335,11 @@ def test_a_full_store_costs_a_line_and_nothing_else(service: Service, most: int,
     cursor = machine.journal_cursor()
     service.start()
     with Crowd(machine, idle=100, pingpong=50, bulk=4) as crowd:
-        record_property("line", one_clear_line(service, cursor, "FileDescriptorStoreMax"))
+        if machine.name == "debian-12":
+            # It does not tell the service how many it stores, and complains by itself.
+            assert any(f"FileDescriptorStoreMax={most}" in line for line in service.complaints(cursor))
+        else:
+            record_property("line", one_clear_line(service, cursor, "FileDescriptorStoreMax"))
         for _ in range(2):
             assert service.reload().returncode == 0
             crowd.verify()
@@ -382,7 +390,8 @@ def test_too_many_references_park_nobody_and_break_nothing(service: Service, rec
     with hog(machine, 9000):
         cursor = machine.journal_cursor()
         with Crowd(machine, idle=100, pingpong=50, bulk=4) as crowd:
-            crowd.rest(3.0)
+            crowd.rest(5.0)
+            record_property("parked", f"{parked(service)} of {crowd.size}")
             record_property("line", one_clear_line(service, cursor, "cannot park"))
             assert parked(service) == 0
             whole(crowd.stop())
