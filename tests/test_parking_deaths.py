@@ -212,12 +212,14 @@ def test_rubbish_in_a_park_costs_a_line_and_what_it_concerns(kind: str, tmp_path
                 spoil(fd)
                 os.close(fd)
         assert exchange(port) == b"hello"
-        balanced(service, every)
-        assert "Traceback" not in service.log and "bug in hitlessd" not in service.log
+        alive = balanced(service, every)
+        complaints = re.findall(r" (?:err|warning): (.*)", service.log)
+        # What is wrong, and how many are lost by it.
+        assert len(complaints) <= 1 if alive == len(every) else len(complaints) in (1, 2), complaints
         assert service.daemon.reload().returncode == 0
         with Conversation(port) as another:
-            service.wait(lambda: service.number("CurrParked") > 0, 10, "somebody is parked")
             another.say()
+            service.wait(lambda: service.number("CurrParked") == service.number("CurrConns") > 0, 10, "all are parked")
             replace(service, "crash")
             another.say()
 
