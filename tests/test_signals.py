@@ -227,8 +227,8 @@ def test_a_worker_that_dies_again_and_again_is_replaced_ever_more_slowly(tmp_pat
             if "was killed by SIGKILL" in line and (match := re.match(r"\S+", line))
         ]
         gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(stamps)]
-        # The first one at once, then after 0.1, 0.2, 0.4 s at least (a stamp is cut to milliseconds).
-        assert [gap >= least for gap, least in zip(gaps, (0.0, 0.099, 0.199, 0.399), strict=True)] == [True] * 4
+        # The first one at once, then after 0.05, 0.1, 0.2 s at least (a stamp is cut to milliseconds).
+        assert [gap >= least for gap, least in zip(gaps, (0.0, 0.049, 0.099, 0.199), strict=True)] == [True] * 4
 
 
 def test_workers_end_with_their_main_process(tmp_path: Path) -> None:

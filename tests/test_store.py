@@ -206,7 +206,7 @@ RUBBISH = {
     "a datagram socket as a listener": ("hitlessd.runtime-1", _dgram),
     "a datagram socket of a unit": ("http", _dgram),
     "a pipe of a unit": ("fifo", _pipe),
-    "something of a later version": ("hitlessd.park-3", memfd),
+    "something of a later version": ("hitlessd.flock-3", memfd),
     "no table": ("hitlessd.table-3", _foreign_table),
     "a directory": ("hitlessd.state-3", lambda: os.open("/", os.O_RDONLY | os.O_CLOEXEC)),
     "a pipe": ("hitlessd.state-3", _pipe),

@@ -13,6 +13,7 @@ from hitlessd.main import status
 from hitlessd.main.homecoming import tell_lost
 from hitlessd.main.office import Office
 from hitlessd.systemd import Manager
+from hitlessd.table import PROCESS, Column
 
 __all__ = ["Departure"]
 
@@ -115,6 +116,7 @@ class Departure:
         for answer in answers:
             lost.update((answer or {}).get("lost", {}))
         tell_lost(self._log, lost)
+        self._office.equipment.table.add(PROCESS, Column.LOST, lost.total())
 
     def _stop_hard(self) -> None:
         self._office.equipment.pool.kill_all()

@@ -17,7 +17,7 @@ from hitlessd.table import PROCESS, Column, Table
 __all__ = ["YOUNG", "Homecoming"]
 
 #: Why a connection is lost of which nothing was parked.
-YOUNG = "not parked yet"
+YOUNG = "they were not parked"
 
 
 @dataclass(eq=False)

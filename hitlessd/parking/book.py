@@ -325,9 +325,13 @@ class Book:
         return max(0.0, (time.monotonic_ns() - self.words[_Head.HEARTBEAT]) / 1e9)
 
     def attempt(self) -> int:
-        """Count a process that begins to resume what is in it: how many have, this one included."""
+        """Count a process that begins to resume what is in it: how many have without progress, this one included."""
         self.words[_Head.ATTEMPTS] += 1
         return self.words[_Head.ATTEMPTS]
+
+    def progress(self) -> None:
+        """Some of what is in it has been resumed."""
+        self.words[_Head.ATTEMPTS] = 0
 
 
 _SIZES = (_Head.SLOTS, _Head.SLOT_WORDS, _Head.TEXT, _Head.PIPES, _Head.NOTES, _Head.BLOCKS, _Head.BLOCK)

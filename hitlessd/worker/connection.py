@@ -82,6 +82,7 @@ class Connection:
         "redispatched",
         "retries",
         "server",
+        "shared",
         "slot",
         "spliced",
         "started",
@@ -111,6 +112,9 @@ class Connection:
         self.accounted_in = self.accounted_out = 0
         self.spliced = 0  # of the bytes not yet accounted, those that went through a pipe
         self.counted = False  # the kernel's counters of its sockets are known to agree with ours
+        self.shared = (
+            False  # duplicates of its sockets may lie in a park, so that close(2) alone shows its peers nothing
+        )
         self.slot = UNPARKED  # in the book of parked connections, see parking.py
         self.bucket = 0
 
@@ -495,7 +499,7 @@ class Connection:
                 target.bout += went
         if frontend.tcplog and (client.received or not frontend.config.dontlognull):
             self.worker.log("info", log_line(self))
-        if self.slot >= 0:
+        if self.shared:
             self.worker.parking.end(self)
         self.leave()
 

@@ -193,7 +193,7 @@ class Emigration:
             except Exception as error:
                 self._worker.log("err", f"a connection is lost: cannot go on with it: {error}", lost=1)
                 self._lost += 1
-                frozen.close()
+                frozen.reset()
                 self._worker.parking.gone(frozen.ticket)
                 continue
             self._worker.parking.admit([conn])

@@ -82,7 +82,7 @@ class Immigration:
                 conn = resume(worker, frozen, batch.frontends, batch.backends, batch.elapsed)
             except Exception as error:
                 worker.log("err", f"a connection is lost: cannot take it over: {error}", lost=1)
-                frozen.close()
+                frozen.reset()
                 continue
             taken.append(conn)
         self._strike(f"claim-{self._batches}")

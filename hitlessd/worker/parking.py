@@ -41,6 +41,10 @@ _REST = 2.0
 #: Descriptors in the queue that may be of no use, beside as many as are; messages rolled in one turn.
 _SLACK = 4 * ROOM
 _ROLLS = 4
+_WHY = {
+    int(errno.EAGAIN): "the queue is full (net.core.wmem_max)",
+    int(errno.ETOOMANYREFS): "too many descriptors of this user are in flight (LimitNOFILE=)",
+}
 #: Dropping a message of which nothing lives costs next to nothing.
 _DROPS = 50
 
@@ -69,6 +73,8 @@ class Parking:
         self._lanes: dict[tuple[str, str, str], int] = {}
         self._noted: set[tuple[str, str]] = set()
         self._rest_until = 0.0
+        self._complained_of = ""
+        self._beat = min(_BEAT, worker.setup.config.global_.park_timeout / 4)
         self._gauge = worker.table.index[PROCESS] * worker.table.columns + Column.PARKED
         self.owners_at = park.book.owners_at if park else 0
         #: Connections of the worker that need no look: they are parked, or cannot be.
@@ -98,11 +104,15 @@ class Parking:
         assert self._park
         found = self._of_age() if worker.now >= self._rest_until else []
         self.admit(found)
-        self._roll()
+        rolling = self._roll()
         self._park.book.beat()
         self.asleep = len(worker.connections) == self.known
-        if worker.connections:
-            self._arm(0.0 if len(found) == _BURST else _BEAT if self.asleep else _TICK)
+        if len(found) == _BURST:
+            self._arm(0.0)
+        elif rolling or not self.asleep:
+            self._arm(min(_TICK, self._beat))
+        elif worker.connections:
+            self._arm(self._beat)
 
     def _arm(self, seconds: float) -> None:
         self._worker.wheel.remove(self)
@@ -195,7 +205,10 @@ class Parking:
                 break
             batch.append(conn)
             fds += own
-        return done + self._send_connections(batch, fds)
+        done += self._send_connections(batch, fds)
+        if done and done == len(connections):
+            self._complained_of = ""
+        return done
 
     def _send_connections(self, batch: Sequence[Connection], fds: Sequence[int]) -> int:
         if not batch:
@@ -203,28 +216,31 @@ class Parking:
         records = [
             Record(Kind.BOTH if conn.server is not None else Kind.CLIENT, conn.number, conn.slot) for conn in batch
         ]
-        if self._send(records, fds):
+        why = self._send(records, fds)
+        if not why:
             self._tell()
             return len(batch)
         for conn in batch:
             self._forget(conn)
+        self._refused(why)
         return 0
 
-    def _send(self, records: Sequence[Record], fds: Sequence[int]) -> bool:
+    def _send(self, records: Sequence[Record], fds: Sequence[int]) -> str:
+        """Why it could not be done, or ""."""
         assert self._park
         try:
             self._park.send(records, fds)
         except OSError as error:
-            why = {errno.EAGAIN: "the queue is full", errno.ETOOMANYREFS: "too many descriptors are in flight"}
-            self._refused(why.get(error.errno or 0, str(error.strerror)))
-            return False
+            return _WHY.get(error.errno or 0, str(error.strerror))
         self._messages.append(records)
         self._in_flight += len(fds)
-        return True
+        return ""
 
     def _refused(self, why: str) -> None:
-        if self._worker.now >= self._rest_until:
-            self._worker.complain(f"cannot park more than {len(self._connections)} connections: {why}")
+        if why != self._complained_of:
+            self._complained_of = why
+            number = len(self._connections)
+            self._worker.log("warning", f"cannot park more than {number} connections of this worker: {why}")
         self._rest_until = self._worker.now + _REST
 
     def _write(self, conn: Connection, state: SlotState) -> bool:
@@ -244,6 +260,7 @@ class Parking:
             return False
         self._fill(conn, slot, state, lane)
         conn.slot = slot
+        conn.shared = True
         self._connections[slot] = conn
         self.known += 1
         client, server = conn.client, conn.server
@@ -313,13 +330,15 @@ class Parking:
         self._park.book.account(conn.slot, conn.accounted_in, conn.accounted_out)
 
     def end(self, conn: Connection) -> None:
-        """It is being closed: close(2) alone would show its peers nothing, for the queue has it, too."""
-        assert self._park
-        self._park.book.set_state(conn.slot, SlotState.ENDING)
+        """It is being closed: close(2) alone would show its peers nothing, for some queue has it, too."""
+        parked = conn.slot >= 0
+        if parked and self._park:
+            self._park.book.set_state(conn.slot, SlotState.ENDING)
         farewell(conn.client.sock)
         if conn.server is not None:
             farewell(conn.server.sock)
-        self._forget(conn)
+        if parked:
+            self._forget(conn)
 
     def _forget(self, conn: Connection) -> None:
         """It is parked no more."""
@@ -402,11 +421,13 @@ class Parking:
             return
         self._park.book.words[self.owners_at + place] = 0
         self._numbers += 1
-        if self._send([Record(Kind.PIPE, self._numbers, place)], [pipe.reader, pipe.writer]):
+        why = self._send([Record(Kind.PIPE, self._numbers, place)], [pipe.reader, pipe.writer])
+        if why:
+            self._free_places.append(place)
+            self._refused(why)
+        else:
             pipe.place = place
             self._pipes[place] = (self._numbers, pipe)
-        else:
-            self._free_places.append(place)
 
     def drop_pipe(self, pipe: Pipe) -> None:
         """A pipe is about to be closed, or has left."""
@@ -422,23 +443,24 @@ class Parking:
 
     # -- rolling -----------------------------------------------------------------------------------------------------
 
-    def _roll(self) -> None:
-        """Let go of the descriptors of those that have ended, some messages a turn."""
+    def _roll(self) -> bool:
+        """Let go of the descriptors of those that have ended, some messages a turn; whether there are more."""
         assert self._park
         if self._departing:
-            return  # whoever is on the way may come back
+            return True  # whoever is on the way may come back
         rolls = 0
         for _ in range(_DROPS):
             useful = 2 * (len(self._connections) + len(self._pipes))
             if not self._messages or self._in_flight <= 2 * useful + (_SLACK if useful else 0):
-                return
+                return False
             records, fds = self._living(self._messages[0])
             if records:
                 rolls += 1
-                if rolls > _ROLLS or not self._send(records, fds):
-                    return
+                if rolls > _ROLLS or self._send(records, fds):
+                    return True
             self._park.drop()
             self._in_flight -= sum(record.kind.descriptors for record in self._messages.popleft())
+        return True
 
     def _living(self, message: Sequence[Record]) -> tuple[list[Record], list[int]]:
         records, fds = [], []

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Resumption"]
 
-#: Processes that may die over one park; then something in it kills them, and all of it is given up.
-_ATTEMPTS = 10
+#: Processes that may die over one message; then something in it kills them, and what is left is given up.
+_ATTEMPTS = 5
 #: Seconds between two looks whether the one before us is dead at last, or descriptors are free again; and how long.
 _AGAIN, _PATIENCE = 0.02, 5.0
 
@@ -223,6 +223,7 @@ class Resumption:
         self._worker.welcome([conn for _, conn in resumed])
         for slot, _ in resumed:
             self._book.set_state(slot, SlotState.FREE)
+        self._book.progress()
         self._report.resumed += len(resumed)
         self._strike(f"batch-{self._batches}")
 
@@ -266,6 +267,7 @@ class Resumption:
         form["frontend"], form["backend"], form["server"] = self._lanes[form.pop("lane")]
         serial = SerialConnection.from_dict(form)
         serial.accounted_in, serial.accounted_out = self._book.accounted(slot)
+        serial.shared = True
         return serial
 
     def _check(

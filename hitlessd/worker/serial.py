@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from hitlessd.errors import PeerError
+from hitlessd.parking.park import reset
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.pipes import Pipe
 from hitlessd.worker.relay import EVENTS, Side, ignore
@@ -73,6 +74,7 @@ class SerialConnection:
     dead: str = ""  # "client" or "server": its socket has failed, the other side only takes what is left for it
     accounted_in: int = 0
     accounted_out: int = 0
+    shared: bool = False  # duplicates of its sockets may be held by nobody who would close them soon
     counted: bool = False  # the kernel's counters of its sockets are known to agree with `received` and what is kept
     client: SerialSide = field(default_factory=SerialSide)
     server_side: SerialSide | None = None
@@ -149,6 +151,13 @@ class Frozen:
             if pipe is not None:
                 pipe.close()
 
+    def reset(self) -> None:
+        """It is lost: its peers must not take that for the end of the data."""
+        for sock in (self.client, self.server):
+            if sock is not None:
+                reset(sock)
+        self.close()
+
 
 def encode(data: bytes) -> str:
     """Bytes as SerialSide.kept has them."""
@@ -212,6 +221,7 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
         dead="" if conn.dead is None else "client" if conn.dead is client else "server",
         accounted_in=conn.accounted_in,
         accounted_out=conn.accounted_out,
+        shared=conn.shared,
         counted=conn.counted,
         client=_side(client, now, data),
         server_side=_side(server, now, data) if server is not None else None,
@@ -287,7 +297,7 @@ def resume(
     conn.retries, conn.redispatched = serial.retries, serial.redispatched
     conn.queue_position, conn.cause = serial.queue_position, serial.cause
     conn.accounted_in, conn.accounted_out = serial.accounted_in, serial.accounted_out
-    conn.counted = serial.counted
+    conn.shared, conn.counted = serial.shared, serial.counted
     client = conn.client
     _restore(client, serial.client, frozen.to_server, now)
     if serial.server:

@@ -13,13 +13,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hitlessd import channel, worker
-from hitlessd.model import Backend, Balance, Bind, Config, Frontend, InetAddress, Server, Timeouts, UnixAddress
+from hitlessd.model import Backend, Balance, Bind, Config, Frontend, Global, InetAddress, Server, Timeouts, UnixAddress
+from hitlessd.parking.park import PARTS, Park
 from hitlessd.table import PROCESS, Column, RowKey, ServerState, Table, row_keys
 from hitlessd.worker.loop import Worker
 from hitlessd.worker.setup import WorkerSetup
 from tests.support.processes import Deadline, wait_readable
 
-__all__ = ["Clock", "Farm", "Forked", "Lab", "Peer", "drain", "gauges", "listen", "make_config", "migrate"]
+__all__ = [
+    "Clock",
+    "Farm",
+    "Forked",
+    "Lab",
+    "Peer",
+    "drain",
+    "gauges",
+    "listen",
+    "make_config",
+    "make_park",
+    "migrate",
+    "take_over",
+]
 
 Address = InetAddress | UnixAddress
 
@@ -67,6 +81,7 @@ def make_config(
     maxconn: int = 0,
     tcplog: bool = True,
     dontlognull: bool = False,
+    **general: Any,
 ) -> Config:
     """One frontend "www" and one backend "app"."""
     times = timeouts or Timeouts()
@@ -81,7 +96,7 @@ def make_config(
         dontlognull=dontlognull,
     )
     backend = Backend("app", 3, tuple(servers), balance, times, retries, redispatch)
-    return Config(frontends=(frontend,), backends=(backend,))
+    return Config(Global(**general), frontends=(frontend,), backends=(backend,))
 
 
 def make_table(config: Config, workers: int = 1, generation: int = 1) -> Table:
@@ -196,8 +211,11 @@ class Lab:
         wake: Sequence[int] | None = None,
         maxconn: int = 0,
         accept: bool = True,
+        park: Park | None = None,
+        park_limit: int = 10_000,
     ) -> None:
         self.clock = clock or Clock()
+        self.park = park
         self.config = config
         self.own_table = table is None
         self.table = table or make_table(config)
@@ -224,6 +242,9 @@ class Lab:
                 log=self._log,
                 maxconn=maxconn,
                 generation=self.table.generation,
+                park=park,
+                park_limit=park_limit,
+                exact=True,
             ),
             self.clock,
         )
@@ -242,6 +263,8 @@ class Lab:
         for peer in self.clients:
             peer.close()
         self.worker.close()
+        if self.park:
+            self.park.close()
         self.main.close()
         self._channel.close()
         if self.own_wake:
@@ -281,9 +304,9 @@ class Lab:
         self.clock.now += seconds
         self.turn()
 
-    def order(self, do: str, **more: object) -> dict[str, Any]:
+    def order(self, do: str, fds: Sequence[int] = (), **more: object) -> dict[str, Any]:
         """Give an order over the channel and return the answer."""
-        channel.send(self.main, {"do": do, **more})
+        channel.send(self.main, {"do": do, **more}, fds)
         while True:
             self.turn()
             try:
@@ -299,12 +322,42 @@ class Lab:
         keys = {"process": PROCESS, "frontend": RowKey("frontend", "www"), "backend": RowKey("backend", "app")}
         return self.table.value(self.table.index[keys.get(kind, RowKey("server", "app", kind))], column)
 
+    def die(self) -> None:
+        """As after SIGKILL: its descriptors are closed, and only what is parked goes on. Nothing of it may be used."""
+        worker = self.worker
+        for conn in worker.connections:
+            for side in (conn.client, conn.server):
+                if side is not None:
+                    side.sock.close()
+                    side.out = None
+                    if side.pipe is not None:
+                        side.pipe.close()
+        for frontend in worker.frontends.values():
+            for listener in frontend.listeners:
+                listener.sock.close()
+            frontend.listeners.clear()
+        worker.connections.clear()
+        worker.epoll.close()
+        worker.epoll = select.epoll()
+
     def pair(self, farm: Farm, number: int = 0) -> tuple[Peer, Peer]:
         """A client and its server, connected through the worker."""
         client = self.connect()
         server = self.until(lambda: farm.accept(number), "a connection to the server")
         self.until(lambda: all(c.state == "established" for c in self.worker.connections), "established")
         return client, server
+
+
+def make_park(name: str = "1-0", slots: int = 1000, generation: int = 1) -> Park:
+    """An empty park."""
+    return Park.create(name, slots, generation)
+
+
+def take_over(dead: Lab, heir: Lab, cold: bool = False) -> dict[str, Any]:
+    """Have a worker go on with what another one, which is dead, had parked; its report."""
+    assert dead.park
+    parts = dead.park.parts()
+    return heir.order("resume-parked", [parts[part] for part in PARTS], name=dead.park.name, cold=cold)
 
 
 def migrate(old: Lab, new: Lab, ways: int = 1) -> dict[str, Any]:
