@@ -176,11 +176,11 @@ def backend(machine: Machine, port: int = BACKEND) -> Iterator[Process]:
 
 
 class Load:
-    """Checked connections at a rate, from inside the machine to PORT, until stop(); the server checks them, too."""
+    """Checked connections at a rate, from inside the machine to `port`, until stop(); the server checks them, too."""
 
-    def __init__(self, machine: Machine, rate: int, *more: str) -> None:
+    def __init__(self, machine: Machine, rate: int, *more: str, port: int = PORT) -> None:
         self._machine = machine
-        self._options = f"--target 127.0.0.1:{PORT} --rate {rate} --json --progress 60 {' '.join(more)}"
+        self._options = f"--target 127.0.0.1:{port} --rate {rate} --json --progress 60 {' '.join(more)}"
 
     def __enter__(self) -> Load:
         self._machine.push(TREE / "tests" / "__init__.py", "/opt/load/tests/__init__.py")
