@@ -441,6 +441,11 @@ class Parking:
         del self._pipes[place]
         self._free_places.append(place)
 
+    def sweep(self) -> None:
+        """Many have left at once: let go of the descriptors of messages of which nothing lives, without waiting."""
+        while self._messages and not self._departing and not self._living(self._messages[0])[0]:
+            self._drop()
+
     # -- rolling -----------------------------------------------------------------------------------------------------
 
     def _roll(self) -> bool:
@@ -458,9 +463,13 @@ class Parking:
                 rolls += 1
                 if rolls > _ROLLS or self._send(records, fds):
                     return True
-            self._park.drop()
-            self._in_flight -= sum(record.kind.descriptors for record in self._messages.popleft())
+            self._drop()
         return True
+
+    def _drop(self) -> None:
+        assert self._park
+        self._park.drop()
+        self._in_flight -= sum(record.kind.descriptors for record in self._messages.popleft())
 
     def _living(self, message: Sequence[Record]) -> tuple[list[Record], list[int]]:
         records, fds = [], []
