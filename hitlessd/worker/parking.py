@@ -168,8 +168,9 @@ class Parking:
                 return False
             one, other = counters.read(client.sock, False), counters.read(server.sock, True)
         except OSError as error:
-            self._reject(conn)
-            self._worker.complain(f"cannot park a connection: {error.strerror or error}")
+            if error.errno:  # else it is merely too busy just now
+                self._reject(conn)
+                self._worker.complain(f"cannot park a connection: {error.strerror}")
             return False
         if one.closed or other.closed:
             return False  # we shall soon hear of it
@@ -219,6 +220,8 @@ class Parking:
         why = self._send(records, fds)
         if not why:
             self._tell()
+            if not self.bucket and self._running:
+                self._arm(self._beat)
             return len(batch)
         for conn in batch:
             self._forget(conn)
