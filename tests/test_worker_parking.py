@@ -153,11 +153,11 @@ def _come_and_go(death: Death, farm: Farm) -> None:
             client.close()
             server.close()
         old.until(lambda: len(old.worker.connections) == 20, "they have left")
-        most = max(most, old.worker.parking._in_flight)
+        most = max(most, old.worker.parking.queue.in_flight)
     assert most < 2500
     for _ in range(10):
         old.pass_time(1.0)
-    assert old.worker.parking._in_flight <= 4 * 20 + 1008
+    assert old.worker.parking.queue.in_flight <= 4 * 20 + 1008
     old.die()
     assert take_over(old, death.new)["resumed"] == 20
     for number, (client, server) in enumerate(stay):
