@@ -18,7 +18,7 @@ __all__ = ["FrameStream"]
 
 class FrameStream:
     """Owns the socket. Calls `on_message(message)` for each, and `on_trouble(lost, why)` at most once: lost is True
-    when the other side closed, False when it broke the protocol."""
+    when the other side closed, False when it broke the protocol or cannot be sent what it must have."""
 
     def __init__(
         self,
@@ -54,13 +54,15 @@ class FrameStream:
 
     def close(self) -> None:
         """Let go of the socket and of descriptors that no message has taken. Idempotent."""
-        if not self._open:
-            return
+        if self._open:
+            self._stop()
+            self._sock.close()
+
+    def _stop(self) -> None:
         self._open = False
         self._loop.remove(self._sock.fileno())
         self._reader.close()
         self._drop_output()
-        self._sock.close()
 
     def _drop_output(self) -> None:
         for _, fds, given in self._out:
@@ -70,8 +72,12 @@ class FrameStream:
 
     def _trouble(self, lost: bool, why: str) -> None:
         if self._open:
-            self.close()
-            self._on_trouble(lost, why)
+            self._stop()
+            try:
+                self._on_trouble(lost, why)
+            finally:
+                # Not earlier: who sees our end takes us for dead, or sees to it, unless it has been killed by now.
+                self._sock.close()
 
     def _ready(self, events: int) -> None:
         if events & WRITE:
@@ -122,7 +128,7 @@ class FrameStream:
                 self._drop_output()
                 break
             except OSError as error:
-                return self._trouble(True, f"cannot send to the other side: {error.strerror}")
+                return self._trouble(False, f"cannot send to the other side: {error.strerror}")
             if given:
                 close_all(fds)
             if sent == len(data):
