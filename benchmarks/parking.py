@@ -1,7 +1,8 @@
 """What it costs that connections outlive a crash: hitlessd with `crash-proof = on` beside itself with `off`.
 
 Both run at the same time on the same CPU, under a service manager of the tests' that keeps their descriptors, and take
-turns in short rounds; a ratio is the median of the rounds' own ratios, so that what else the machine does meets both.
+turns in short rounds; a ratio is the median of the rounds' own ratios, so that what else the machine does meets both. A
+second one with `off` takes part: how far two of the same differ says which differences mean nothing.
 CPU is that of all their processes, to the nanosecond (/proc/PID/schedstat); PID 1's own is for the vm-tests to measure.
 """
 
@@ -42,7 +43,10 @@ _AGEING: Final = 12.0
 _LEAD: Final = 0.5
 """Seconds before the first is parked, from which on a worker's CPU counts as that of parking."""
 _CLIENTS: Final = 64
+_TAKERS: Final = 4
 _SIZE: Final = 64 << 20
+_STARTS: Final = 5
+"""Times that the proxies are started anew in the comparison."""
 _MOST: Final = 10_000
 _DYING: Final = 5_000
 _PIPES: Final = 256
@@ -173,31 +177,48 @@ def most_parked(limit: int, wanted: int) -> int:
     return max(100, min(wanted, (limit // 3 - _PIPES) // 2) // 100 * 100)
 
 
+class Spread(NamedTuple):
+    """The median of some figures, their quartiles, and two standard errors of the median.
+
+    The error takes the rounds for independent; those of one start are not quite, so it is rather more.
+    """
+
+    median: float
+    low: float
+    high: float
+    error: float
+
+
+def spread_of(values: Sequence[float], others: Sequence[float]) -> Spread:
+    """Of the rounds' own ratios."""
+    ratios = [value / other for value, other in zip(values, others, strict=True)]
+    if len(ratios) < 2:
+        return Spread(ratios[0], ratios[0], ratios[0], float("inf"))
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    # Of a normal distribution: the quartiles are 1.35 deviations apart, the median's error is 1.25 of the mean's.
+    return Spread(median, low, high, 2 * 1.25 * (high - low) / 1.35 / len(ratios) ** 0.5)
+
+
 @dataclass
 class Pairs:
-    """CPU seconds a unit, with and without, one pair a round."""
+    """CPU seconds a unit, one figure a round: with it, without, and without in a process like the other."""
 
     on: list[float] = field(default_factory=list)
     off: list[float] = field(default_factory=list)
+    again: list[float] = field(default_factory=list)
 
     @property
-    def ratios(self) -> list[float]:
-        return [with_it / without for with_it, without in zip(self.on, self.off, strict=True)]
+    def ratio(self) -> Spread:
+        """on / off"""
+        return spread_of(self.on, self.off)
 
     @property
-    def ratio(self) -> float:
-        return statistics.median(self.ratios)
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """The quartiles of the ratios."""
-        if len(self.on) < 2:
-            return self.ratio, self.ratio
-        low, _, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
-        return low, high
+    def noise(self) -> Spread:
+        """off / off: what no difference looks like."""
+        return spread_of(self.again, self.off)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"on": self.on, "off": self.off, "ratio": self.ratio, "quartiles": self.spread}
+        return {**vars(self), "ratio": self.ratio._asdict(), "noise": self.noise._asdict()}
 
 
 class Look(NamedTuple):
@@ -214,6 +235,15 @@ def parking_cpu(looks: Sequence[Look], total: int) -> float:
     begin = max((look for look in looks if look.at <= first - _LEAD), default=looks[0], key=lambda look: look.at)
     last = next(look for look in looks if look.parked >= total)
     return last.cpu - begin.cpu
+
+
+class _Kind(NamedTuple):
+    """A kind of traffic: the unit that is shown, how many of it a second is, and the aim."""
+
+    name: str
+    unit: str
+    scale: float
+    limit: float
 
 
 class Crowd:
@@ -318,64 +348,76 @@ class Parking:
             {**short.settings, "total": 4000 // part}, short.units,
         )  # fmt: skip
         began, busy = time.monotonic(), machine_cpu()
-        own = 0.0
-        with Backend(cpu=LOAD_CPU) as backend, contextlib.ExitStack() as stack:
-            both = [stack.enter_context(self._kept(backend, value)) for value in (True, False)]
-            # Only now: what a process may not use itself, it cannot give to those that it starts.
-            stack.enter_context(_on_load_cpu())
-            talkers = {each.name: Crowd(each.listen[0], _CLIENTS) for each in both}
-            takers = {each.name: Crowd(each.listen[0], 4) for each in both}
-            for crowd in (*talkers.values(), *takers.values()):
-                stack.callback(crowd.close)
-                crowd.ask(1)
-            self._tell("letting connections become old")
-            both[0].wait_number("CurrParked", _CLIENTS + 4)
-
-            def connect(proxy: Kept) -> float:
-                sample = run_work(short, proxy, backend)
-                if sample.failed:
-                    section.problems.append(f"{proxy.name}: {sample.failed} short connections failed")
-                return sample.units
-
-            def talk(proxy: Kept) -> float:
-                return talkers[proxy.name].ask(160 // part)
-
-            def take(proxy: Kept) -> float:
-                return takers[proxy.name].fetch((2 if self._quick else 4) * _SIZE) / GIGABYTE
-
-            kinds: list[tuple[str, str, float, float, Callable[[Kept], float]]] = [
-                ("one request a connection", "µs", 1e6, SHORT, connect),
-                ("request on an old connection", "µs", 1e6, KEPT, talk),
-                ("GB on old connections", "ms", 1e3, BULK, take),
-            ]
-            found = {name: Pairs() for name, *_ in kinds}
-            for *_, work in kinds:
-                for proxy in both:
-                    work(proxy)  # the first time is slower
-            for number in range(self._rounds):
-                order = both if number % 2 == 0 else both[::-1]
-                for name, _, _, _, work in kinds:
-                    self._tell(f"round {number + 1} of {self._rounds}: {name}")
-                    for proxy in order:
-                        before = proxy.cpu_used()
-                        units = work(proxy)
-                        cost = (proxy.cpu_used() - before) / units
-                        own += cost * units
-                        (found[name].on if proxy is both[0] else found[name].off).append(cost)
-            unparked = _CLIENTS + 4 - both[0].number("CurrParked")
-        for name, unit, scale, limit, _ in kinds:
+        kinds = [
+            _Kind("one request a connection", "µs", 1e6, SHORT),
+            _Kind("request on an old connection", "µs", 1e6, KEPT),
+            _Kind("GB on old connections", "ms", 1e3, BULK),
+        ]
+        found = {kind.name: Pairs() for kind in kinds}
+        starts = min(_STARTS, self._rounds)
+        for start in range(starts):
+            rounds = range(start, self._rounds, starts)
+            self._start_and_compare(short, part, len(rounds), list(found.values()), section, f"start {start + 1}")
+        for name, unit, scale, limit in kinds:
             pairs = found[name]
             on, off = (statistics.median(values) * scale for values in (pairs.on, pairs.off))
             section.tell(f"{name}: on, off", f"{on:.1f}, {off:.1f} {unit}")
-            target = Target(f"{section.title}: {name}, on / off", pairs.ratio, limit, " x")
-            section.rows.append(("  on / off", f"{pairs.ratio:.3f} x", target))
-            section.tell("  half of the rounds lie between", f"{pairs.spread[0]:.3f}, {pairs.spread[1]:.3f}")
-        if unparked:
-            section.problems.append(f"{unparked} old connections were not parked")
+            target = Target(f"{section.title}: {name}, on / off", pairs.ratio.median, limit, " x")
+            section.rows.append(("  on / off", f"{pairs.ratio.median:.3f} x", target))
+            section.tell("  half of the rounds lie between", f"{pairs.ratio.low:.3f}, {pairs.ratio.high:.3f}")
+            noise = pairs.noise
+            if noise.error > limit - 1:
+                section.problems.append(f"{name}: undecided, two of the same differ too much (+-{noise.error:.3f})")
+            section.tell("  noise: off / off, and half", f"{noise.median:.3f}, {noise.low:.3f} to {noise.high:.3f}")
         elapsed = time.monotonic() - began
-        section.tell("CPUs' worth of time used on the machine, by the two", _share(machine_cpu() - busy, own, elapsed))
+        section.tell("CPUs busy on the whole machine meanwhile", f"{(machine_cpu() - busy) / elapsed:.2f}")
         section.figures = {name: pairs.as_dict() for name, pairs in found.items()}
         return section
+
+    def _start_and_compare(
+        self, short: Work, part: int, rounds: int, found: Sequence[Pairs], section: Section, told: str
+    ) -> None:
+        """Some rounds with new processes: two of the same program differ for as long as they live."""
+        with Backend(cpu=LOAD_CPU) as backend, contextlib.ExitStack() as stack:
+            contenders = [stack.enter_context(self._kept(backend, value)) for value in (True, False, False)]
+            # Only now: what a process may not use itself, it cannot give to those that it starts.
+            stack.enter_context(_on_load_cpu())
+            talkers = [Crowd(each.listen[0], _CLIENTS) for each in contenders]
+            takers = [Crowd(each.listen[0], _TAKERS) for each in contenders]
+            for crowd in (*talkers, *takers):
+                stack.callback(crowd.close)
+                crowd.ask(1)
+            self._tell(f"{told}: letting connections become old")
+            contenders[0].wait_number("CurrParked", _CLIENTS + _TAKERS)
+
+            def connect(place: int) -> float:
+                sample = run_work(short, contenders[place], backend)
+                if sample.failed:
+                    section.problems.append(f"{contenders[place].name}: {sample.failed} short connections failed")
+                return sample.units
+
+            def talk(place: int) -> float:
+                return talkers[place].ask(160 // part)
+
+            def take(place: int) -> float:
+                return takers[place].fetch(_SIZE // part) / GIGABYTE
+
+            works_ = (connect, talk, take)
+            for work in works_:
+                for place in range(len(contenders)):
+                    work(place)  # the first time is slower
+            for number in range(rounds):
+                order = [0, 1, 2] if number % 2 == 0 else [2, 1, 0]
+                for work, pairs in zip(works_, found, strict=True):
+                    self._tell(f"{told}: round {number + 1} of {rounds}")
+                    for place in order:
+                        before = contenders[place].cpu_used()
+                        units = work(place)
+                        cost = (contenders[place].cpu_used() - before) / units
+                        (pairs.on, pairs.off, pairs.again)[place].append(cost)
+            unparked = _CLIENTS + _TAKERS - contenders[0].number("CurrParked")
+        if unparked:
+            section.problems.append(f"{unparked} old connections were not parked")
 
     # -- idle connections --------------------------------------------------------------------------------------------
 
@@ -489,7 +531,3 @@ def _of_children() -> float:
     """CPU seconds of those of our children that have been waited for, and of theirs."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def _share(machine: float, own: float, elapsed: float) -> str:
-    return f"{machine / elapsed:.2f}, {own / elapsed:.2f}"
