@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections import deque
@@ -14,6 +15,9 @@ from hitlessd.handover.wire import FrameReader, Message, encode
 from hitlessd.loop import READ, WRITE, Loop
 
 __all__ = ["FrameStream"]
+
+#: Seconds until descriptors that the kernel did not let pass are sent again, and how often.
+_AGAIN, _MOST_REFUSALS = 0.05, 100
 
 
 class FrameStream:
@@ -35,6 +39,8 @@ class FrameStream:
         self._reader = FrameReader()
         self._out: deque[tuple[memoryview, list[int], bool]] = deque()
         self._open = True
+        self._troubled = False
+        self._refusals = 0  # in a row, of the kernel, to let descriptors pass
         loop.add(sock.fileno(), READ, self._ready)
 
     def feed(self, data: bytes) -> None:
@@ -69,9 +75,11 @@ class FrameStream:
         self._out.clear()
 
     def _trouble(self, lost: bool, why: str) -> None:
-        if self._open:
-            self.close()
+        # Whoever is told may first want to deal with the other side, which sees us close at once.
+        if self._open and not self._troubled:
+            self._troubled = True
             self._on_trouble(lost, why)
+            self.close()
 
     def _ready(self, events: int) -> None:
         if events & WRITE:
@@ -110,6 +118,10 @@ class FrameStream:
             # Garbage behind good messages is told now.
             data, fds = b"", []
 
+    def _flush_again(self) -> None:
+        if self._open:
+            self._flush()
+
     def _flush(self) -> None:
         while self._out:
             data, fds, given = self._out[0]
@@ -122,7 +134,20 @@ class FrameStream:
                 self._drop_output()
                 break
             except OSError as error:
-                return self._trouble(True, f"cannot send to the other side: {error.strerror}")
+                if error.errno != errno.ETOOMANYREFS:
+                    return self._trouble(True, f"cannot send to the other side: {error.strerror}")
+                # Too many descriptors of this user are in flight: a state of the system, which passes.
+                self._refusals += 1
+                if self._refusals > _MOST_REFUSALS:
+                    return self._trouble(
+                        False,
+                        "cannot hand descriptors over: too many of this user are in flight (ETOOMANYREFS);"
+                        " raise the limit on open files (LimitNOFILE=)",
+                    )
+                self._loop.modify(self._sock.fileno(), READ)
+                self._loop.call_later(_AGAIN, self._flush_again)
+                return
+            self._refusals = 0
             if given:
                 close_all(fds)
             if sent == len(data):
