@@ -258,8 +258,8 @@ class Predecessor:
 
     def _give_up(self, action: Action) -> None:
         if action is not Action.FORGET and (self._ours or self._offer.records):
-            # Not merely timed out: a sleeping successor would accept when it wakes up. And before it sees us close, for
-            # which it would kill us.
+            # Not merely timed out: a sleeping successor would accept when it wakes up. And before it can see our end of
+            # the conversation, or it would do the same to us.
             with contextlib.suppress(PeerError):
                 self._successor.kill()
         self._stream.close()

@@ -22,7 +22,7 @@ _AGAIN, _MOST_REFUSALS = 0.05, 100
 
 class FrameStream:
     """Owns the socket. Calls `on_message(message)` for each, and `on_trouble(lost, why)` at most once: lost is True
-    when the other side closed, False when it broke the protocol."""
+    when the other side closed, False when it broke the protocol or cannot be sent what it must have."""
 
     def __init__(
         self,
@@ -39,7 +39,6 @@ class FrameStream:
         self._reader = FrameReader()
         self._out: deque[tuple[memoryview, list[int], bool]] = deque()
         self._open = True
-        self._troubled = False
         self._refusals = 0  # in a row, of the kernel, to let descriptors pass
         loop.add(sock.fileno(), READ, self._ready)
 
@@ -60,13 +59,15 @@ class FrameStream:
 
     def close(self) -> None:
         """Let go of the socket and of descriptors that no message has taken. Idempotent."""
-        if not self._open:
-            return
+        if self._open:
+            self._stop()
+            self._sock.close()
+
+    def _stop(self) -> None:
         self._open = False
         self._loop.remove(self._sock.fileno())
         self._reader.close()
         self._drop_output()
-        self._sock.close()
 
     def _drop_output(self) -> None:
         for _, fds, given in self._out:
@@ -75,11 +76,13 @@ class FrameStream:
         self._out.clear()
 
     def _trouble(self, lost: bool, why: str) -> None:
-        # Whoever is told may first want to deal with the other side, which sees us close at once.
-        if self._open and not self._troubled:
-            self._troubled = True
-            self._on_trouble(lost, why)
-            self.close()
+        if self._open:
+            self._stop()
+            try:
+                self._on_trouble(lost, why)
+            finally:
+                # Not earlier: who sees our end takes us for dead, or sees to it, unless it has been killed by now.
+                self._sock.close()
 
     def _ready(self, events: int) -> None:
         if events & WRITE:
@@ -134,16 +137,12 @@ class FrameStream:
                 self._drop_output()
                 break
             except OSError as error:
-                if error.errno != errno.ETOOMANYREFS:
-                    return self._trouble(True, f"cannot send to the other side: {error.strerror}")
                 # Too many descriptors of this user are in flight: a state of the system, which passes.
-                self._refusals += 1
-                if self._refusals > _MOST_REFUSALS:
-                    return self._trouble(
-                        False,
-                        "cannot hand descriptors over: too many of this user are in flight (ETOOMANYREFS);"
-                        " raise the limit on open files (LimitNOFILE=)",
-                    )
+                passing = error.errno == errno.ETOOMANYREFS
+                self._refusals += passing
+                if not passing or self._refusals > _MOST_REFUSALS:
+                    hint = "; raise the limit on open files (LimitNOFILE=)" if passing else ""
+                    return self._trouble(False, f"cannot send to the other side: {error.strerror}{hint}")
                 self._loop.modify(self._sock.fileno(), READ)
                 self._loop.call_later(_AGAIN, self._flush_again)
                 return
