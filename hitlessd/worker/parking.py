@@ -7,9 +7,11 @@ the worker's park, and its slot in the book is filled. From then on the relay on
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hitlessd.handover.faults import striker
 from hitlessd.parking import counters
 from hitlessd.parking.book import LABEL_MARK, SlotState, mark_of
 from hitlessd.parking.park import ROOM, Kind, Park, Record, farewell, reset
@@ -59,6 +61,8 @@ class Parking:
         self._noted: set[tuple[str, str]] = set()
         self._rest_until = 0.0
         self._complained_of = ""
+        self._strike = striker("parking", os.environ)
+        self._batches = 0
         self._beat = min(_BEAT, worker.setup.config.global_.park_timeout / 4)
         self._gauge = worker.table.index[PROCESS] * worker.table.columns + Column.PARKED
         self.owners_at = park.book.owners_at if park else 0
@@ -207,6 +211,8 @@ class Parking:
         why = self.queue.send(records, fds)
         if not why:
             self._tell()
+            self._batches += 1
+            self._strike(f"batch-{self._batches}")
             if not self.bucket and self._running:
                 self._arm(self._beat)
             return len(batch)
