@@ -189,6 +189,11 @@ class Table:
         values += [words[self._slots_at + worker * stride + at] for worker in range(self.workers)]
         return max(values) if column in MAXIMA else sum(values)
 
+    def unparked(self, worker: int) -> int:
+        """Connections of a worker that are not parked now, or were not when it died."""
+        slot, at = self.slot(worker), self.index[PROCESS] * self.columns
+        return max(0, slot[at + Column.SCUR] - slot[at + Column.PARKED])
+
     def clear_gauges(self, worker: int) -> None:
         """Forget what a dead worker said about "now"."""
         slot = self.slot(worker)

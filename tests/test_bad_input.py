@@ -265,9 +265,9 @@ def test_a_check_warns_of_what_cannot_be_parked(tmp_path: Path) -> None:
     limited = ["sh", "-c", 'ulimit -n 6000; exec "$@"', "sh"]
     assert run("-c", "-q", "-f", daemon.file, command=limited) == (
         0,
-        "warning: cannot park more than 872 of maxconn 2000 connections: they and the workers' pipes may take a third"
-        " of the limit on open files, which is 6000; raise it to 12768 (LimitNOFILE= in the unit) or set maxconn to"
-        " 872 or less\n",
+        "warning: cannot be sure to park more than 872 of maxconn 2000 connections: they and the workers' pipes may"
+        " take a third of the limit on open files, which is 6000; raise it to 12768 (LimitNOFILE= in the unit) or set"
+        " maxconn to 872 or less\n",
     )
 
 

@@ -90,7 +90,7 @@ def test_the_shortage_says_how_many_can_be_parked(maxconn: int, workers: int, no
     if not limits.shortage:
         assert workers * (limits.parked - 256) >= 2 * limits.maxconn
         return
-    fit = int(limits.shortage.removeprefix("cannot park more than ").split()[0])
+    fit = int(limits.shortage.removeprefix("cannot be sure to park more than ").split()[0])
     assert fit < limits.maxconn
     assert f"of maxconn {limits.maxconn} connections" in limits.shortage
     assert ("set maxconn to" in limits.shortage) == (fit > 0)

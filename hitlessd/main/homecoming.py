@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from hitlessd.log import Logger
 from hitlessd.loop import Loop
 from hitlessd.main.parks import Parks, settle
 from hitlessd.main.workers import Pool
+from hitlessd.parking.book import SlotState
 from hitlessd.parking.park import Park
 from hitlessd.table import PROCESS, Column, Table
 
@@ -18,6 +19,11 @@ __all__ = ["YOUNG", "Homecoming"]
 
 #: Why a connection is lost of which nothing was parked.
 YOUNG = "they were not parked"
+_SPOILT = "their park cannot be used"
+#: Seconds until workers that are still taking connections over are asked again what they have, and how often.
+_AGAIN, _TRIES = 0.02, 250
+#: More are never on their way at once: two batches of 126 on each way, and of what may be asked in one message.
+_MOST_MOVING = 2500
 
 
 @dataclass(eq=False)
@@ -30,6 +36,7 @@ class _Event:
     resumed: int = 0
     ended: int = 0
     lost: Counter[str] = field(default_factory=Counter)
+    done: Callable[[], object] | None = None
 
 
 class Homecoming:
@@ -43,16 +50,30 @@ class Homecoming:
         self._table = table
         self._waiting: dict[Park, tuple[_Event, int]] = {}  # nobody takes them over at the moment
 
-    def begin(self, parks: Sequence[Park], index: int | None = None, lost: int = 0, cold: bool = False) -> None:
+    def begin(
+        self,
+        parks: Sequence[Park],
+        index: int | None = None,
+        lost: int = 0,
+        spoilt: int = 0,
+        cold: bool = False,
+        done: Callable[[], object] | None = None,
+    ) -> None:
         """Have the connections of these parks go on, with worker `index` or spread over all.
 
-        `lost`: connections that died with their worker since nothing of them was parked. `cold`: nobody lives who may
-        have taken one that was on its way.
+        `lost`: connections that died with their worker since nothing of them was parked, `spoilt` those whose parks are of
+        no use. `cold`: nobody lives who may have taken one that was on its way. `done` is called when all is over.
         """
-        event = _Event(self._loop.time(), cold)
-        if lost:
-            event.lost[YOUNG] = lost
+        event = _Event(self._loop.time(), cold, done=done)
+        event.lost.update({YOUNG: lost, _SPOILT: spoilt})
         self._parks.adopt(parks)
+        moving = [] if cold else _moving(parks)
+        if moving and index is None:
+            # Of a generation that is dead: whoever was on the way has arrived here, or else nowhere.
+            return self._find(moving, lambda: self._go_on(event, parks, index))
+        self._go_on(event, parks, index)
+
+    def _go_on(self, event: _Event, parks: Sequence[Park], index: int | None) -> None:
         for number, park in enumerate(parks):
             if park.book.empty():
                 self._parks.drop(park)
@@ -63,6 +84,21 @@ class Homecoming:
         if not event.open:
             return self._tell(event)
         self.give()
+
+    def _find(self, moving: Sequence[tuple[Park, int]], then: Callable[[], object], tries: int = _TRIES) -> None:
+        """Which of these our workers have; the others go on from their parks."""
+
+        def answered(answers: list[dict[str, Any] | None]) -> None:
+            if tries and any(answer and answer.get("arriving") for answer in answers):
+                self._loop.call_later(_AGAIN, lambda: self._find(moving, then, tries - 1))
+                return
+            here = {number for answer in answers for number in (answer or {}).get("have", ())}
+            for park, slot in moving:
+                arrived = park.book.number(slot) in here
+                park.book.set_state(slot, SlotState.FREE if arrived else SlotState.LIVE)
+            then()
+
+        self._pool.ask("have", answered, numbers=[park.book.number(slot) for park, slot in moving])
 
     def give(self) -> None:
         """Give what waits to whoever is there."""
@@ -93,6 +129,8 @@ class Homecoming:
 
     def _tell(self, event: _Event) -> None:
         took = (self._loop.time() - event.began) * 1000
+        self._table.add(PROCESS, Column.RESUMED, event.resumed)
+        self._table.add(PROCESS, Column.LOST, event.lost.total())
         if event.resumed or event.ended:
             ended = f", {event.ended} had ended meanwhile" if event.ended else ""
             self._log(
@@ -102,13 +140,20 @@ class Homecoming:
                 ended=event.ended,
             )
         tell_lost(self._log, +event.lost)
-        self._table.add(PROCESS, Column.RESUMED, event.resumed)
-        self._table.add(PROCESS, Column.LOST, event.lost.total())
+        if event.done:
+            event.done()
 
     def lost(self, number: int) -> None:
         """Connections died of which nothing was parked, or nobody will go on with."""
         self._table.add(PROCESS, Column.LOST, number)
         tell_lost(self._log, Counter({YOUNG: number}))
+
+
+def _moving(parks: Sequence[Park]) -> list[tuple[Park, int]]:
+    found = []
+    for park in parks:
+        found += [(park, slot) for slot, state in enumerate(park.book.states()) if state == SlotState.MOVING]
+    return found[:_MOST_MOVING]
 
 
 def tell_lost(log: Logger, lost: Counter[str]) -> None:

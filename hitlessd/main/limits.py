@@ -89,8 +89,8 @@ def _shortage(maxconn: int, workers: int, nofile: int, parked: int, needed: int)
         return ""
     less = f" or set maxconn to {fit} or less" if fit else ""  # maxconn 0 would mean no limit
     return (
-        f"cannot park more than {fit} of maxconn {maxconn} connections: they and the workers' pipes may take a third of"
-        f" the limit on open files, which is {nofile}; raise it to {needed} (LimitNOFILE= in the unit){less}"
+        f"cannot be sure to park more than {fit} of maxconn {maxconn} connections: they and the workers' pipes may take"
+        f" a third of the limit on open files, which is {nofile}; raise it to {needed} (LimitNOFILE= in the unit){less}"
     )
 
 

@@ -35,7 +35,7 @@ from hitlessd.parking.park import Park
 from hitlessd.runtime.control import Credentials, GenerationInfo, ReloadOutcome
 from hitlessd.runtime.server import RuntimeServer
 from hitlessd.systemd import Manager, leave_no_trace
-from hitlessd.table import RowKey, Table
+from hitlessd.table import PROCESS, Column, RowKey, Table, sum_over
 
 __all__ = ["EXIT_CONFIG", "EXIT_REPLACED", "Main", "Options"]
 
@@ -46,6 +46,8 @@ EXIT_REPLACED = 79
 
 #: Seconds that callers of a reload wait, at most, for connections that move.
 _ARRIVAL_PATIENCE = 10.0
+#: Seconds that a start waits, at most, for connections that were parked.
+_HOMECOMING_PATIENCE = 5.0
 _STATUS_EVERY = 5  # ticks between two STATUS lines, so that PID 1 is not kept busy
 
 
@@ -132,9 +134,9 @@ class Main:
         )
         self._reloads.restore(born.inheritance.reloads)
         office.pidfile.write(self.log)
-        office.open_runtime()
         self._predecessor = office.ancestors[-1].pid if office.ancestors else 0
-        left = status.sessions([ancestor.table for ancestor in office.ancestors if not ancestor.pid])
+        dead = [ancestor.table for ancestor in office.ancestors if not ancestor.pid]
+        lost, parked = status.unparked(dead), sum_over(dead, PROCESS, Column.PARKED)
         for ancestor in list(office.ancestors):
             self._watch(ancestor)
         self._keep(born)
@@ -142,7 +144,14 @@ class Main:
             # All who had them are dead.
             parks = born.stored.parks
             held = sum(park.book.held() for park in parks)
-            self._homecoming.begin(parks, lost=max(0, left - held), cold=True)
+            spoilt = max(0, parked - held) if born.stored.spoilt else 0
+            over: list[bool] = []
+            self._homecoming.begin(parks, lost=lost, spoilt=spoilt, cold=True, done=lambda: over.append(True))
+            # Whoever restarts us is told when everybody is back: restarts in a row would add up their gaps.
+            deadline = self.loop.time() + _HOMECOMING_PATIENCE
+            while not over and not office.stopping and self.loop.time() < deadline:
+                self.loop.turn(deadline - self.loop.time())
+        office.open_runtime()
         for listener in equipment.unwanted:
             close_unwanted(listener)
         outcome = self._outcome(born)
@@ -423,7 +432,7 @@ class Main:
     def _bury(self, ancestor: Ancestor) -> None:
         """A generation has ended: its totals are ours now."""
         office = self._serving
-        left = status.sessions([ancestor.table])
+        left, lost = status.sessions([ancestor.table]), status.unparked([ancestor.table])
         ancestor.process = None
         office.ancestors.remove(ancestor)
         office.equipment.table.fold(ancestor.table)
@@ -437,11 +446,14 @@ class Main:
             if left and ancestor.pid:
                 self.log("err", f"generation {ancestor.generation} ended with {left} connections, {held} are parked")
             if ancestor.pid:
-                self._homecoming.begin(ancestor.parks, lost=max(0, left - held))
+                self._homecoming.begin(ancestor.parks, lost=lost)
         self._departure.ancestor_ended()
 
     def _bereaved(self, park: Park, index: int, lost: int) -> None:
         pool = self._serving.equipment.pool
+        if self._manager.replaced and pool.members():
+            # Systemd does not hear us any more, so that a new worker's park would not be kept: an old one goes on.
+            index = pool.members()[0][0]
         if pool.state in ("park", "quit", "hurry"):
             self._homecoming.lost(lost)
         elif pool.members() or not self._serving.stopping:

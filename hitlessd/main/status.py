@@ -12,7 +12,7 @@ from hitlessd.main.reloads import Reloads
 from hitlessd.runtime.control import Control, GenerationInfo
 from hitlessd.table import PROCESS, Column, RowKey, ServerState, Table, sum_over
 
-__all__ = ["Rates", "generations", "line", "retired", "sessions"]
+__all__ = ["Rates", "generations", "line", "retired", "sessions", "unparked"]
 
 
 class Rates:
@@ -38,6 +38,11 @@ class Rates:
 def sessions(tables: Sequence[Table]) -> int:
     """Connections now, over these generations."""
     return sum_over(tables, PROCESS, Column.SCUR)
+
+
+def unparked(tables: Sequence[Table]) -> int:
+    """Of the connections of these generations, or of what they had when they died, those that were not parked."""
+    return sum(table.unparked(worker) for table in tables for worker in range(table.workers))
 
 
 def retired(equipment: Equipment) -> int:

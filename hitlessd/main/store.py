@@ -77,6 +77,7 @@ class Stored:
     runtime: list[Listener] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     parks: list[Park] = field(default_factory=list)
+    spoilt: int = 0  # parks that cannot be used
     state: State | None = None
     useless: list[str] = field(default_factory=list)
 
@@ -136,6 +137,7 @@ class Store:
                 stored.parks[-1].stored = True
             except PeerError as error:
                 log("err", f"{error}; its connections are lost")
+                stored.spoilt += 1
                 stored.useless += [f"{_PARK}{park}-{part}" for part in parts]
         stored.tables.sort(key=lambda table: table.generation)
         return stored

@@ -24,6 +24,7 @@ from hitlessd.main.spawn import command_line, spawn
 from hitlessd.main.store import Store
 from hitlessd.runtime.control import Credentials, ReloadOutcome
 from hitlessd.systemd import Manager
+from hitlessd.table import PROCESS, Column
 
 __all__ = ["Succession"]
 
@@ -191,6 +192,7 @@ class Succession:
 
     def migrate(self, workers: int, done: Callable[[dict[str, Any]], object]) -> list[int]:
         def moved(report: dict[str, Any]) -> None:
+            self._office.equipment.table.add(PROCESS, Column.LOST, report["lost"])
             passage.moved = report["moved"]
             if passage.failed:
                 self._report_lost(passage)

@@ -23,7 +23,7 @@ from hitlessd.loop import READ, Loop, Timer
 from hitlessd.main.parks import Parks
 from hitlessd.model import Bind, Config
 from hitlessd.parking.park import PARTS, Park
-from hitlessd.table import Column, Table
+from hitlessd.table import Table
 
 __all__ = ["Pool"]
 
@@ -392,12 +392,10 @@ class Pool:
         member.sock.close()
         if self._workers.get(member.index) is member:
             del self._workers[member.index]
-        lost = self._table.value(0, Column.SCUR)
+        lost = self._table.unparked(member.index)
         self._table.clear_gauges(member.index)
-        lost -= self._table.value(0, Column.SCUR)
         leaving = self._when_gone is not None
         parked = member.park.book.held() if member.park else 0
-        lost = max(0, lost - parked)
         if code or not leaving:
             self.deaths += 1
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"

@@ -19,7 +19,7 @@ import os
 import socket
 import struct
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -127,10 +127,11 @@ class Park:
         """Take the first message out of the queue and let go of its descriptors. Raises OSError."""
         self.reader.recv(1)  # without room for descriptors, which the kernel then closes
 
-    def messages(self) -> list[tuple[int, list[Record]]]:
-        """All that is in the queue, without the descriptors, which peek() gets by the message's place. Raises
-        PeerError when it makes no sense."""
+    def messages(self, complain: Callable[[str], object]) -> list[tuple[int, list[Record]]]:
+        """All that is in the queue, without the descriptors, which peek() gets by the message's place. What makes no
+        sense is left out, and complained of. Raises PeerError when it cannot be read."""
         found, at = [], 0
+        senseless: list[str] = []
         try:
             while True:
                 self.reader.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, at)
@@ -140,11 +141,17 @@ class Park:
                     break
                 if not data:
                     break
-                found.append((at, _records(data)))
+                try:
+                    found.append((at, _records(data)))
+                except ValueError as error:
+                    senseless.append(str(error))
                 at += len(data)
             self.reader.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, -1)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise PeerError(f"cannot read the queue of parked connections {self.name}: {error}") from None
+        if senseless:
+            number = len(senseless)
+            complain(f"cannot understand {number} of the messages that park connections in {self.name}: {senseless[0]}")
         return found
 
     def peek(self, at: int) -> list[int]:

@@ -2,10 +2,11 @@
 
     head | one byte a connection: its claim | JSON
 
-Whoever has claimed a connection owns it: the receiver claims it before its first I/O, and the sender takes back only
-what a receiver that is gone has not claimed. The file travels as the first descriptor of a message; behind it come, for
-each connection in turn, the client's socket, the server's if there is one, and reader and writer of a pipe for each
-direction that has bytes in one. Versions: a later one adds fields and never changes the meaning of one.
+Whoever has claimed a connection owns it: the receiver claims it first of all, and does no I/O on it before it has
+answered. So the sender takes back what a receiver that is gone has neither answered for nor parked. The file travels as
+the first descriptor of a message; behind it come, for each connection in turn, the client's socket, the server's if
+there is one, and reader and writer of a pipe for each direction that has bytes in one. Versions: a later one adds
+fields and never changes the meaning of one.
 """
 
 from __future__ import annotations
@@ -115,8 +116,17 @@ class Batch:
     def claimed(self, position: int) -> bool:
         return bool(self.mapping[_HEAD.size + position])
 
+    def keep(self, position: int) -> None:
+        """It is parked: should we die now, our heir goes on with it."""
+        self.mapping[_HEAD.size + position] = 2
+
+    def kept(self, position: int) -> bool:
+        """Whether its receiver has it even if that one is dead and has not answered."""
+        state = self.mapping[_HEAD.size + position]
+        return state == 2 or bool(state and self.counted)
+
     def count(self) -> None:
-        """All that were claimed are in the receiver's counters: should it die, main tells how many it had."""
+        """All that were claimed are the receiver's for good: whoever comes after its death answers for them."""
         self.mapping[_COUNTED_AT] = 1
 
     @property

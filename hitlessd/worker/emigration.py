@@ -127,6 +127,8 @@ class Emigration:
             self._take_back(connections)
             return
         sent = _Sent(batch, connections)
+        # First: whoever has them counts them from then on, and nobody twice.
+        self._worker.write_counters()
         try:
             channel.send(way.sock, {"is": "batch"}, [batch.fd, *fds])
         except OSError as error:
@@ -138,8 +140,6 @@ class Emigration:
             return
         way.sent.append(sent)
         self._batches += 1
-        # Should we die now, main must not count as lost those who have left.
-        self._worker.write_counters()
         self._strike(f"batch-{self._batches}")
 
     def _hear(self, way: _Way) -> None:
@@ -171,15 +171,10 @@ class Emigration:
         way.sock.close()
         while way.sent:
             sent = way.sent.popleft()
-            unclaimed = [frozen for i, frozen in enumerate(sent.connections) if not sent.batch.claimed(i)]
-            claimed = len(sent.connections) - len(unclaimed)
-            if sent.batch.counted:
-                self._moved += claimed  # the receiver's main tells what became of them
-            elif claimed:
-                self._lost += claimed
-                self._worker.log("err", f"{claimed} connections are lost: {why} while it took them over", lost=claimed)
-            self._forget(sent, unclaimed)
-            self._take_back(unclaimed)
+            ours = [frozen for i, frozen in enumerate(sent.connections) if not sent.batch.kept(i)]
+            self._moved += len(sent.connections) - len(ours)  # the receiver's heir has them, and its main tells
+            self._forget(sent, ours)
+            self._take_back(ours)
 
     def _forget(self, sent: _Sent, but: list[Frozen]) -> None:
         """Close our descriptors of a batch; close(2) alone, for others have them too."""

@@ -75,7 +75,7 @@ class Immigration:
     def _take(self, batch: Batch, connections: list[Frozen]) -> None:
         worker = self._worker
         self._batches += 1
-        taken: list[Connection] = []
+        taken: list[tuple[int, Connection]] = []
         for position, frozen in enumerate(connections):
             batch.claim(position)
             try:
@@ -84,16 +84,20 @@ class Immigration:
                 worker.log("err", f"a connection is lost: cannot take it over: {error}", lost=1)
                 frozen.reset()
                 continue
-            taken.append(conn)
+            taken.append((position, conn))
         self._strike(f"claim-{self._batches}")
-        # In this order: whoever dies before it is counted is counted by the sender, and only who is may be parked.
-        worker.welcome(taken)
-        batch.count()
-        worker.parking.admit(taken)
+        worker.welcome([conn for _, conn in taken])
+        worker.parking.admit([conn for _, conn in taken])
+        for position, conn in taken:
+            if conn.slot >= 0:
+                batch.keep(position)
+        # Nothing of them was read or written so far: should we die, the sender goes on with those that are not parked.
         try:
             channel.send(self._sock, {"is": "taken"})
         except OSError:
             pass  # the sender is gone; what it sent is still to be read
+        batch.count()
+        worker.write_counters()
         self._strike(f"batch-{self._batches}")
 
     def _refuse(self, why: str) -> None:

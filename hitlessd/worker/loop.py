@@ -230,6 +230,8 @@ class Worker:
     def write_counters(self) -> None:
         """Let main and the other workers see our counters."""
         self.ledger.write(self.now + self._offset)
+        if self.parking.stale:
+            self.parking.tell()
 
     def crashed(self, owner: object) -> None:
         """A bug met one connection: say so, close that one, go on. To be called while the exception is handled."""
@@ -323,7 +325,6 @@ class Worker:
                 backend.sort_queue()
         if self.accepting:
             self.arm()  # a limit may have been reached
-        self.write_counters()
 
     def sweep(self) -> None:
         """Another worker has died, and with it the wake-ups that only it got."""

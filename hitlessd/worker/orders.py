@@ -103,6 +103,10 @@ class Orders:
                 for fd in fds:
                     Immigration(worker, fd)
                 fds = []
+            case "have":
+                wanted = frozenset(message.get("numbers", ()))
+                found = [conn.number for conn in worker.connections if conn.number in wanted]
+                more = {"have": found, "arriving": bool(worker.arrivals)}
             case "show-sessions":
                 more = sessions.show(worker, message)
             case "shutdown-session":

@@ -66,6 +66,7 @@ class Parking:
         self._beat = min(_BEAT, worker.setup.config.global_.park_timeout / 4)
         self._gauge = worker.table.index[PROCESS] * worker.table.columns + Column.PARKED
         self.owners_at = park.book.owners_at if park else 0
+        self.stale = False  # the gauge is to be brought up to date
         #: Connections of the worker that need no look: they are parked, or cannot be.
         self.known = 0
         #: All were known at the last look; the worker wakes us when that is over.
@@ -210,7 +211,7 @@ class Parking:
         ]
         why = self.queue.send(records, fds)
         if not why:
-            self._tell()
+            self.tell()
             self._batches += 1
             self._strike(f"batch-{self._batches}")
             if not self.bucket and self._running:
@@ -345,7 +346,7 @@ class Parking:
         assert self._park
         self._park.book.set_state(slot, SlotState.FREE)
         self._free_slots.append(slot)
-        self._tell()
+        self.stale = True
 
     def depart(self, conn: Connection, pipes: Sequence[Pipe]) -> int:
         """It is on its way to another worker, and `pipes` with it: a ticket for gone(). Negative: it is not parked."""
@@ -365,6 +366,7 @@ class Parking:
         self._departing[slot] = (blocks, [pipe.place for pipe in pipes if pipe.place >= 0])
         del self._connections[slot]
         self.known -= 1
+        self.stale = True
         return slot
 
     def gone(self, ticket: int) -> None:
@@ -385,7 +387,10 @@ class Parking:
             conn.slot = UNPARKED
             self.known -= 1
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Bring the gauge up to date: at once when it grows, else together with that of all connections. Thus whatever
+        the difference is when we die, so many were not parked."""
+        self.stale = False
         self._worker.slots[self._worker.index][self._gauge] = len(self._connections)
 
     # -- pipes -----------------------------------------------------------------------------------------------------

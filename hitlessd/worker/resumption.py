@@ -174,7 +174,7 @@ class Resumption:
                 self._backends[backend] = note["backend"]
         self._kept = book.kept()
         self._label = (book.words[LABEL_MARK], book.words[LABEL_AT])
-        messages = self._park.messages()
+        messages = self._park.messages(self._worker.complain)
         self._open_pipes(messages)
         self._messages = messages
 
