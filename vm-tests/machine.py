@@ -246,7 +246,7 @@ class Machine:
         tree = Path(tree)
         units = tree / "units"
         with self._unpacking() as archive:
-            archive.add(tree / "hitlessd", "usr/lib/python3/dist-packages/hitlessd", filter=_source_only)
+            archive.add(tree / "hitlessd", "usr/lib/python3/dist-packages/hitlessd", filter=owned_source)
             for unit in sorted(units.iterdir()):
                 if place := INSTALLED_UNITS.get(unit.suffix):
                     archive.add(unit, place.format(name=unit.name, stem=unit.stem), filter=_owned_by_root)
@@ -264,8 +264,7 @@ class Machine:
 
     def keep(self, label: str) -> Path:
         """Keep what helps to understand a failure in the directory LABEL of `artefacts`, and return its path."""
-        directory = self.artefacts / "".join(c if c.isalnum() or c in "-_.[]" else "-" for c in label)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = artefacts_directory(self.artefacts, label)
         if not self._console.closed:
             (directory / "console.log").write_bytes(self._console_output())
         for name, argv in EVIDENCE.items():
@@ -421,13 +420,21 @@ EVIDENCE = {
 """Files that keep() writes, with the commands they come from."""
 
 
+def artefacts_directory(artefacts: Path, label: str) -> Path:
+    """The directory for what is kept about `label`."""
+    directory = artefacts / "".join(c if c.isalnum() or c in "-_.[]" else "-" for c in label)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
 def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = "root"
     return member
 
 
-def _source_only(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+def owned_source(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """A tarfile filter: what belongs to a source tree, and to root."""
     return None if Path(member.name).name == "__pycache__" else _owned_by_root(member)
 
 
