@@ -1,5 +1,5 @@
-"""Side by side with haproxy: CPU a connection, a request and a gigabyte; the time of a reload; reloads under load; and
-what a reload costs those who are connected, with haproxy where it can be compared.
+"""Side by side with haproxy: CPU a connection, a request and a gigabyte; the time of a reload; reloads under load; what
+a reload costs those who are connected, with haproxy where it can be compared; and what it costs to survive a crash.
 
 Each proxy has CPU 0 to itself, load generator and backend share CPU 1; the proxies take turns, medians count. Absolute
 figures hold for one run on one machine: compare the ratios.
@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import measure, report
 from benchmarks.measure import LOAD_CPU, PROXY_CPU, Loaded, Series
 from benchmarks.migration import Migration, show
+from benchmarks.parking import Parking
 from benchmarks.proxies import Haproxy, Hitlessd, Proxy, haproxy_version
 from benchmarks.report import Target
 from benchmarks.terminal import Terminal
@@ -26,7 +27,7 @@ from hitlessd import __version__
 from tests.support.backend import Backend
 from tests.support.processes import free_ports, raise_descriptor_limit
 
-SECTIONS = ("work", "reload", "load", "migrate")
+SECTIONS = ("work", "reload", "load", "migrate", "parking")
 
 # The targets: CPU and reload time from what a user of haproxy would accept; see docs/ARCHITECTURE.md.
 CPU_RATIO = {"one request a connection": 1.10, "bulk, 64 MiB down": 0.5}
@@ -155,6 +156,14 @@ class Run:
             show(self.out, section)
             self.targets += section.targets
             self.figures.setdefault("migrate", {})[section.title] = section.figures
+
+    def parking(self) -> None:
+        """What it costs to survive a crash."""
+        rounds = self.options.rounds if self.options.quick else 4 * self.options.rounds
+        for section in Parking(self.directory, self.options.quick, rounds, self.tell).sections():
+            show(self.out, section)
+            self.targets += section.targets
+            self.figures.setdefault("parking", {})[section.title] = section.figures
 
 
 def _machine() -> dict[str, Any]:

@@ -39,7 +39,11 @@ def receive_with(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]
     try:
         data, fds = receive_with_descriptors(sock, LONGEST + 1)
     except ConnectionResetError:
-        return None, []
+        # It died with something of ours unread, which is told once, before what it had sent: that is still to be read.
+        try:
+            data, fds = receive_with_descriptors(sock, LONGEST + 1)
+        except ConnectionResetError:
+            return None, []
     if not data:
         return None, fds
     try:

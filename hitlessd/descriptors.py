@@ -12,7 +12,12 @@ from collections.abc import Iterable, Sequence
 
 from hitlessd.errors import PeerError
 
-__all__ = ["MOST", "close_all", "receive_with_descriptors", "send_with_descriptors"]
+__all__ = ["MOST", "ShortOfDescriptors", "close_all", "receive_with_descriptors", "send_with_descriptors"]
+
+
+class ShortOfDescriptors(PeerError):
+    """We have too few left to receive those that came."""
+
 
 #: Descriptors that the kernel takes in one message (SCM_MAX_FD).
 MOST = 253
@@ -40,7 +45,9 @@ def receive_with_descriptors(
             fds.frombytes(payload[: len(payload) - len(payload) % _FD])
     if result & socket.MSG_CTRUNC:
         close_all(fds)
-        raise PeerError("cannot receive descriptors: too few left; raise the limit on open files (LimitNOFILE=)")
+        raise ShortOfDescriptors(
+            "cannot receive descriptors: too few left; raise the limit on open files (LimitNOFILE=)"
+        )
     return data, list(fds)
 
 

@@ -5,6 +5,7 @@ Sources: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3), "File Descripto
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import time
@@ -21,6 +22,8 @@ STORE_PREFIX = "hitlessd."
 #: WATCHDOG_PID no watchdog.
 _OF_ONE_PROCESS = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "WATCHDOG_PID")
 
+#: Times to send descriptors that the kernel does not let pass, and seconds in between.
+_TRIES, _AGAIN = 10, 0.02
 #: At most this many descriptors fit in one message (SCM_MAX_FD, unix(7)).
 _MAX_FDS = 253
 
@@ -69,30 +72,42 @@ class Manager:
         if self.present and usec.isdecimal() and int(usec) and pid in ("", str(os.getpid())):
             self.watchdog = int(usec) / 1e6
 
-    def notify(self, *lines: str, fds: Sequence[int] = ()) -> None:
-        """Send one datagram of state lines. Never raises: a deaf manager must not stop traffic.
+    def notify(self, *lines: str, fds: Sequence[int] = ()) -> bool:
+        """Send one datagram of state lines; whether it went out. Never raises: a deaf manager must not stop traffic.
 
         A line break within a line, say from a file name in a reason, would begin another assignment.
         """
         if not self.present or (self.replaced and lines != ("BARRIER=1",)):
-            return
+            return True
         from systemd import daemon
 
-        try:
-            daemon.notify("\n".join(map(_one_line, lines)), False, 0, list(fds))
-        except OSError:
-            # What PID 1 cannot be told, it will find out by its own time-outs.
-            return
+        text = "\n".join(map(_one_line, lines))
+        for _ in range(_TRIES):
+            try:
+                daemon.notify(text, False, 0, list(fds))
+                return True
+            except OSError as error:
+                # What PID 1 cannot be told, it will find out by its own time-outs.
+                if error.errno != errno.ETOOMANYREFS:
+                    return False
+                # Too many descriptors of this user are in flight (unix(7)): a state of the system, which passes.
+                time.sleep(_AGAIN)
+        return False
 
     def reloading(self) -> None:
         """RELOADING=1 and the time go together in one datagram; a READY=1 must follow, whatever comes of it."""
         self.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
-    def store(self, name: str, fds: Iterable[int]) -> None:
-        """Put descriptors into the store under `name`; sending one that is already there changes nothing."""
+    def store(self, name: str, fds: Iterable[int]) -> bool:
+        """Put descriptors into the store under `name`; sending one that is already there changes nothing. False when
+        they could not be sent; whether they are kept nobody tells."""
         every = list(fds)
-        for start in range(0, len(every), _MAX_FDS):
-            self.notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=every[start : start + _MAX_FDS])
+        return all(
+            [
+                self.notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=every[start : start + _MAX_FDS])
+                for start in range(0, len(every), _MAX_FDS)
+            ]
+        )
 
     def unstore(self, name: str) -> None:
         """Drop every stored descriptor of that name."""

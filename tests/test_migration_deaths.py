@@ -7,6 +7,8 @@ import os
 import re
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from tests.support.accepting import generations_accepting
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo, exchange
+from tests.support.nobody import nobody
 from tests.support.processes import free_port, poll_until
 from tests.support.visitors import Conversation, listen
 
@@ -147,3 +150,42 @@ def test_a_limit_that_is_too_low_is_found_out_before_anything_moves(tmp_path: Pa
         assert "cannot take over 200 connections: 1 workers need" in result.stderr
         assert daemon.pid == before
         assert _alive(held) == 200
+
+
+#: Sends descriptors to itself until told to end.
+HOARDER = """
+import array, socket, sys
+one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 250))]
+for _ in range(6):
+    one.sendmsg([b"x"], rights)
+print("full", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_reload_that_may_pass_no_descriptors_is_refused_and_changes_nothing() -> None:
+    """Others of its user have as many on their way as the daemon's limit allows."""
+    port = free_port()
+    with (
+        Echo() as echo,
+        nobody(1024) as user,
+        Daemon(user.directory, listen(port, server=echo.port), workers=8, wrapper=user.wrapper) as daemon,
+        contextlib.ExitStack() as stack,
+    ):
+        held = [stack.enter_context(Conversation(port)) for _ in range(20)]
+        assert _alive(held) == 20
+        before = daemon.pid
+        hoarder = [sys.executable, "-c", HOARDER]
+        with subprocess.Popen(
+            hoarder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=user.uid, cwd="/"
+        ) as process:
+            assert process.stdout and process.stdout.readline() == b"full\n"
+            for _ in range(5):
+                result = daemon.reload()
+                assert result.returncode == 1 and "cannot send to the other side: Too many references" in result.stderr
+            process.communicate()
+        assert daemon.pid == before and len(daemon.processes()) == 9
+        assert _alive(held) == 20
+        assert daemon.reload().returncode == 0
+        assert _alive(held) == 20

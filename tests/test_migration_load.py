@@ -16,6 +16,7 @@ from tests.support import exchange as wire
 from tests.support.backend import Backend
 from tests.support.daemon import Daemon
 from tests.support.load import Load
+from tests.support.nobody import nobody
 from tests.support.processes import ROOT, Deadline, Process, descendants, free_port, poll_until, python_module
 from tests.support.visitors import Conversation, conversations
 
@@ -299,16 +300,13 @@ def test_more_or_fewer_workers_take_the_connections_over(counts: Sequence[int], 
         _spotless(backend)
 
 
-def test_many_workers_under_a_low_limit_send_no_more_than_the_kernel_lets_them(tmp_path: Path) -> None:
+def test_many_workers_under_a_low_limit_send_no_more_than_the_kernel_lets_them() -> None:
     """Descriptors on their way count against the limit of whoever sends them, over all processes of its user."""
     port, clients, workers = free_port(), 2000, 8
-    wrapper = ["prlimit", "--nofile=1024:1024"]
-    if not os.getuid():
-        # Whoever may raise limits is exempt.
-        wrapper = ["setpriv", "--bounding-set=-sys_resource,-sys_admin", *wrapper]
     with (
         Backend() as backend,
-        Daemon(tmp_path, _body(port, backend), workers=workers, wrapper=wrapper) as daemon,
+        nobody(1024) as user,
+        Daemon(user.directory, _body(port, backend), workers=workers, wrapper=user.wrapper) as daemon,
         Load(f"127.0.0.1:{port}", mode="idle", clients=clients, timeout=_TIMEOUT) as load,
     ):
         load.wait_ready(_NEVER)

@@ -255,6 +255,18 @@ def test_all_ways_together_have_less_on_the_way_than_half_of_the_limit(farm: Far
             old.until(lambda server=server: server.read() == b"x")  # type: ignore[misc]
 
 
+def test_what_was_sent_before_a_death_is_received_although_answers_were_not() -> None:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with other:
+        channel.send(other, {"is": "taken"})
+        channel.send(one, {"is": "batch"}, [one.fileno()])
+        one.close()
+        message, fds = channel.receive_with(other)
+        assert message == {"is": "batch"} and len(fds) == 1
+        close_all(fds)
+        assert channel.receive(other) is None
+
+
 @pytest.mark.parametrize("garbage", [b"{}", b'{"is":"taken"}', b"nonsense"])
 def test_a_receiver_that_talks_nonsense_gets_nobody(farm: Farm, garbage: bytes) -> None:
     config = make_config(farm.servers(), timeouts=TIMES)

@@ -18,7 +18,8 @@ from tests.support.backend import Backend
 from tests.support.crowd import Population
 from tests.support.echo import Echo, exchange
 from tests.support.pairs import WAYS, dead_meanwhile, replace
-from tests.support.processes import free_port, poll_until
+from tests.support.places import places
+from tests.support.processes import ROOT, Process, alive, free_port, poll_until, python_module
 from tests.support.restartable import Restartable
 from tests.support.visitors import Conversation, listen
 
@@ -107,6 +108,94 @@ def test_whoever_parks_dies(number: int, tmp_path: Path) -> None:
         service.wait(lambda: "was killed by SIGKILL" in service.log, 10, "the death is noticed")
         assert 0 < balanced(service, every) < COUNT
         assert exchange(port) == b"hello"
+
+
+def _reload_with(service: Restartable, place: str) -> None:
+    """A reload in which somebody dies, and what systemd makes of it."""
+    service.daemon.fault(place, signal.SIGKILL)
+    with Process(python_module("hitlessd.ctl", "-s", service.daemon.socket, "reload"), cwd=ROOT) as reload:
+        poll_until(lambda: not service.daemon.faults.exists(), 10, "the fault strikes")
+        poll_until(lambda: not reload.running or not alive(service.main), 30, "an outcome")
+        if not alive(service.main):
+            # systemd kills the rest, and starts it again.
+            service.crash()
+
+
+SENDS = [f"{what}-{number}" for what in ("emigration.batch", "immigration.batch") for number in (1, 2)]
+
+
+@pytest.mark.parametrize("place", [*SENDS, *places()])
+def test_whoever_dies_in_a_reload(place: str, tmp_path: Path) -> None:
+    """And then main is killed: whatever has moved by then, and wherever to, comes back, once."""
+    with held(tmp_path) as (service, every, port):
+        _reload_with(service, place)
+        service.wait_number("CurrParked", COUNT, 20)
+        assert balanced(service, every) == COUNT
+        service.crash()
+        service.wait_number("CurrParked", COUNT, 20)
+        assert balanced(service, every) == COUNT
+        assert exchange(port) == b"hello"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_whoever_dies_with_what_it_has_just_claimed(number: int, tmp_path: Path) -> None:
+    """Only those of one batch may be lost, and they are counted."""
+    with held(tmp_path) as (service, every, _):
+        _reload_with(service, f"immigration.claim-{number}")
+        alive = service.wait(lambda: service.number("CurrParked"), 10, "some are parked")
+        assert balanced(service, every) >= COUNT - 126, alive
+        before = living(every)
+        service.crash()
+        service.wait_number("CurrParked", before, 20)
+        assert balanced(service, every) == before
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_main_dies_while_a_crowd_moves(seed: int, tmp_path: Path) -> None:
+    """At a random moment of a reload, over and over."""
+    port, dice, pause = free_port(), random.Random(seed), threading.Event()
+    with (
+        Backend() as backend,
+        Restartable(tmp_path, listen(port, server=backend.port), more=AT_ONCE) as service,
+        Population(f"127.0.0.1:{port}", idle=150, pingpong=50, bulk=20) as crowd,
+    ):
+        service.wait_number("CurrParked", 220)
+        for _ in range(8):
+            with Process(python_module("hitlessd.ctl", "-s", service.daemon.socket, "reload"), cwd=ROOT):
+                pause.wait(dice.uniform(0.1, 0.35))
+                service.crash()
+            service.wait(lambda: service.number("CurrParked") + len(crowd.lost) >= 220, 20, "all are parked, or lost")
+        crowd.verify()
+        report = crowd.stop()
+        assert report["corrupt"] == 0, report["lost"][:5]
+        assert report["broken"] == lost(service), (report["lost"][:5], service.log)
+        assert report["broken"] == 0, service.log
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_workers_die_while_a_crowd_moves(seed: int, tmp_path: Path) -> None:
+    """Those of either generation; then main dies as well."""
+    port, dice, pause = free_port(), random.Random(seed), threading.Event()
+    with (
+        Backend() as backend,
+        Restartable(tmp_path, listen(port, server=backend.port), more=AT_ONCE) as service,
+        Population(f"127.0.0.1:{port}", idle=150, pingpong=50, bulk=20) as crowd,
+    ):
+        service.wait_number("CurrParked", 220)
+        for _ in range(6):
+            with Process(python_module("hitlessd.ctl", "-s", service.daemon.socket, "reload"), cwd=ROOT) as reload:
+                pause.wait(dice.uniform(0.1, 0.35))
+                with contextlib.suppress(ProcessLookupError, IndexError):
+                    os.kill(dice.choice(service.workers()), signal.SIGKILL)
+                reload.wait(30)
+            if dice.random() < 0.5:
+                service.crash()
+            service.wait(lambda: service.number("CurrParked") + len(crowd.lost) >= 220, 20, "all are parked, or lost")
+        crowd.verify()
+        report = crowd.stop()
+        assert report["corrupt"] == 0, report["lost"][:5]
+        assert report["broken"] == lost(service), (report["lost"][:5], service.log)
+        assert report["broken"] == 0, service.log
 
 
 def test_a_crowd_passes_through_kills_at_random(tmp_path: Path) -> None:

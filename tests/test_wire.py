@@ -249,7 +249,7 @@ def test_a_descriptor_that_cannot_be_sent_is_trouble() -> None:
         fd = memfd()
         os.close(fd)
         pair.one.stream.send({"is": "x"}, [fd])
-        assert pair.one.troubles == [(True, "cannot send to the other side: Bad file descriptor")]
+        assert pair.one.troubles == [(False, "cannot send to the other side: Bad file descriptor")]
 
 
 def test_garbage_behind_a_good_message_is_told() -> None:

@@ -187,6 +187,27 @@ def test_kills_at_random_moments_break_nobody(service: Service, record_property:
     whole(report)
 
 
+@pytest.mark.parametrize("what", ["restart", "worker", "main"])
+def test_the_gap_of_one_death(service: Service, record_property: Record, what: str) -> None:
+    """When nothing else happens."""
+    machine, killer = service.machine, Killer(service.machine, 8)
+    service.start()
+    with Crowd(machine, idle=700, pingpong=300, bulk=32) as crowd:
+        wait_parked(service, crowd.size)
+        cursor = machine.journal_cursor()
+        if what == "restart":
+            restart(service)
+        else:
+            killer.kill(what)
+        crowd.verify()
+        crowd.rest(1.0)
+        account = balanced(service, cursor, 0)
+        report = crowd.stop()
+    gaps(report, record_property)
+    record_property("journal", account.took)
+    whole(report)
+
+
 @pytest.mark.parametrize("place", ["resumption", "parking"])
 def test_a_death_in_every_batch_breaks_nobody(service: Service, place: str) -> None:
     """Who resumes dies over and over, each time a batch further; who parks dies after a batch."""
@@ -232,6 +253,8 @@ def test_new_connections_meet_a_listener_through_kills(service: Service, record_
     whole(report)
     assert outcome["failures"]["refused"] == outcome["failures"]["timeout"] == 0, outcome["errors"]
     assert outcome["failures"]["corrupt"] == outcome["failures"]["wrong"] == 0, outcome["errors"]
+    # Who is cut off while it ends may not notice.
+    assert outcome["failed"] <= account.lost, (outcome["failures"], account.reasons)
 
 
 def test_without_the_check_of_the_counters_bytes_go_wrong(service: Service, record_property: Record) -> None:

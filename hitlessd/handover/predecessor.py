@@ -257,11 +257,12 @@ class Predecessor:
         self._witnesses.clear()
 
     def _give_up(self, action: Action) -> None:
-        self._stream.close()
         if action is not Action.FORGET and (self._ours or self._offer.records):
-            # Not merely timed out: a sleeping successor would accept when it wakes up.
+            # Not merely timed out: a sleeping successor would accept when it wakes up. And before it can see our end of
+            # the conversation, or it would do the same to us.
             with contextlib.suppress(PeerError):
                 self._successor.kill()
+        self._stream.close()
         self._successor.close()
         if action is Action.KILL_AND_RESUME:
             # Its workers die with it, and until then they may accept somebody, or hold a connection that we take back.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections import deque
@@ -15,10 +16,13 @@ from hitlessd.loop import READ, WRITE, Loop
 
 __all__ = ["FrameStream"]
 
+#: Seconds until descriptors that the kernel did not let pass are sent again, and how often.
+_AGAIN, _MOST_REFUSALS = 0.05, 100
+
 
 class FrameStream:
     """Owns the socket. Calls `on_message(message)` for each, and `on_trouble(lost, why)` at most once: lost is True
-    when the other side closed, False when it broke the protocol."""
+    when the other side closed, False when it broke the protocol or cannot be sent what it must have."""
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class FrameStream:
         self._reader = FrameReader()
         self._out: deque[tuple[memoryview, list[int], bool]] = deque()
         self._open = True
+        self._refusals = 0  # in a row, of the kernel, to let descriptors pass
         loop.add(sock.fileno(), READ, self._ready)
 
     def feed(self, data: bytes) -> None:
@@ -54,13 +59,15 @@ class FrameStream:
 
     def close(self) -> None:
         """Let go of the socket and of descriptors that no message has taken. Idempotent."""
-        if not self._open:
-            return
+        if self._open:
+            self._stop()
+            self._sock.close()
+
+    def _stop(self) -> None:
         self._open = False
         self._loop.remove(self._sock.fileno())
         self._reader.close()
         self._drop_output()
-        self._sock.close()
 
     def _drop_output(self) -> None:
         for _, fds, given in self._out:
@@ -70,8 +77,12 @@ class FrameStream:
 
     def _trouble(self, lost: bool, why: str) -> None:
         if self._open:
-            self.close()
-            self._on_trouble(lost, why)
+            self._stop()
+            try:
+                self._on_trouble(lost, why)
+            finally:
+                # Not earlier: who sees our end takes us for dead, or sees to it, unless it has been killed by now.
+                self._sock.close()
 
     def _ready(self, events: int) -> None:
         if events & WRITE:
@@ -110,6 +121,10 @@ class FrameStream:
             # Garbage behind good messages is told now.
             data, fds = b"", []
 
+    def _flush_again(self) -> None:
+        if self._open:
+            self._flush()
+
     def _flush(self) -> None:
         while self._out:
             data, fds, given = self._out[0]
@@ -122,7 +137,16 @@ class FrameStream:
                 self._drop_output()
                 break
             except OSError as error:
-                return self._trouble(True, f"cannot send to the other side: {error.strerror}")
+                # Too many descriptors of this user are in flight: a state of the system, which passes.
+                passing = error.errno == errno.ETOOMANYREFS
+                self._refusals += passing
+                if not passing or self._refusals > _MOST_REFUSALS:
+                    hint = "; raise the limit on open files (LimitNOFILE=)" if passing else ""
+                    return self._trouble(False, f"cannot send to the other side: {error.strerror}{hint}")
+                self._loop.modify(self._sock.fileno(), READ)
+                self._loop.call_later(_AGAIN, self._flush_again)
+                return
+            self._refusals = 0
             if given:
                 close_all(fds)
             if sent == len(data):

@@ -85,7 +85,7 @@ class Homecoming:
         event.ended += int(answer.get("ended", 0))
         event.lost.update({str(why): int(number) for why, number in dict(answer.get("lost", {})).items()})
         if why := answer.get("why"):
-            self._log("err", str(why))
+            event.lost[str(why)] += park.book.held()
         self._parks.drop(park)
         event.open -= 1
         if not event.open:
@@ -101,9 +101,14 @@ class Homecoming:
                 resumed=event.resumed,
                 ended=event.ended,
             )
-        tell_lost(self._log, event.lost)
+        tell_lost(self._log, +event.lost)
         self._table.add(PROCESS, Column.RESUMED, event.resumed)
         self._table.add(PROCESS, Column.LOST, event.lost.total())
+
+    def lost(self, number: int) -> None:
+        """Connections died of which nothing was parked, or nobody will go on with."""
+        self._table.add(PROCESS, Column.LOST, number)
+        tell_lost(self._log, Counter({YOUNG: number}))
 
 
 def tell_lost(log: Logger, lost: Counter[str]) -> None:

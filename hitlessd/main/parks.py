@@ -47,14 +47,21 @@ class Parks:
             return None
         self._parks[name] = park
         if self._storing:
-            self._store.keep_park(park)
+            self._keep(park)
         return park
 
     def store(self) -> None:
         """We are the main process: systemd takes what we want kept, from now on."""
         self._storing = True
         for park in self:
-            self._store.keep_park(park)
+            self._keep(park)
+
+    def _keep(self, park: Park) -> None:
+        self._store.keep_park(park)
+        if self._store.open and not park.stored:
+            self._log(
+                "err", "cannot have systemd keep parked connections: too many descriptors are in flight (LimitNOFILE=)"
+            )
 
     def adopt(self, parks: Sequence[Park]) -> None:
         """Those of workers of another generation that is dead."""

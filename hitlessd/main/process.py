@@ -68,6 +68,7 @@ class Main:
         self._reloads = Reloads(self.loop, lambda number: self._succession.begin(number))
         self._rates = status.Rates()
         self._stop_next = False
+        self._succeeded = False  # another generation serves
         self._arrival: Arrival | None = None
         self._predecessor = 0  # its pid
         self._office: Office | None = None
@@ -340,6 +341,7 @@ class Main:
 
     def _handover_ended(self, handed_over: bool, by_hand: bool) -> None:
         if handed_over:
+            self._succeeded = True
             outside = by_hand and self._manager.present
             self._exit_status = EXIT_REPLACED if outside else 0
             # The lines of older generations are the successor's, as is the one to us.
@@ -439,7 +441,16 @@ class Main:
         self._departure.ancestor_ended()
 
     def _bereaved(self, park: Park, index: int, lost: int) -> None:
-        self._homecoming.begin([park], index, lost)
+        pool = self._serving.equipment.pool
+        if pool.state in ("park", "quit", "hurry"):
+            self._homecoming.lost(lost)
+        elif pool.members() or not self._serving.stopping:
+            self._homecoming.begin([park], index, lost)
+        elif not self._succeeded:
+            # The last one, while finishing.
+            self._homecoming.lost(lost + park.book.held())
+        else:
+            self._homecoming.lost(lost)  # the successor goes on with the others
 
     def _report(self, what: str, error: BaseException) -> None:
         import traceback  # in hand for a bug only; its import would slow every reload

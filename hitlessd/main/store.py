@@ -87,6 +87,11 @@ class Store:
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
 
+    @property
+    def open(self) -> bool:
+        """There is one, as far as one can know."""
+        return self._manager.has_store and not self._manager.replaced
+
     def recover(self, inherited: Iterable[tuple[int, str]], log: Logger) -> Stored:
         """Sort what systemd passed. Something unsound is reported, closed and left out; it never stops a start."""
         stored = Stored()
@@ -165,11 +170,14 @@ class Store:
             os.close(fd)
 
     def keep_park(self, park: Park) -> None:
-        """Store the parts of a park, once."""
+        """Store the parts of a park, once; `park.stored` tells whether that could be done."""
         if self._manager.has_store and not park.stored:
-            for part, fd in park.parts().items():
-                self._manager.store(f"{STORE_PREFIX}{_PARK}{park.name}-{part}", [fd])
-            park.stored = True
+            park.stored = all(
+                [
+                    self._manager.store(f"{STORE_PREFIX}{_PARK}{park.name}-{part}", [fd])
+                    for part, fd in park.parts().items()
+                ]
+            )
 
     def forget_park(self, name: str) -> None:
         for part in PARTS:

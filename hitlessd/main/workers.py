@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import os
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hitlessd import channel, worker
+from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError
 from hitlessd.handover.process import PeerProcess
 from hitlessd.log import Log
@@ -32,6 +34,8 @@ _STOP_PATIENCE = 5.0
 #: Seconds to wait before a worker that died soon after its start is forked again: doubled each time, up to the limit.
 _BACK_OFF, _LONGEST_BACK_OFF = 0.05, 0.5
 _SOON = 10.0
+#: Seconds until descriptors that the kernel did not let pass are sent again, and how often.
+_AGAIN, _TRIES = 0.05, 100
 _PR_SET_PDEATHSIG = 1
 _MAINS_SIGNALS = (
     signal.SIGTERM,
@@ -323,15 +327,31 @@ class Pool:
         member.waiting[self._requests] = (message["do"], done)
         self._send(member, {**message, "r": self._requests}, fds)
 
-    def _send(self, member: _Worker, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    def _send(self, member: _Worker, message: dict[str, Any], fds: Sequence[int] = (), tries: int = _TRIES) -> None:
         try:
             channel.send(member.sock, message, fds)
         except BlockingIOError:
             # A full channel means a worker that reads nothing: the missing pings will end it.
             if message["do"] != "ping":
                 self._kill(member)
-        except OSError:
-            return  # it is dead; the pidfd tells
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS and tries:
+                # Too many descriptors of this user are in flight: a state of the system, which passes.
+                again = [os.dup(fd) for fd in fds]
+                self._loop.call_later(_AGAIN, lambda: self._send_again(member, message, again, tries - 1))
+            elif error.errno == errno.ETOOMANYREFS:
+                self._log("err", f"cannot {message['do']}: too many descriptors are in flight (LimitNOFILE=)")
+                _, done = member.waiting.pop(message.get("r", 0), ("", None))
+                if done:
+                    done(None)
+            return  # else it is dead; the pidfd tells
+
+    def _send_again(self, member: _Worker, message: dict[str, Any], fds: list[int], tries: int) -> None:
+        try:
+            if self._workers.get(member.index) is member:
+                self._send(member, message, fds, tries)
+        finally:
+            close_all(fds)
 
     def _heard(self, member: _Worker) -> bool:
         """Take one message; False if there was none."""
@@ -390,8 +410,7 @@ class Pool:
         for _, done in member.waiting.values():
             done(None)
         member.waiting.clear()
-        if member.park and self.state not in ("park", "quit", "hurry") and (self._workers or not leaving):
-            # Without anybody left here, a successor goes on with them.
+        if member.park and (code or not leaving):
             self._when_bereaved(member.park, member.index, lost)
         # What it was woken for and did not accept must not wait for the next connection; a queue may have room now.
         for other in list(self._workers.values()):

@@ -222,5 +222,6 @@ class Emigration:
             way.sock.close()
         self._ways.clear()
         self._worker.emigrating = False
+        self._worker.parking.sweep()
         done, self._done = self._done, lambda _report: None
         done({"moved": self._moved, "kept": self._kept, "lost": self._lost})

@@ -86,8 +86,10 @@ class Immigration:
                 continue
             taken.append(conn)
         self._strike(f"claim-{self._batches}")
+        # In this order: whoever dies before it is counted is counted by the sender, and only who is may be parked.
         worker.welcome(taken)
         batch.count()
+        worker.parking.admit(taken)
         try:
             channel.send(self._sock, {"is": "taken"})
         except OSError:

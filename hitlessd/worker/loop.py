@@ -310,7 +310,7 @@ class Worker:
         self.draining = True
 
     def welcome(self, connections: Sequence[Connection]) -> None:
-        """Connections of another worker have come, and are ours from now on."""
+        """Connections of another worker have come, and are ours from now on; to be parked by the caller."""
         for conn in connections:
             frontend = conn.frontend
             if conn.state is not State.CLOSED and (
@@ -323,7 +323,6 @@ class Worker:
                 backend.sort_queue()
         if self.accepting:
             self.arm()  # a limit may have been reached
-        self.parking.admit(connections)
         self.write_counters()
 
     def sweep(self) -> None:

@@ -1,25 +1,25 @@
 """Parking this worker's connections while they run, so that whoever comes after its death goes on with them.
 
 A connection is parked once: as soon as it is established and not young any more, its descriptors go into the queue of
-the worker's park, and its slot in the book is filled. From then on the relay only labels what it reads (relay.py). The
-records of those that have ended leave the queue when the first message of it is rolled: what still lives in it is sent
-again to the end, then it is dropped.
+the worker's park, and its slot in the book is filled. From then on the relay only labels what it reads (relay.py).
 """
 
 from __future__ import annotations
 
-import errno
 import json
-from collections import deque
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hitlessd.handover.faults import striker
 from hitlessd.parking import counters
 from hitlessd.parking.book import LABEL_MARK, SlotState, mark_of
 from hitlessd.parking.park import ROOM, Kind, Park, Record, farewell, reset
 from hitlessd.table import PROCESS, Column
 from hitlessd.worker.connection import UNPARKED, Connection, State
 from hitlessd.worker.lanes import backend_record, frontend_record
+from hitlessd.worker.parkpipes import ParkedPipes
+from hitlessd.worker.parkqueue import Queue
 from hitlessd.worker.pipes import Pipe
 from hitlessd.worker.relay import Side
 from hitlessd.worker.serial import to_serial
@@ -38,15 +38,6 @@ _BURST = 252
 _TICK, _BEAT = 0.25, 1.0
 #: Seconds to wait after the kernel has refused to take more.
 _REST = 2.0
-#: Descriptors in the queue that may be of no use, beside as many as are; messages rolled in one turn.
-_SLACK = 4 * ROOM
-_ROLLS = 4
-_WHY = {
-    int(errno.EAGAIN): "the queue is full (net.core.wmem_max)",
-    int(errno.ETOOMANYREFS): "too many descriptors of this user are in flight (LimitNOFILE=)",
-}
-#: Dropping a message of which nothing lives costs next to nothing.
-_DROPS = 50
 
 
 class Parking:
@@ -59,21 +50,19 @@ class Parking:
         self._park = park
         self._running = running and park is not None
         self._after = after
-        self._limit = limit
+        if park:
+            self.queue = Queue(park, limit)
+            self._pipes = ParkedPipes(park.book, self.queue)
         self._connections: dict[int, Connection] = {}  # by slot
-        self._pipes: dict[int, tuple[int, Pipe]] = {}  # by place
         self._free_slots: list[int] = []
         self._next_slot = 0
-        self._free_places: list[int] = []
-        self._next_place = 0
-        self._numbers = 0  # of pipes
         self._departing: dict[int, tuple[list[int], list[int]]] = {}  # by slot: blocks and places
-        self._messages: deque[Sequence[Record]] = deque()
-        self._in_flight = 0  # descriptors in the queue
         self._lanes: dict[tuple[str, str, str], int] = {}
         self._noted: set[tuple[str, str]] = set()
         self._rest_until = 0.0
         self._complained_of = ""
+        self._strike = striker("parking", os.environ)
+        self._batches = 0
         self._beat = min(_BEAT, worker.setup.config.global_.park_timeout / 4)
         self._gauge = worker.table.index[PROCESS] * worker.table.columns + Column.PARKED
         self.owners_at = park.book.owners_at if park else 0
@@ -102,9 +91,11 @@ class Parking:
         """Park who has come of age, roll the queue, and give a sign of life."""
         worker = self._worker
         assert self._park
+        # None while somebody is on the way, who may come back.
+        useful = 2 * (len(self._connections) + len(self._pipes))
+        rolling = bool(self._departing) or self.queue.roll(self._living, useful)
         found = self._of_age() if worker.now >= self._rest_until else []
         self.admit(found)
-        rolling = self._roll()
         self._park.book.beat()
         self.asleep = len(worker.connections) == self.known
         if len(found) == _BURST:
@@ -168,8 +159,9 @@ class Parking:
                 return False
             one, other = counters.read(client.sock, False), counters.read(server.sock, True)
         except OSError as error:
-            self._reject(conn)
-            self._worker.complain(f"cannot park a connection: {error.strerror or error}")
+            if error.errno:  # else it is merely too busy just now
+                self._reject(conn)
+                self._worker.complain(f"cannot park a connection: {error.strerror}")
             return False
         if one.closed or other.closed:
             return False  # we shall soon hear of it
@@ -198,8 +190,8 @@ class Parking:
             if len(fds) + len(own) > ROOM:
                 done += self._send_connections(batch, fds)
                 batch, fds = [], []
-            if self._in_flight + len(fds) + len(own) > self._limit:
-                self._refused(f"at most {self._limit} descriptors of a worker may be parked (LimitNOFILE=)")
+            if why := self.queue.full(len(fds) + len(own)):
+                self._refused(why)
                 break
             if not self._write(conn, state):
                 break
@@ -216,25 +208,18 @@ class Parking:
         records = [
             Record(Kind.BOTH if conn.server is not None else Kind.CLIENT, conn.number, conn.slot) for conn in batch
         ]
-        why = self._send(records, fds)
+        why = self.queue.send(records, fds)
         if not why:
             self._tell()
+            self._batches += 1
+            self._strike(f"batch-{self._batches}")
+            if not self.bucket and self._running:
+                self._arm(self._beat)
             return len(batch)
         for conn in batch:
             self._forget(conn)
         self._refused(why)
         return 0
-
-    def _send(self, records: Sequence[Record], fds: Sequence[int]) -> str:
-        """Why it could not be done, or ""."""
-        assert self._park
-        try:
-            self._park.send(records, fds)
-        except OSError as error:
-            return _WHY.get(error.errno or 0, str(error.strerror))
-        self._messages.append(records)
-        self._in_flight += len(fds)
-        return ""
 
     def _refused(self, why: str) -> None:
         if why != self._complained_of:
@@ -269,7 +254,7 @@ class Parking:
                 continue
             side.mark = mark
             if side.pipe is not None and side.pipe.place >= 0:
-                book.words[book.owners_at + side.pipe.place] = mark
+                self._pipes.own(side.pipe.place, mark)
         if server is not None:
             for side in (client, server):
                 if side.out is not None:
@@ -348,7 +333,7 @@ class Parking:
             if side is not None:
                 side.mark = 0
                 if side.pipe is not None and side.pipe.place >= 0:
-                    self._park.book.words[self.owners_at + side.pipe.place] = 0
+                    self._pipes.own(side.pipe.place, 0)
                 if side.kept >= 0:
                     side.out = bytes(side.out) if side.out is not None else None
                     self.release(side)
@@ -391,7 +376,7 @@ class Parking:
         for block in blocks:
             self._park.book.release(block)
         for place in places:
-            self._free_place(place)
+            self._pipes.free(place)
         self._free(ticket)
 
     def left(self, conn: Connection) -> None:
@@ -411,65 +396,30 @@ class Parking:
             self._park_pipe(pipe)
 
     def _park_pipe(self, pipe: Pipe) -> None:
-        assert self._park
-        if self._free_places:
-            place = self._free_places.pop()
-        elif self._next_place < len(self._park.book.owners()):
-            place = self._next_place
-            self._next_place += 1
-        else:
-            return
-        self._park.book.words[self.owners_at + place] = 0
-        self._numbers += 1
-        why = self._send([Record(Kind.PIPE, self._numbers, place)], [pipe.reader, pipe.writer])
-        if why:
-            self._free_places.append(place)
+        if why := self._pipes.add(pipe):
             self._refused(why)
-        else:
-            pipe.place = place
-            self._pipes[place] = (self._numbers, pipe)
 
     def drop_pipe(self, pipe: Pipe) -> None:
         """A pipe is about to be closed, or has left."""
         if pipe.place >= 0:
-            self._free_place(pipe.place)
+            self._pipes.free(pipe.place)
             pipe.place = -1
 
-    def _free_place(self, place: int) -> None:
-        assert self._park
-        self._park.book.words[self.owners_at + place] = 0
-        del self._pipes[place]
-        self._free_places.append(place)
+    # -- the queue -----------------------------------------------------------------------------------------------------
 
-    # -- rolling -----------------------------------------------------------------------------------------------------
-
-    def _roll(self) -> bool:
-        """Let go of the descriptors of those that have ended, some messages a turn; whether there are more."""
-        assert self._park
-        if self._departing:
-            return True  # whoever is on the way may come back
-        rolls = 0
-        for _ in range(_DROPS):
-            useful = 2 * (len(self._connections) + len(self._pipes))
-            if not self._messages or self._in_flight <= 2 * useful + (_SLACK if useful else 0):
-                return False
-            records, fds = self._living(self._messages[0])
-            if records:
-                rolls += 1
-                if rolls > _ROLLS or self._send(records, fds):
-                    return True
-            self._park.drop()
-            self._in_flight -= sum(record.kind.descriptors for record in self._messages.popleft())
-        return True
+    def sweep(self) -> None:
+        """Many have left at once: let go of their descriptors without waiting."""
+        if self._park and not self._departing:
+            self.queue.sweep(self._living)
 
     def _living(self, message: Sequence[Record]) -> tuple[list[Record], list[int]]:
         records, fds = [], []
         for record in message:
             if record.kind is Kind.PIPE:
-                number, pipe = self._pipes.get(record.slot, (0, None))
-                if pipe is None or number != record.number:
+                own = self._pipes.living(record)
+                if not own:
                     continue
-                fds += [pipe.reader, pipe.writer]
+                fds += own
             else:
                 conn = self._connections.get(record.slot)
                 if conn is None or conn.number != record.number:

@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hitlessd.descriptors import close_all
+from hitlessd.descriptors import ShortOfDescriptors, close_all
 from hitlessd.errors import PeerError
 from hitlessd.handover.faults import striker
 from hitlessd.parking import counters
 from hitlessd.parking.arithmetic import Buffers, Fate, Hole, fate, rest
 from hitlessd.parking.book import LABEL_AT, LABEL_MARK, SlotState, mark_of
 from hitlessd.parking.park import PARTS, Kind, Park, Record, farewell, reset
-from hitlessd.worker.connection import Connection, State
+from hitlessd.worker.connection import Connection
 from hitlessd.worker.lanes import Proxies
 from hitlessd.worker.pipes import Pipe
 from hitlessd.worker.serial import Frozen, SerialConnection, SerialSide, encode, resume
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from hitlessd.worker.loop import Worker
 
 __all__ = ["Resumption"]
+
+_DIED = "bytes that were on their way died with the process"
 
 #: Processes that may die over one message; then something in it kills them, and what is left is given up.
 _ATTEMPTS = 5
@@ -87,6 +89,7 @@ class Resumption:
         self._unchecked = os.environ.get("HITLESSD_UNCHECKED_RESUME") == "1"
         self._strike = striker("resumption", os.environ)
         self._batches = 0
+        self._attempt = 0  # the how-manieth process we are that tries
         self._give_up = ""  # why nothing of it goes on
         self._seen: set[int] = set()  # slots
         self._messages: list[tuple[int, list[Record]]] | None = None
@@ -111,16 +114,20 @@ class Resumption:
                 if not self._book.lock():
                     # Killed, its process takes a moment to let go.
                     return self._later("its worker is still there")
-                self._open()
+                try:
+                    self._open()
+                except ShortOfDescriptors as error:
+                    return self._later(str(error))
             assert self._messages is not None
             if self._messages:
                 at, records = self._messages[0]
                 if self._wanted(records):
                     try:
                         fds = self._park.peek(at)
-                    except PeerError as error:
+                    except ShortOfDescriptors as error:
                         return self._later(str(error))
                     self._take(records, fds)
+                    self._deadline = time.monotonic() + _PATIENCE
                 self._messages.pop(0)
             if self._messages:
                 self._worker.ready.append(self)
@@ -149,13 +156,15 @@ class Resumption:
         self._worker.ready.append(self)
 
     def _open(self) -> None:
-        """Read what is not of a single connection."""
+        """Read what is not of a single connection. Raises ShortOfDescriptors."""
         book = self._book
+        self._attempt = self._attempt or book.attempt()
         limit = self._worker.setup.config.global_.park_timeout
         if book.silence > limit:
             self._give_up = f"nobody went on with them within park-timeout ({limit:g} s)"
-        elif book.attempt() > _ATTEMPTS:
+        elif self._attempt > _ATTEMPTS:
             self._give_up = f"{_ATTEMPTS} processes died over them"
+        self._lanes.clear()
         for note in book.notes():
             frontend, backend, server = note["lane"]
             self._lanes.append((str(frontend), str(backend), str(server)))
@@ -220,7 +229,9 @@ class Resumption:
                 resumed.append((record.slot, conn))
         self._batches += 1
         self._strike(f"claim-{self._batches}")
-        self._worker.welcome([conn for _, conn in resumed])
+        came = [conn for _, conn in resumed]
+        self._worker.welcome(came)
+        self._worker.parking.admit(came)
         for slot, _ in resumed:
             self._book.set_state(slot, SlotState.FREE)
         self._book.progress()
@@ -282,16 +293,16 @@ class Resumption:
             raise Hole("its descriptors are not all there")
         if server is None:
             return Fate.GOES_ON, None, None
-        established = serial.state == State.ESTABLISHED and not serial.dead
-        if not established or not all(map(counters.is_tcp, socks)):
-            # As it was when its worker stopped serving it, or not at all.
-            if state != SlotState.FROZEN:
-                raise Hole("one side had failed")
-            client.kept = encode(self._kept.get(down, (0, b""))[1])
-            server.kept = encode(self._kept.get(up, (0, b""))[1])
+        if state == SlotState.FROZEN:
+            # Its worker had stopped serving it before it ended: nothing has changed since, but what the peers did.
             to_server, to_client = self._pipe(up), self._pipe(down)
+            for side, mark in ((client, down), (server, up)):
+                kept = self._kept.get(mark, (0, b""))[1]
+                if len(kept) != side.held:
+                    raise Hole(_DIED)
+                side.kept = encode(kept)
             if _fill(to_server) != client.piped or _fill(to_client) != server.piped:
-                raise Hole("the bytes in a pipe are not those that were there")
+                raise Hole(_DIED)
             return Fate.GOES_ON, to_server, to_client
         one, other = counters.read(socks[0], False), counters.read(socks[1], True)
         how = fate(one, other)

@@ -42,6 +42,7 @@ class SerialSide:
     urgent: bool = False  # an urgent mark may lie ahead of what was read
     bulky: int = 0  # how bulky its flow is, for the choice between recv and splice
     kept: str = ""  # base64: read from the other side and not yet written to this one
+    held: int = 0  # how many bytes that are, where they lie elsewhere
     piped: int = 0  # bytes from this side that lie in the pipe that comes along, behind the other side's `kept`
 
 
@@ -186,6 +187,7 @@ def _side(side: Side, now: float, data: bool) -> SerialSide:
         urgent=bool(side.ready & select.EPOLLPRI),
         bulky=side.bulky,
         kept=encode(kept) if data else "",
+        held=0 if data else len(kept),
         piped=side.pipe.fill if side.pipe is not None else 0,
     )
 

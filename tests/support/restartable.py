@@ -34,6 +34,7 @@ class Restartable:
     ) -> None:
         self.manager = Keeper(str(directory / "manager.sock"), store)
         self.daemon = Daemon(directory, body, env={**self.manager.environment, **(env or {})}, **more)
+        self._told = 0  # lines that systemd heard before this start
 
     def start(self, deadline: float = 15.0) -> None:
         """Start with what is stored, and return when it serves; again if it is killed on the way, by a fault say."""
@@ -47,6 +48,7 @@ class Restartable:
     def launch(self) -> None:
         """Start with what is stored, without waiting."""
         passed = self.manager.passed()
+        self._told = len(self.manager.lines)
         try:
             self.daemon.start(passed=passed)
         finally:
@@ -89,6 +91,13 @@ class Restartable:
     def pid(self) -> int:
         """The main process."""
         return self.daemon.pid
+
+    @property
+    def main(self) -> int:
+        """What systemd takes for the main process: what it started, or whom MAINPID= has named since."""
+        self.manager.settle()
+        named = [line for line in self.manager.lines[self._told :] if line.startswith("MAINPID=")]
+        return int(named[-1].removeprefix("MAINPID=")) if named else self.daemon.process.pid
 
     def workers(self) -> list[int]:
         """The workers of the main process, the oldest first."""
