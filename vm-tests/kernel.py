@@ -1,6 +1,6 @@
-"""A Debian machine on its suite's own kernel, booted by QEMU for the length of a with-block, and root's shell in it.
+r"""A Debian machine on its suite's own kernel, booted by QEMU for the length of a with-block, and root's shell in it.
 
-    with Kernel("debian-12", {"/opt/hitlessd/tests": tree / "tests"}) as kernel:
+    with Kernel("debian-12", tree, "[global]\n...") as kernel:
         kernel.run("cd /opt/hitlessd && python3 -m pytest tests/test_relay_flow.py", timeout=100)
 
 machine.py is ten times as fast, but its machines share the host's kernel. Here KVM is used where it works; it may be
@@ -15,17 +15,25 @@ import contextlib
 import itertools
 import os
 import select
+import shlex
 import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from image import SUITES, disk_path, image_path
-from machine import ARTEFACTS, ENVIRONMENT, MachineError, artefacts_directory, owned_source
+from machine import (
+    ARTEFACTS,
+    ENVIRONMENT,
+    INSTALL_COMMANDS,
+    MachineError,
+    add_hitlessd,
+    artefacts_directory,
+    owned_source,
+)
 
 __all__ = ["SUITES", "Kernel"]
 
@@ -39,26 +47,31 @@ COMMAND_LINE = (
 QEMU = (
     *("qemu-system-x86_64", "-nodefaults", "-no-reboot", "-display", "none"),
     *("-cpu", "max", "-smp", str(CPUS), "-m", "1G", "-append", COMMAND_LINE),
-    *("-chardev", "stdio,id=shell,signal=off"),
+    *("-chardev", "stdio,id=shell,signal=off", "-serial", "chardev:console", "-serial", "chardev:shell"),
 )
 
 DEADLINES = {"kvm": 10.0, "tcg": 150.0}
-"""Seconds for a boot by each of QEMU's accelerators, in the order in which they are tried."""
+"""Seconds for a boot by each of QEMU's accelerators, in the order in which they are tried. It must work with the last
+one; what an earlier one did not boot in time is not tried again."""
+
+SOURCES = ("hitlessd", "tests", "vm-tests", "pyproject.toml")
+"""What of the source tree is in /opt/hitlessd, beside what is installed."""
 
 _marks = itertools.count(1)
 _refused: set[str] = set()
 
 
 class Kernel:
-    """One boot of the image `name`, a key of SUITES. `files` maps absolute paths inside to files or directories.
+    """One boot of the image `name`, a key of SUITES, with hitlessd installed from a source tree, and the tree itself.
 
     All times are in seconds. Entering the with-block boots as far as multi-user.target; leaving it ends the machine at
-    once, as a power cut would. Leaving by an exception keeps the console.
+    once, as a power cut would. Leaving by an exception keeps the console. Not safe for use by several threads at once.
     """
 
-    def __init__(self, name: str, files: Mapping[str, Path], artefacts: Path = ARTEFACTS) -> None:
+    def __init__(self, name: str, tree: Path, configuration: str, artefacts: Path = ARTEFACTS) -> None:
         self.name = name
-        self.files = files
+        self.tree = tree
+        self.configuration = configuration
         self.artefacts = artefacts
         self.accelerator = ""
         """How it was booted in the end."""
@@ -71,18 +84,22 @@ class Kernel:
         if not disk_path(self.name).exists():
             raise MachineError(f"cannot boot {self.name}: there is no image; run `python vm-tests/image.py` as root")
         with contextlib.ExitStack() as self._cleanup:
-            self._console = self._cleanup.enter_context(tempfile.NamedTemporaryFile())
+            self._console = self._cleanup.enter_context(tempfile.NamedTemporaryFile("a+b"))
             archive = self._cleanup.enter_context(tempfile.NamedTemporaryFile())
             with tarfile.open(fileobj=archive, mode="w") as content:
-                for inside, path in self.files.items():
-                    content.add(path, inside.lstrip("/"), filter=owned_source)
+                add_hitlessd(content, self.tree, self.configuration)
+                for source in SOURCES:
+                    content.add(self.tree / source, f"opt/hitlessd/{source}", filter=owned_source)
             archive.flush()
-            for accelerator in DEADLINES:
-                if accelerator not in _refused and self._boot(accelerator, archive.name):
-                    break
-            else:
-                said = self._console_output()[-4000:].decode(errors="replace")
-                raise MachineError(f"cannot boot {self.name} in QEMU; the last of its console:\n{said}")
+            *attempts, last = (each for each in DEADLINES if each not in _refused)
+            if not any(self._boot(each, archive.name) for each in attempts):
+                _refused.update(attempts)
+                if not self._boot(last, archive.name):
+                    said = self._console_output()[-4000:].decode(errors="replace")
+                    raise MachineError(f"cannot boot {self.name} in QEMU; the last of its console:\n{said}")
+            installed = self.run(" && ".join(map(shlex.join, INSTALL_COMMANDS)))
+            if installed.returncode:
+                raise MachineError(f"cannot install hitlessd on {self.name}: {installed.stdout}")
             # Only now is it left to __exit__.
             self._cleanup = self._cleanup.pop_all()
         return self
@@ -128,7 +145,7 @@ class Kernel:
                         *("-kernel", str(root / "vmlinuz"), "-initrd", str(root / "initrd.img")),
                         *("-drive", f"file={disk_path(self.name)},format=raw,if=virtio,snapshot=on"),
                         *("-drive", f"file={archive},format=raw,if=virtio,readonly=on"),
-                        *("-serial", f"file:{self._console.name}", "-serial", "chardev:shell"),
+                        *("-chardev", f"file,id=console,path={self._console.name},append=on"),
                     ],
                     bufsize=0,
                     env=ENVIRONMENT,
@@ -142,7 +159,6 @@ class Kernel:
             try:
                 self._read("ready", DEADLINES[accelerator])
             except (MachineError, TimeoutError):
-                _refused.add(accelerator)
                 return False
             self._cleanup.push(attempt.pop_all())
         self.accelerator = f"{accelerator}, booted in {time.monotonic() - begin:.0f} s"

@@ -183,10 +183,7 @@ class Machine:
     def write(self, inside: str, text: str, mode: int = 0o644) -> None:
         """Write a file; directories are made as needed."""
         with self._unpacking() as archive:
-            member = tarfile.TarInfo(inside.lstrip("/"))
-            content = text.encode()
-            member.size, member.mode, member.mtime = len(content), mode, int(time.time())
-            archive.addfile(member, io.BytesIO(content))
+            _add_text(archive, inside, text, mode)
 
     def read(self, inside: str) -> str:
         """The text of a file."""
@@ -243,22 +240,10 @@ class Machine:
 
         `configuration` becomes /etc/hitlessd/hitlessd.conf. May be repeated: then it is an upgrade.
         """
-        tree = Path(tree)
-        units = tree / "units"
         with self._unpacking() as archive:
-            archive.add(tree / "hitlessd", "usr/lib/python3/dist-packages/hitlessd", filter=owned_source)
-            for unit in sorted(units.iterdir()):
-                if place := INSTALLED_UNITS.get(unit.suffix):
-                    archive.add(unit, place.format(name=unit.name, stem=unit.stem), filter=_owned_by_root)
-        self.write("/usr/bin/hitlessd", INSTALLED_SCRIPT.format(module="cli"), mode=0o755)
-        self.write("/usr/bin/hitlessctl", INSTALLED_SCRIPT.format(module="ctl"), mode=0o755)
-        self.write("/etc/hitlessd/hitlessd.conf", configuration)
-        self.run("mkdir", "-p", "/etc/hitlessd/conf.d")
-        self.run("python3", "-m", "compileall", "-q", "/usr/lib/python3/dist-packages/hitlessd")
-        self.run("systemd-sysusers", "hitlessd.conf")
-        self.run("systemd-tmpfiles", "--create", "hitlessd.conf")
-        self.run("journalctl", "--update-catalog")
-        self.run("systemctl", "daemon-reload")
+            add_hitlessd(archive, Path(tree), configuration)
+        for argv in INSTALL_COMMANDS:
+            self.run(*argv)
 
     # Evidence
 
@@ -410,6 +395,16 @@ INSTALLED_UNITS = {
 }
 """Where a file in units/ goes, by its suffix. What has another suffix is documentation."""
 
+INSTALL_COMMANDS = (
+    ("mkdir", "-p", "/etc/hitlessd/conf.d"),
+    ("python3", "-m", "compileall", "-q", "/usr/lib/python3/dist-packages/hitlessd"),
+    ("systemd-sysusers", "hitlessd.conf"),
+    ("systemd-tmpfiles", "--create", "hitlessd.conf"),
+    ("journalctl", "--update-catalog"),
+    ("systemctl", "daemon-reload"),
+)
+"""What the Debian package does when its files are there."""
+
 EVIDENCE = {
     "journal.log": ["journalctl", "--output=short-precise", "--all", "--no-pager"],
     "units.log": ["systemctl", "--no-pager", "--full", "--all", "status", "hitlessd*"],
@@ -418,6 +413,24 @@ EVIDENCE = {
     "sockets.log": ["ss", "--all", "--numeric", "--processes", "--extended"],
 }
 """Files that keep() writes, with the commands they come from."""
+
+
+def add_hitlessd(archive: tarfile.TarFile, tree: Path, configuration: str) -> None:
+    """Add what the Debian package contains, from a source tree, and the configuration."""
+    archive.add(tree / "hitlessd", "usr/lib/python3/dist-packages/hitlessd", filter=owned_source)
+    for unit in sorted((tree / "units").iterdir()):
+        if place := INSTALLED_UNITS.get(unit.suffix):
+            archive.add(unit, place.format(name=unit.name, stem=unit.stem), filter=_owned_by_root)
+    _add_text(archive, "/usr/bin/hitlessd", INSTALLED_SCRIPT.format(module="cli"), 0o755)
+    _add_text(archive, "/usr/bin/hitlessctl", INSTALLED_SCRIPT.format(module="ctl"), 0o755)
+    _add_text(archive, "/etc/hitlessd/hitlessd.conf", configuration)
+
+
+def _add_text(archive: tarfile.TarFile, inside: str, text: str, mode: int = 0o644) -> None:
+    member = tarfile.TarInfo(inside.lstrip("/"))
+    content = text.encode()
+    member.size, member.mode, member.mtime = len(content), mode, int(time.time())
+    archive.addfile(member, io.BytesIO(content))
 
 
 def artefacts_directory(artefacts: Path, label: str) -> Path:
