@@ -292,7 +292,7 @@ def test_bytes_in_a_pipe_come_along(death: Death, farm: Farm, old_enough: bool) 
         death.age()
     pipe = conn.client.pipe
     assert pipe.fill and pipe.place >= 0
-    assert death.park.book.owners()[pipe.place] == mark_of(conn.slot, False)
+    assert death.park.book.owners()[pipe.place] == (pipe.stamp >> 32, mark_of(conn.slot, False))
     death.die(resumed=1)
     new.until(lambda: len(server.read()) == sent, "all of it")
     assert server.got == bytes(i % 251 for i in range(sent))

@@ -34,7 +34,10 @@ def striker(role: str, environment: Mapping[str, str]) -> Callable[[str], None]:
         except (OSError, ValueError):
             return
         if where == f"{role}.{place}":
-            os.unlink(path)
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                return  # it has just struck somebody else
             os.kill(os.getpid(), signal.Signals[name])
 
     return strike

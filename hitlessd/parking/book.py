@@ -10,6 +10,7 @@ death at any instruction: what a word announces is there before the word says so
 - **Notes** are texts that many slots share: names, and records of proxies. They are only ever added.
 - The **scratch** is the buffer that every recv goes to. Its label says for whom, and from which byte of the stream on.
 - A **block** keeps what was read from one side and not yet written to the other; its label says whose it is.
+- A **pipe's owner** is a word: the pipe's number, for a place is used again, and behind it the mark.
 - A **mark** names one direction of one slot: from the client is 2 * (slot + 1), from the server one more. 0: nobody's.
 """
 
@@ -309,9 +310,10 @@ class Book:
 
     # Pipes
 
-    def owners(self) -> list[int]:
-        """The mark of each pipe's owner."""
-        return self.words[self.owners_at : self.owners_at + self._pipes].tolist()
+    def owners(self) -> list[tuple[int, int]]:
+        """Of each place: the number of the pipe that has it now, and the mark of its bytes' owner."""
+        words = self.words[self.owners_at : self.owners_at + self._pipes].tolist()
+        return [(word >> 32, word & 0xFFFFFFFF) for word in words]
 
     # Signs of life
 

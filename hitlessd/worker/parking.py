@@ -254,7 +254,7 @@ class Parking:
                 continue
             side.mark = mark
             if side.pipe is not None and side.pipe.place >= 0:
-                self._pipes.own(side.pipe.place, mark)
+                self._pipes.own(side.pipe, mark)
         if server is not None:
             for side in (client, server):
                 if side.out is not None:
@@ -333,7 +333,7 @@ class Parking:
             if side is not None:
                 side.mark = 0
                 if side.pipe is not None and side.pipe.place >= 0:
-                    self._pipes.own(side.pipe.place, 0)
+                    self._pipes.own(side.pipe, 0)
                 if side.kept >= 0:
                     side.out = bytes(side.out) if side.out is not None else None
                     self.release(side)

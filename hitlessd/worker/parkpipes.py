@@ -13,6 +13,8 @@ from hitlessd.worker.pipes import Pipe
 
 __all__ = ["ParkedPipes"]
 
+_LAST = (1 << 32) - 1
+
 
 class ParkedPipes:
     """By their places in the book."""
@@ -20,7 +22,7 @@ class ParkedPipes:
     def __init__(self, book: Book, queue: Queue) -> None:
         self._book = book
         self._queue = queue
-        self._pipes: dict[int, tuple[int, Pipe]] = {}
+        self._pipes: dict[int, Pipe] = {}
         self._free: list[int] = []
         self._next = 0
         self._most = len(book.owners())
@@ -40,27 +42,28 @@ class ParkedPipes:
         else:
             place = self._next
             self._next += 1
-        self.own(place, 0)
-        self._serial += 1
+        # The queue may still hold the record of an earlier pipe of this place: its number is another one.
+        self._serial = self._serial % _LAST + 1
         why = self._queue.send([Record(Kind.PIPE, self._serial, place)], [pipe.reader, pipe.writer])
         if why:
             self._free.append(place)
-        else:
-            pipe.place = place
-            self._pipes[place] = (self._serial, pipe)
-        return why
+            return why
+        pipe.place, pipe.stamp = place, self._serial << 32
+        self._pipes[place] = pipe
+        self.own(pipe, 0)
+        return ""
 
-    def own(self, place: int, mark: int) -> None:
+    def own(self, pipe: Pipe, mark: int) -> None:
         """What enters it from now on is of the direction `mark`."""
-        self._book.words[self._book.owners_at + place] = mark
+        self._book.words[self._book.owners_at + pipe.place] = pipe.stamp | mark
 
     def free(self, place: int) -> None:
-        """The pipe is no longer ours."""
-        self.own(place, 0)
+        """The pipe that has this place is no longer ours."""
+        self._book.words[self._book.owners_at + place] = 0
         del self._pipes[place]
         self._free.append(place)
 
     def living(self, record: Record) -> list[int]:
         """The descriptors of a pipe's record, none if it is of no use any more."""
-        serial, pipe = self._pipes.get(record.slot, (0, None))
-        return [pipe.reader, pipe.writer] if pipe is not None and serial == record.number else []
+        pipe = self._pipes.get(record.slot)
+        return [pipe.reader, pipe.writer] if pipe is not None and pipe.stamp == record.number << 32 else []

@@ -25,14 +25,15 @@ _LEAST = 64 << 10
 class Pipe:
     """A pipe and how many bytes lie in it."""
 
-    __slots__ = ("fill", "place", "reader", "size", "writer")
+    __slots__ = ("fill", "place", "reader", "size", "stamp", "writer")
 
     def __init__(self, reader: int, writer: int, size: int, fill: int = 0) -> None:
         self.reader = reader
         self.writer = writer
         self.size = size
         self.fill = fill
-        self.place = -1  # among the book's pipes, if it is parked (parking.py)
+        self.place = -1  # among the book's pipes, if it is parked (parkpipes.py)
+        self.stamp = 0  # what goes into its word there besides the mark
 
     @classmethod
     def of(cls, reader: int, writer: int) -> Pipe:

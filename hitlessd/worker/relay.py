@@ -237,7 +237,7 @@ class Side:
                 self.again(events)
                 return
             if pipe.place >= 0:
-                worker.words[worker.parking.owners_at + pipe.place] = self.mark
+                worker.words[worker.parking.owners_at + pipe.place] = pipe.stamp | self.mark
         now = self.last = worker.now
         if now >= conn.account_at:
             conn.account()

@@ -181,13 +181,17 @@ class Resumption:
     def _open_pipes(self, messages: Sequence[tuple[int, list[Record]]]) -> None:
         owners = self._book.owners()
         for at, records in messages:
-            owned = [r for r in records if r.kind is Kind.PIPE and r.slot < len(owners) and owners[r.slot]]
+            owned = [
+                record
+                for record in records
+                if record.kind is Kind.PIPE and record.slot < len(owners) and owners[record.slot][0] == record.number
+            ]
             if not owned:
                 continue
             fds = iter(self._park.peek(at))
             for record in records:
                 mine = [next(fds) for _ in range(record.kind.descriptors)]
-                mark = owners[record.slot] if record in owned else 0
+                mark = owners[record.slot][1] if record in owned else 0
                 pipe = Pipe.of(*mine) if mark else None
                 if pipe is not None:
                     (pipe.fill,) = struct.unpack("i", fcntl.ioctl(pipe.reader, termios.FIONREAD, b"\0\0\0\0"))
