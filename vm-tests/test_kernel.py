@@ -89,9 +89,8 @@ def test_it_is_the_suites_own_kernel(
         record_property(kernel.name, kernel.accelerator)
 
 
-def test_the_check_at_the_start_finds_the_counters_sound(everywhere: Callable[[str], dict[str, str]]) -> None:
-    said = everywhere("hitlessd -c -f /etc/hitlessd/hitlessd.conf")
-    assert all("parking" not in text for text in said.values()), said
+def test_the_installed_hitlessd_checks_its_configuration(everywhere: Callable[[str], dict[str, str]]) -> None:
+    everywhere("hitlessd -c -f /etc/hitlessd/hitlessd.conf && python3 -m hitlessd -c -f /etc/hitlessd/hitlessd.conf")
 
 
 @pytest.mark.parametrize("part", PARTS)
