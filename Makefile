@@ -13,7 +13,7 @@ APT = DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=
 
 RUNTIME_PACKAGES = python3 python3-venv python3-systemd
 TEST_PACKAGES = haproxy iproute2 man-db
-VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-linux
+VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-linux e2fsprogs qemu-system-x86
 
 .PHONY: help demo test lint vm-test bench clean
 

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator
 
 import pytest
+from kernel import Kernel
 from machine import SUITES, Machine
 
 
@@ -25,9 +26,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Keep the evidence while the machine still runs: at teardown it is gone."""
     report = yield
     if report.failed:
-        values = getattr(item, "funcargs", {}).values()
+        values = [*getattr(item, "funcargs", {}).values()]
+        values += [each for value in values if isinstance(value, list) for each in value]
         # A set: fixtures may pass the same machine on.
-        for machine in {value for value in values if isinstance(value, Machine)}:
+        for machine in {value for value in values if isinstance(value, Machine | Kernel)}:
             report.sections.append(("artefacts", str(machine.keep(f"{item.name}-{machine.name}"))))
     return report
 

@@ -1,6 +1,8 @@
 """The images that the machines boot from: for each suite a Debian root directory, made with mmdebstrap.
 
-    python vm-tests/image.py            make what is missing (idempotent; root; less than a minute a suite)
+Beside each lies a disk with the same files, for QEMU, which also wants the suite's own kernel (kernel.py).
+
+    python vm-tests/image.py            make what is missing (idempotent; root; about a minute a suite)
     python vm-tests/image.py --rebuild  make all anew, for the archive's latest packages
 
 An image lies outside the tree, in ${XDG_CACHE_HOME:-/var/cache}/hitlessd-vm/NAME-KEY, where KEY is a hash of all that
@@ -21,7 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["SUITES", "ImageError", "build", "image_path"]
+__all__ = ["SUITES", "ImageError", "build", "disk_path", "image_path"]
 
 SUITES = {"debian-12": "bookworm", "debian-13": "trixie"}
 """The archive's suite for each machine name."""
@@ -31,6 +33,7 @@ PACKAGES = (
     "dbus",
     "haproxy",
     "iproute2",
+    "linux-image-cloud-amd64",
     "openssh-client",
     "openssh-server",
     "postgresql",
@@ -73,6 +76,20 @@ FILES = {
     # Present: /usr is not newer than these, so the boot need not rebuild the linker cache and the journal's catalog.
     "etc/.updated": "",
     "var/.updated": "",
+    # Only where the kernel's command line wants it: root's shell on the second serial line. It begins with the files
+    # that the second disk brings.
+    "etc/systemd/system/serial-shell.service": """\
+[Unit]
+After=multi-user.target
+[Service]
+Environment=HOME=/root LANG=C.UTF-8 TERM=dumb SYSTEMD_PAGER= PS1= PS2=
+ExecStart=/bin/sh -euc 'stty raw -echo; tar --extract --file=/dev/vdb --directory=/; echo ready; exec sh'
+StandardInput=tty
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/ttyS1
+LimitNOFILE=524288
+""",
 }
 
 LINKS = {"etc/systemd/system/default.target": "/usr/lib/systemd/system/multi-user.target"} | {
@@ -87,6 +104,10 @@ MMDEBSTRAP_OPTIONS = (
     "--dpkgopt=path-exclude=/usr/share/man/*",
     f"--include={','.join(PACKAGES)}",
 )
+
+# No journal: a disk is thrown away after each boot. With what a test may write.
+MKE2FS_OPTIONS = ("-q", "-t", "ext4", "-O", "^has_journal", "-m", "0")
+DISK_SIZE = "2G"
 
 # What of the host's apt configuration says how to reach the mirror.
 APT_ACQUIRE_OPTIONS = ("http", "https", "ftp", "check-valid-until", "check-date", "forceipv4", "forceipv6", "retries")
@@ -105,8 +126,15 @@ def image_path(name: str) -> Path:
     """The root directory of the image for `name`, a key of SUITES; it exists if the image has been made."""
     if name not in SUITES:
         raise ImageError(f"cannot find an image: no suite is called {name!r}, only {', '.join(SUITES)}")
-    recipe = repr((SUITES[name], PACKAGES, MMDEBSTRAP_OPTIONS, sorted(FILES.items()), sorted(LINKS.items())))
+    options = (MMDEBSTRAP_OPTIONS, MKE2FS_OPTIONS, DISK_SIZE)
+    recipe = repr((SUITES[name], PACKAGES, options, sorted(FILES.items()), sorted(LINKS.items())))
     return cache_directory() / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+def disk_path(name: str) -> Path:
+    """The ext4 file system with the files of the image for `name`; it exists if the image does."""
+    root = image_path(name)
+    return root.with_name(f"{root.name}.ext4")
 
 
 def build(name: str, *, rebuild: bool = False) -> Path:
@@ -126,6 +154,10 @@ def build(name: str, *, rebuild: bool = False) -> Path:
             new = Path(scratch) / "new"
             _bootstrap(SUITES[name], new)
             _settle(new)
+            disk = Path(scratch) / "disk"
+            _make_disk(new, disk)
+            disk.rename(disk_path(name))
+            # Last: who finds the directory finds the disk as well.
             if root.is_dir():
                 root.rename(Path(scratch) / "old")
             new.rename(root)
@@ -168,6 +200,14 @@ def _settle(root: Path) -> None:
     # The bootstrapping host's name and name servers are not the machine's.
     for name in ("etc/hostname", "etc/resolv.conf"):
         (root / name).unlink(missing_ok=True)
+
+
+def _make_disk(root: Path, disk: Path) -> None:
+    """A file system for QEMU with the files of a root directory; a sparse file."""
+    command = ["/usr/sbin/mke2fs", *MKE2FS_OPTIONS, "-d", str(root), str(disk), DISK_SIZE]
+    result = _output(command, "install the package e2fsprogs")
+    if result.returncode:
+        raise ImageError(f"cannot make {disk}: mke2fs exited with {result.returncode}:\n{result.stderr}")
 
 
 def _sources(suite: str) -> list[str]:

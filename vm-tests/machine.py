@@ -183,10 +183,7 @@ class Machine:
     def write(self, inside: str, text: str, mode: int = 0o644) -> None:
         """Write a file; directories are made as needed."""
         with self._unpacking() as archive:
-            member = tarfile.TarInfo(inside.lstrip("/"))
-            content = text.encode()
-            member.size, member.mode, member.mtime = len(content), mode, int(time.time())
-            archive.addfile(member, io.BytesIO(content))
+            _add_text(archive, inside, text, mode)
 
     def read(self, inside: str) -> str:
         """The text of a file."""
@@ -243,29 +240,16 @@ class Machine:
 
         `configuration` becomes /etc/hitlessd/hitlessd.conf. May be repeated: then it is an upgrade.
         """
-        tree = Path(tree)
-        units = tree / "units"
         with self._unpacking() as archive:
-            archive.add(tree / "hitlessd", "usr/lib/python3/dist-packages/hitlessd", filter=_source_only)
-            for unit in sorted(units.iterdir()):
-                if place := INSTALLED_UNITS.get(unit.suffix):
-                    archive.add(unit, place.format(name=unit.name, stem=unit.stem), filter=_owned_by_root)
-        self.write("/usr/bin/hitlessd", INSTALLED_SCRIPT.format(module="cli"), mode=0o755)
-        self.write("/usr/bin/hitlessctl", INSTALLED_SCRIPT.format(module="ctl"), mode=0o755)
-        self.write("/etc/hitlessd/hitlessd.conf", configuration)
-        self.run("mkdir", "-p", "/etc/hitlessd/conf.d")
-        self.run("python3", "-m", "compileall", "-q", "/usr/lib/python3/dist-packages/hitlessd")
-        self.run("systemd-sysusers", "hitlessd.conf")
-        self.run("systemd-tmpfiles", "--create", "hitlessd.conf")
-        self.run("journalctl", "--update-catalog")
-        self.run("systemctl", "daemon-reload")
+            add_hitlessd(archive, Path(tree), configuration)
+        for argv in INSTALL_COMMANDS:
+            self.run(*argv)
 
     # Evidence
 
     def keep(self, label: str) -> Path:
         """Keep what helps to understand a failure in the directory LABEL of `artefacts`, and return its path."""
-        directory = self.artefacts / "".join(c if c.isalnum() or c in "-_.[]" else "-" for c in label)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = artefacts_directory(self.artefacts, label)
         if not self._console.closed:
             (directory / "console.log").write_bytes(self._console_output())
         for name, argv in EVIDENCE.items():
@@ -411,6 +395,16 @@ INSTALLED_UNITS = {
 }
 """Where a file in units/ goes, by its suffix. What has another suffix is documentation."""
 
+INSTALL_COMMANDS = (
+    ("mkdir", "-p", "/etc/hitlessd/conf.d"),
+    ("python3", "-m", "compileall", "-q", "/usr/lib/python3/dist-packages/hitlessd"),
+    ("systemd-sysusers", "hitlessd.conf"),
+    ("systemd-tmpfiles", "--create", "hitlessd.conf"),
+    ("journalctl", "--update-catalog"),
+    ("systemctl", "daemon-reload"),
+)
+"""What the Debian package does when its files are there."""
+
 EVIDENCE = {
     "journal.log": ["journalctl", "--output=short-precise", "--all", "--no-pager"],
     "units.log": ["systemctl", "--no-pager", "--full", "--all", "status", "hitlessd*"],
@@ -421,13 +415,39 @@ EVIDENCE = {
 """Files that keep() writes, with the commands they come from."""
 
 
+def add_hitlessd(archive: tarfile.TarFile, tree: Path, configuration: str) -> None:
+    """Add what the Debian package contains, from a source tree, and the configuration."""
+    archive.add(tree / "hitlessd", "usr/lib/python3/dist-packages/hitlessd", filter=owned_source)
+    for unit in sorted((tree / "units").iterdir()):
+        if place := INSTALLED_UNITS.get(unit.suffix):
+            archive.add(unit, place.format(name=unit.name, stem=unit.stem), filter=_owned_by_root)
+    _add_text(archive, "/usr/bin/hitlessd", INSTALLED_SCRIPT.format(module="cli"), 0o755)
+    _add_text(archive, "/usr/bin/hitlessctl", INSTALLED_SCRIPT.format(module="ctl"), 0o755)
+    _add_text(archive, "/etc/hitlessd/hitlessd.conf", configuration)
+
+
+def _add_text(archive: tarfile.TarFile, inside: str, text: str, mode: int = 0o644) -> None:
+    member = tarfile.TarInfo(inside.lstrip("/"))
+    content = text.encode()
+    member.size, member.mode, member.mtime = len(content), mode, int(time.time())
+    archive.addfile(member, io.BytesIO(content))
+
+
+def artefacts_directory(artefacts: Path, label: str) -> Path:
+    """The directory for what is kept about `label`."""
+    directory = artefacts / "".join(c if c.isalnum() or c in "-_.[]" else "-" for c in label)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
 def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = "root"
     return member
 
 
-def _source_only(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+def owned_source(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """A tarfile filter: what belongs to a source tree, and to root."""
     return None if Path(member.name).name == "__pycache__" else _owned_by_root(member)
 
 
