@@ -61,8 +61,8 @@ class Homecoming:
     ) -> None:
         """Have the connections of these parks go on, with worker `index` or spread over all.
 
-        `lost`: connections that died with their worker since nothing of them was parked, `spoilt`: those whose parks are
-        of no use. `cold`: nobody lives who may have taken one that was on its way. `done` is called when all is over.
+        `lost`: connections that died with their worker since nothing of them was parked, `spoilt`: those whose parks
+        are of no use. `cold`: nobody lives who may have taken one that was on its way. `done` is called at the end.
         """
         event = _Event(self._loop.time(), cold, done=done)
         event.lost.update({YOUNG: lost, _SPOILT: spoilt})
