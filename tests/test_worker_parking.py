@@ -412,9 +412,9 @@ def test_nobody_resumes_them_in_time(farm: Farm, monkeypatch: pytest.MonkeyPatch
 def test_what_kills_its_heirs_is_given_up(death: Death, farm: Farm) -> None:
     client, _server = death.old.pair(farm)
     death.age()
-    for _ in range(5):
+    for _ in range(20):
         death.park.book.attempt()
-    death.die(lost={"5 processes died over them": 1})
+    death.die(lost={"20 processes died over them": 1})
     client.sock.settimeout(10)
     with pytest.raises(ConnectionResetError):
         client.sock.recv(1)

@@ -120,6 +120,7 @@ class Kernel:
         mark = f"--- end of command {next(_marks)}, exit status "
         # In two parts, lest an echo be taken for it.
         text = f"(\n{command}\n) </dev/null 2>&1; printf '%s%s %d\\n' '{mark[:5]}' '{mark[5:-1]}' $?\n"
+        assert self._qemu.stdin is not None
         self._qemu.stdin.write(text.encode())
         output, status = self._read(mark, timeout)
         return subprocess.CompletedProcess(command, int(status), output, "")
@@ -168,14 +169,16 @@ class Kernel:
         """Read until a line begins with `mark`: what came before, and the rest of that line."""
         end = time.monotonic() + timeout
         output = b"\n"
+        reader = self._qemu.stdout
+        assert reader is not None
         while True:
             before, found, rest = output.partition(b"\n" + mark.encode())
             if found and b"\n" in rest:
                 return before[1:].decode(errors="replace"), rest.decode(errors="replace").strip()
-            if not select.select([self._qemu.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
+            if not select.select([reader], [], [], max(0.0, end - time.monotonic()))[0]:
                 said = output[-4000:].decode(errors="replace")
                 raise TimeoutError(f"not within {timeout:g} s on {self.name}: {mark}; it said:\n{said}")
-            if not (data := os.read(self._qemu.stdout.fileno(), 65536)):
+            if not (data := os.read(reader.fileno(), 65536)):
                 raise MachineError(f"cannot wait for {mark}: {self.name} has died")
             output += data.replace(b"\r", b"")
 

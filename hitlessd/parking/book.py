@@ -47,7 +47,7 @@ _MAX_BYTES = 1 << 40
 
 class _Head(IntEnum):
     (MAGIC, FORMAT, SLOTS, SLOT_WORDS, TEXT, PIPES, NOTES, BLOCKS, BLOCK, GENERATION, HEARTBEAT, NOTES_END, ATTEMPTS,
-     LABEL_MARK, LABEL_AT) = range(15)  # fmt: skip
+     LABEL_MARK, LABEL_AT, RESUMED, ENDED) = range(17)  # fmt: skip
 
 
 #: Words of the head that the relay writes before it reads into the scratch: for whom, and from which byte on.
@@ -331,9 +331,16 @@ class Book:
         self.words[_Head.ATTEMPTS] += 1
         return self.words[_Head.ATTEMPTS]
 
-    def progress(self) -> None:
-        """Some of what is in it has been resumed."""
+    def progress(self, resumed: int, ended: int) -> None:
+        """So many of what is in it have been dealt with, by all heirs together: should this one die, the next one
+        knows."""
+        self.words[_Head.RESUMED], self.words[_Head.ENDED] = resumed, ended
         self.words[_Head.ATTEMPTS] = 0
+
+    @property
+    def dealt_with(self) -> tuple[int, int]:
+        """Connections that heirs so far have resumed, and found to have ended."""
+        return self.words[_Head.RESUMED], self.words[_Head.ENDED]
 
 
 _SIZES = (_Head.SLOTS, _Head.SLOT_WORDS, _Head.TEXT, _Head.PIPES, _Head.NOTES, _Head.BLOCKS, _Head.BLOCK)

@@ -39,7 +39,7 @@ __all__ = ["Resumption"]
 _DIED = "bytes that were on their way died with the process"
 
 #: Processes that may die over one message; then something in it kills them, and what is left is given up.
-_ATTEMPTS = 5
+_ATTEMPTS = 20
 #: Seconds between two looks whether the one before us is dead at last, or descriptors are free again; and how long.
 _AGAIN, _PATIENCE = 0.02, 5.0
 
@@ -165,7 +165,11 @@ class Resumption:
         elif self._attempt > _ATTEMPTS:
             self._give_up = f"{_ATTEMPTS} processes died over them"
         self._lanes.clear()
+        self._report = _Report(*book.dealt_with)
         for note in book.notes():
+            if "lost" in note:
+                self._report.lose(str(note["lost"]))
+                continue
             frontend, backend, server = note["lane"]
             self._lanes.append((str(frontend), str(backend), str(server)))
             if "frontend" in note:
@@ -238,8 +242,8 @@ class Resumption:
         self._worker.parking.admit(came)
         for slot, _ in resumed:
             self._book.set_state(slot, SlotState.FREE)
-        self._book.progress()
         self._report.resumed += len(resumed)
+        self._book.progress(self._report.resumed, self._report.ended)
         self._strike(f"batch-{self._batches}")
 
     def _try(self, slot: int, state: SlotState, socks: list[socket.SocketType]) -> Connection | None:
@@ -256,10 +260,10 @@ class Resumption:
                     self._pipes.pop(mark_of(slot, from_server), None)  # it is the connection's now
                 return conn
         except Hole as hole:
-            self._report.lose(str(hole))
+            self._lose(str(hole))
         except (PeerError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             self._worker.complain(f"cannot go on with a parked connection: {error}")
-            self._report.lose("what was parked of them makes no sense")
+            self._lose("what was parked of them makes no sense")
         else:
             self._report.ended += 1
             if how is Fate.ENDING:
@@ -270,6 +274,11 @@ class Resumption:
             sock.close()
         self._book.set_state(slot, SlotState.FREE)
         return None
+
+    def _lose(self, why: str) -> None:
+        """Should we die, the next one tells."""
+        self._report.lose(why)
+        self._book.add_note({"lost": why})
 
     def _say_farewell(self, slot: int, socks: Sequence[socket.SocketType]) -> None:
         for sock in socks:
