@@ -72,7 +72,7 @@ def test_a_worker_that_dies_or_stops(place: str, number: signal.Signals, tmp_pat
         poll_until(lambda: len(generations_accepting(daemon.processes(), port)) == 1, 20, "one accepting generation")
         alive = _alive(held)
         poll_until(lambda: alive + _lost(daemon) == COUNT, 10, "an account of the lost")
-        # All had left the old worker after the third batch; what the new one has not answered for is still the old one's.
+        # All had left the old worker after the third batch; what the new one did not answer for is still the old one's.
         assert (alive == COUNT) is (place in ("emigration.batch-3", "immigration.claim-1"))
         assert (alive == 0) is (place == "immigration.batch-3")
         if place.startswith("immigration") and alive:
