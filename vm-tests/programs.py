@@ -16,7 +16,7 @@ CONFIGURATION = f"""\
 [global]
 stats socket = /run/hitlessd/hitlessd.sock mode 600 expose-fd listeners level admin
 workers = {WORKERS}
-maxconn = 4000
+maxconn = 3000
 [defaults]
 mode = tcp
 timeout connect = 5s

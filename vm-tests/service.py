@@ -23,7 +23,7 @@ CONFIGURATION = """\
 [global]
 stats socket = /run/hitlessd/hitlessd.sock mode 600 expose-fd listeners level admin
 workers = 2
-maxconn = 4000
+maxconn = 3000
 reload-timeout = {reload_timeout}
 [defaults]
 mode = tcp
