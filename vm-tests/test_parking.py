@@ -242,7 +242,8 @@ def test_new_connections_meet_a_listener_through_kills(service: Service, record_
         with Load(machine, 300, port=YOUNG) as load:
             machine.wait_until(lambda: service.connections() > crowd.size + 300, 30, "the load runs")
             cursor = machine.journal_cursor()
-            for what in ("worker", "main", "worker", "main", "main", "worker"):
+            kills = ("worker", "main", "worker", "main", "main", "worker")
+            for what in kills:
                 crowd.rest(killer.delay())
                 killer.kill(what)
             up(service)
@@ -253,8 +254,9 @@ def test_new_connections_meet_a_listener_through_kills(service: Service, record_
     whole(report)
     assert outcome["failures"]["refused"] == outcome["failures"]["timeout"] == 0, outcome["errors"]
     assert outcome["failures"]["corrupt"] == outcome["failures"]["wrong"] == 0, outcome["errors"]
-    # Who is cut off while it ends may not notice.
-    assert outcome["failed"] <= account.lost, (outcome["failures"], account.reasons)
+    # Who is cut off while it ends may not notice. And a worker counts at the end of a turn: whom it accepted in the one in
+    # which it was killed, a burst at most, nobody has counted.
+    assert outcome["failed"] <= account.lost + 16 * len(kills), (outcome["failures"], account.reasons)
 
 
 def test_without_the_check_of_the_counters_bytes_go_wrong(service: Service, record_property: Record) -> None:
