@@ -254,8 +254,8 @@ def test_new_connections_meet_a_listener_through_kills(service: Service, record_
     whole(report)
     assert outcome["failures"]["refused"] == outcome["failures"]["timeout"] == 0, outcome["errors"]
     assert outcome["failures"]["corrupt"] == outcome["failures"]["wrong"] == 0, outcome["errors"]
-    # Who is cut off while it ends may not notice. And a worker counts at the end of a turn: whom it accepted in the one in
-    # which it was killed, a burst at most, nobody has counted.
+    # Who is cut off while it ends may not notice. And a worker counts at the end of a turn: whom it accepted in the one
+    # in which it was killed, a burst at most, nobody has counted.
     assert outcome["failed"] <= account.lost + 16 * len(kills), (outcome["failures"], account.reasons)
 
 
