@@ -273,6 +273,31 @@ def test_bytes_kept_for_a_slow_reader_come_first(death: Death, farm: Farm) -> No
     _end(new, client, server)
 
 
+def test_without_the_check_those_bytes_would_be_missing(
+    death: Death, farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check that cannot fail proves nothing."""
+    monkeypatch.setenv("HITLESSD_UNCHECKED_RESUME", "1")
+    old, new = death.old, death.new
+    client, server = old.pair(farm)
+    death.age()
+    (conn,) = old.worker.connections
+    sent = 0
+    data = bytes(i % 251 for i in range(1 << 20))
+    assert conn.server
+    while not conn.server.blocked:
+        sent += client.send(data[sent % 251 : sent % 251 + 9000])
+        old.settle()
+    assert conn.server.out is not None
+    missing = len(conn.server.out)
+    death.die(resumed=1)
+    new.until(lambda: len(server.read()) == sent - missing, "what the kernel had")
+    client.send(b"\xff")
+    new.until(lambda: server.read()[-1:] == b"\xff", "what comes next")
+    assert server.got[:-1] != bytes(i % 251 for i in range(sent))
+    _end(new, client, server)
+
+
 @pytest.mark.parametrize("old_enough", [True, False])
 def test_bytes_in_a_pipe_come_along(death: Death, farm: Farm, old_enough: bool) -> None:
     """Whether it had the pipe before it was parked, or got it afterwards."""

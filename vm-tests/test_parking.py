@@ -270,7 +270,7 @@ def test_without_the_check_of_the_counters_bytes_go_wrong(service: Service, reco
         def corrupt() -> int:
             return sum(1 for each in crowd.lost if each["reason"] == "corrupt")
 
-        while killer.kills < 40 and not corrupt():
+        while killer.kills < 200 and not corrupt():
             crowd.rest(killer.dice.uniform(0.1, 0.5))
             killer.kill(killer.dice.choice(["worker", "main"]))
         crowd.rest(2.0)
