@@ -223,28 +223,6 @@ def test_a_crowd_passes_through_kills_at_random(tmp_path: Path) -> None:
         assert (counters["corrupt"], counters["reset"], counters["short"]) == (0, 0, 0)
 
 
-def test_a_crowd_that_nobody_checks_the_counters_of_is_corrupted(tmp_path: Path) -> None:
-    """A check that cannot fail proves nothing."""
-    port, dice, pause = free_port(), random.Random(12), threading.Event()
-    with (
-        Backend() as backend,
-        Restartable(
-            tmp_path,
-            listen(port, server=backend.port),
-            more=AT_ONCE,
-            env={"HITLESSD_UNCHECKED_RESUME": "1"},
-        ) as service,
-        Population(f"127.0.0.1:{port}", bulk=30, timeout=60) as crowd,
-    ):
-        service.wait_number("CurrParked", 30)
-        for _ in range(40):
-            pause.wait(dice.uniform(0.05, 0.3))
-            replace(service, dice.choice(WAYS[1:]))
-            if any(each["reason"] == "corrupt" for each in crowd.lost):
-                break
-        assert any(each["reason"] == "corrupt" for each in crowd.lost)
-
-
 # What lies in the store
 
 
