@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hitlessd.log import Logger
 from hitlessd.loop import Loop
 from hitlessd.main import status
-from hitlessd.main.homecoming import tell_lost
 from hitlessd.main.office import Office
 from hitlessd.systemd import Manager
-from hitlessd.table import PROCESS, Column
 
 __all__ = ["Departure"]
 
@@ -24,7 +22,11 @@ _STOP_PATIENCE = 2.0
 class Departure:
     """Ends the loop when it is over."""
 
-    def __init__(self, loop: Loop, log: Logger, manager: Manager, office: Office) -> None:
+    def __init__(
+        self, loop: Loop, log: Logger, manager: Manager, office: Office, lose: Callable[[Counter[str]], object]
+    ) -> None:
+        """`lose` counts and logs connections that are lost, by reason."""
+        self._lose = lose
         self._loop = loop
         self._log = log
         self._manager = manager
@@ -115,8 +117,7 @@ class Departure:
         lost: Counter[str] = Counter()
         for answer in answers:
             lost.update((answer or {}).get("lost", {}))
-        tell_lost(self._log, lost)
-        self._office.equipment.table.add(PROCESS, Column.LOST, lost.total())
+        self._lose(lost)
 
     def _stop_hard(self) -> None:
         self._office.equipment.pool.kill_all()

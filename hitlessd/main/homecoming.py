@@ -130,7 +130,6 @@ class Homecoming:
     def _tell(self, event: _Event) -> None:
         took = (self._loop.time() - event.began) * 1000
         self._table.add(PROCESS, Column.RESUMED, event.resumed)
-        self._table.add(PROCESS, Column.LOST, event.lost.total())
         if event.resumed or event.ended:
             ended = f", {event.ended} had ended meanwhile" if event.ended else ""
             self._log(
@@ -139,14 +138,17 @@ class Homecoming:
                 resumed=event.resumed,
                 ended=event.ended,
             )
-        tell_lost(self._log, +event.lost)
+        self.lose(event.lost)
         if event.done:
             event.done()
 
-    def lost(self, number: int) -> None:
-        """Connections died of which nothing was parked, or nobody will go on with."""
-        self._table.add(PROCESS, Column.LOST, number)
-        tell_lost(self._log, Counter({YOUNG: number}))
+    def lose(self, lost: Counter[str]) -> None:
+        """Count connections that nobody will go on with, and log how many and why; nothing if there are none."""
+        number = lost.total()
+        if number:
+            self._table.add(PROCESS, Column.LOST, number)
+            reasons = ", ".join(f"{count}: {why}" for why, count in lost.items() if count)
+            self._log("err", f"{number} connections are lost ({reasons})", lost=number)
 
 
 def _moving(parks: Sequence[Park]) -> list[tuple[Park, int]]:
@@ -154,10 +156,3 @@ def _moving(parks: Sequence[Park]) -> list[tuple[Park, int]]:
     for park in parks:
         found += [(park, slot) for slot, state in enumerate(park.book.states()) if state == SlotState.MOVING]
     return found[:_MOST_MOVING]
-
-
-def tell_lost(log: Logger, lost: Counter[str]) -> None:
-    """One line that says how many connections are lost, and why; none if there are none."""
-    if number := lost.total():
-        reasons = ", ".join(f"{count}: {why}" for why, count in lost.items())
-        log("err", f"{number} connections are lost ({reasons})", lost=number)

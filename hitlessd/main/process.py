@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from hitlessd.main.arrival import Arrival
 from hitlessd.main.birth import Birth, Born, Options
 from hitlessd.main.departure import Departure
 from hitlessd.main.equipment import Equipment
-from hitlessd.main.homecoming import Homecoming
+from hitlessd.main.homecoming import YOUNG, Homecoming
 from hitlessd.main.inheritance import Ancestor
 from hitlessd.main.limits import raise_soft_limit, store_entries, store_problem
 from hitlessd.main.office import Office, send_signal
@@ -125,10 +126,10 @@ class Main:
             born.inheritance.ancestors,
             self.started,
         )
-        self._departure = Departure(self.loop, self.log, self._manager, office)
         self._sessions = Sessions(self.loop, self.log, equipment.pool, office.ancestors)
         self._homecoming = Homecoming(self.loop, self.log, equipment.pool, equipment.parks, equipment.table)
         equipment.pool.when_bereaved(self._bereaved, self._homecoming.give)
+        self._departure = Departure(self.loop, self.log, self._manager, office, self._homecoming.lose)
         self._succession = Succession(
             self.loop, self.log, self._manager, self._store, self._reloads, office, self._handover_ended
         )
@@ -455,14 +456,14 @@ class Main:
             # Systemd does not hear us any more, so that a new worker's park would not be kept: an old one goes on.
             index = pool.members()[0][0]
         if pool.state in ("park", "quit", "hurry"):
-            self._homecoming.lost(lost)
+            self._homecoming.lose(Counter({YOUNG: lost}))
         elif pool.members() or not self._serving.stopping:
             self._homecoming.begin([park], index, lost)
         elif not self._succeeded:
             # The last one, while finishing.
-            self._homecoming.lost(lost + park.book.held())
+            self._homecoming.lose(Counter({YOUNG: lost + park.book.held()}))
         else:
-            self._homecoming.lost(lost)  # the successor goes on with the others
+            self._homecoming.lose(Counter({YOUNG: lost}))  # the successor goes on with the others
 
     def _report(self, what: str, error: BaseException) -> None:
         import traceback  # in hand for a bug only; its import would slow every reload

@@ -112,9 +112,7 @@ class Connection:
         self.accounted_in = self.accounted_out = 0
         self.spliced = 0  # of the bytes not yet accounted, those that went through a pipe
         self.counted = False  # the kernel's counters of its sockets are known to agree with ours
-        self.shared = (
-            False  # duplicates of its sockets may lie in a park, so that close(2) alone shows its peers nothing
-        )
+        self.shared = False  # duplicates of its sockets may lie in a park: close(2) alone shows its peers nothing
         self.slot = UNPARKED  # in the book of parked connections, see parking.py
         self.bucket = 0
 

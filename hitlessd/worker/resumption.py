@@ -58,8 +58,6 @@ class _Report:
 class Resumption:
     """Takes one park over, message by message. It is among the worker's `ready` until it is done."""
 
-    live = True
-
     @classmethod
     def of(
         cls,
