@@ -12,27 +12,44 @@ from typing import Literal
 
 __all__ = [
     "NOWHERE",
+    "Acl",
     "Address",
     "Backend",
     "Balance",
     "Bind",
+    "Check",
+    "Condition",
     "Config",
+    "Cookie",
+    "Expectation",
+    "ForwardFor",
     "Frontend",
     "Global",
+    "HttpCheck",
+    "HttpRule",
     "InetAddress",
     "Level",
     "LogTarget",
+    "Mode",
+    "Observe",
+    "Reuse",
     "Server",
     "Severity",
     "SourceFile",
     "StatsSocket",
     "SystemdAddress",
+    "TcpRule",
+    "Term",
     "Timeouts",
     "UnixAddress",
+    "UseBackend",
     "Where",
 ]
 
-Balance = Literal["roundrobin", "leastconn", "source"]
+Mode = Literal["tcp", "http"]
+Balance = Literal["roundrobin", "static-rr", "leastconn", "first", "source", "uri", "hdr", "random"]
+Reuse = Literal["never", "safe", "aggressive", "always"]
+Observe = Literal["", "layer4", "layer7"]
 Level = Literal["user", "operator", "admin"]
 #: syslog(3) severities, the least talkative first; HAProxy's names.
 Severity = Literal["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"]
@@ -118,6 +135,7 @@ class Bind:
     mode: int | None = None  # of a unix path
     user: str = ""  # owner of a unix path, name or number
     group: str = ""
+    accept_proxy: bool = False  # every connection begins with a PROXY header, v1 or v2
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +149,136 @@ class Timeouts:
     server_fin: float | None = None
     tunnel: float | None = None
     queue: float | None = None  # where unset, `connect` counts, as with HAProxy
+    http_request: float | None = None  # for a whole head; where unset, `client` counts
+    http_keep_alive: float | None = None  # for the next request to begin; where unset, `http_request` counts
+    check: float | None = None  # for a check's answer, once it is connected; where unset, its interval counts
+
+
+@dataclass(frozen=True, slots=True)
+class Acl:
+    """One test of a connection or a request: a criterion and the values of which one must match.
+
+    `acl NAME = ...` given several times under one name, or in several lines, is a Term with several of these.
+    """
+
+    criterion: str  # a name of HAProxy's: path, path_beg, hdr, hdr_dom, src, ...; see samples.py
+    argument: str = ""  # what stood in parentheses
+    insensitive: bool = False  # -i
+    values: tuple[str, ...] = ()
+    name: str = ""  # "" for an anonymous one, { ... }
+    where: Where = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """Holds when any of its tests does, or, negated, when none does."""
+
+    tests: tuple[Acl, ...]
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """`if A !B || C`: alternatives, each of which needs all of its terms; `unless` negates the whole."""
+
+    alternatives: tuple[tuple[Term, ...], ...]
+    unless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UseBackend:
+    """`use_backend NAME if|unless ...`; the first whose condition holds decides."""
+
+    backend: str
+    condition: Condition | None = None
+    where: Where = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class TcpRule:
+    """`tcp-request connection accept|reject if|unless ...`, decided as soon as a client is accepted."""
+
+    action: Literal["accept", "reject"]
+    condition: Condition | None = None
+    where: Where = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRule:
+    """A line of `http-request` or `http-response`.
+
+    `value` is text in the language of log-format, as in `%[src]`: of a header, a redirect's target, a returned body.
+    """
+
+    action: Literal["allow", "deny", "set-header", "add-header", "del-header", "redirect", "return"]
+    name: str = ""  # of the header; of a redirect: location, prefix or scheme
+    value: str = ""
+    status: int = 0  # of deny, redirect and return
+    content_type: str = ""  # of return
+    headers: tuple[tuple[str, str], ...] = ()  # of return: names and log-format texts
+    body: bytes | None = None  # of return: a body without variables, as from a file
+    condition: Condition | None = None
+    where: Where = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardFor:
+    """`option forwardfor [except NETWORK] [header NAME] [if-none]`."""
+
+    header: str = "X-Forwarded-For"
+    unless_from: str = ""  # a network in CIDR notation
+    if_none: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cookie:
+    """`cookie NAME insert|rewrite|prefix [indirect] [nocache] [httponly] [secure] [domain D]... [attr A]...`."""
+
+    name: str
+    mode: Literal["insert", "rewrite", "prefix"] = "insert"
+    indirect: bool = False
+    nocache: bool = False
+    httponly: bool = False
+    secure: bool = False
+    postonly: bool = False
+    preserve: bool = False
+    domains: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """`check` of a server and what goes with it."""
+
+    inter: float = 2.0  # seconds
+    fastinter: float | None = None  # while changing between up and down; None: inter
+    downinter: float | None = None  # while down; None: inter
+    rise: int = 2
+    fall: int = 3
+    address: InetAddress | UnixAddress | None = None  # None: the server's own
+    send_proxy: int = 0  # `check-send-proxy`: version of the PROXY header of a check, 0 for none
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """`http-check expect [!] status|rstatus|string|rstring|hdr VALUE`."""
+
+    kind: Literal["status", "rstatus", "string", "rstring", "hdr"]
+    value: str  # status: numbers and ranges, as in 200-399,404
+    name: str = ""  # of the header
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCheck:
+    """`option httpchk [METHOD] [URI] [VERSION]`, `http-check send ...`, `http-check expect ...`."""
+
+    method: str = "OPTIONS"
+    uri: str = "/"
+    version: str = "HTTP/1.0"
+    headers: tuple[tuple[str, str], ...] = ()
+    body: str = ""
+    expect: tuple[Expectation, ...] = ()  # none: any 2xx or 3xx
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +294,16 @@ class Server:
     maxconn: int = 0  # 0: no limit
     hostname: str = ""  # what the file said, when it was not a number
     where: Where = NOWHERE
+    check: Check | None = None
+    slowstart: float = 0.0  # seconds in which the weight grows from a tenth to its full size after the server is up
+    cookie: str = ""  # its value in the backend's cookie
+    send_proxy: int = 0  # version of the PROXY header that begins each connection to it, 0 for none
+    observe: Observe = ""  # traffic counts as a check
+    error_limit: int = 10  # errors in a row that `observe` needs
+    on_error: Literal["fastinter", "fail-check", "sudden-death", "mark-down"] = "fail-check"
+    on_marked_down: Literal["", "shutdown-sessions"] = ""
+    pool_max_conn: int = -1  # idle connections kept for reuse, -1: no limit of its own
+    pool_purge_delay: float = 5.0  # seconds after which half of the superfluous idle ones are closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +317,25 @@ class Backend:
     timeouts: Timeouts = Timeouts()
     retries: int = 3
     redispatch: bool = False
-    mode: Literal["tcp"] = "tcp"
+    mode: Mode = "tcp"
     where: Where = NOWHERE
     migrate: bool = True  # connections move to the successor at a reload
     shutdown_on_reload: bool = False  # ... and are closed there
+    balance_header: str = ""  # of `balance hdr(NAME)`
+    balance_draws: int = 2  # of `balance random(DRAWS)`
+    balance_uri_len: int = 0  # `balance uri len N`: so many characters count, 0 for all
+    balance_uri_depth: int = 0  # `balance uri depth N`: so many directories count, 0 for all
+    balance_uri_whole: bool = False  # `balance uri whole`: the query counts, too
+    hash_consistent: bool = False  # `hash-type consistent`; else map-based
+    http_reuse: Reuse = "safe"
+    cookie: Cookie | None = None
+    http_check: HttpCheck | None = None
+    forwardfor: ForwardFor | None = None
+    httpclose: bool = False
+    abortonclose: bool = False
+    http_request: tuple[HttpRule, ...] = ()
+    http_response: tuple[HttpRule, ...] = ()
+    errorfiles: tuple[tuple[int, bytes], ...] = ()  # status and the whole answer, head and body
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +350,22 @@ class Frontend:
     maxconn: int = 0  # 0: no limit but the global one
     tcplog: bool = False  # `option tcplog`: one log line a connection
     dontlognull: bool = False
-    mode: Literal["tcp"] = "tcp"
+    mode: Mode = "tcp"
     where: Where = NOWHERE
     migrate: bool = True  # connections move to the successor at a reload
     shutdown_on_reload: bool = False  # ... and are closed there
+    httplog: bool = False
+    log_format: str = ""  # "": what tcplog or httplog say
+    log_json: bool = False  # `option jsonlog`: one JSON object a line
+    tcp_rules: tuple[TcpRule, ...] = ()
+    use_backend: tuple[UseBackend, ...] = ()
+    rate_limit: int = 0  # `rate-limit sessions N`: new ones a second, 0 for no limit
+    inspect_delay: float = 0.0  # `tcp-request inspect-delay`: seconds to wait for what use_backend asks about
+    forwardfor: ForwardFor | None = None
+    httpclose: bool = False
+    http_request: tuple[HttpRule, ...] = ()
+    http_response: tuple[HttpRule, ...] = ()
+    errorfiles: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +383,13 @@ class StatsSocket:
 
 @dataclass(frozen=True, slots=True)
 class LogTarget:
-    """`log = auto|journal|stderr|stdout [LEVEL]`; auto: the journal when systemd started us, else stderr."""
+    """`log = auto|journal|stderr|stdout [LEVEL]`; auto: the journal when systemd started us, else stderr.
+    `log = ADDRESS FACILITY [LEVEL]`: a syslog server, UDP or a unix datagram socket."""
 
-    target: Literal["auto", "journal", "stderr", "stdout"] = "auto"
+    target: Literal["auto", "journal", "stderr", "stdout", "syslog"] = "auto"
     level: Severity = "info"
+    address: InetAddress | UnixAddress | None = None  # of the syslog server
+    facility: str = "local0"
 
 
 @dataclass(frozen=True, slots=True)

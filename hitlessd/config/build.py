@@ -209,7 +209,7 @@ def _frontend(proxy: _Settings, iid: int) -> Frontend:
     return Frontend(
         entry.name, iid, tuple(proxy.binds), target, Timeouts(**proxy.timeouts), proxy.maxconn or 0,
         proxy.flags.get("option tcplog", False), proxy.flags.get("option dontlognull", False), "tcp", entry.where,
-        **_moving(proxy),
+        *_moving(proxy),
     )  # fmt: skip
 
 
@@ -218,16 +218,13 @@ def _backend(proxy: _Settings, iid: int) -> Backend:
     return Backend(
         proxy.entry.name, iid, tuple(proxy.servers), proxy.balance or "roundrobin", Timeouts(**proxy.timeouts), retries,
         proxy.flags.get("option redispatch", False), "tcp", proxy.entry.where,
-        **_moving(proxy),
+        *_moving(proxy),
     )  # fmt: skip
 
 
-def _moving(proxy: _Settings) -> dict[str, bool]:
-    """What becomes of connections at a reload."""
-    return {
-        "migrate": proxy.flags.get("option migrate", True),
-        "shutdown_on_reload": proxy.flags.get("shutdown-on-reload", False),
-    }
+def _moving(proxy: _Settings) -> tuple[bool, bool]:
+    """What becomes of connections at a reload: `migrate` and `shutdown_on_reload`."""
+    return proxy.flags.get("option migrate", True), proxy.flags.get("shutdown-on-reload", False)
 
 
 def _check_addresses(global_: Global, frontends: list[Frontend], proxies: list[_Settings], problems: Problems) -> None:

@@ -20,7 +20,7 @@ from hitlessd.worker.relay import EVENTS, READABLE, SCRATCH, TROUBLE, WRITABLE, 
 from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
-    from hitlessd.worker.backend import LiveServer
+    from hitlessd.worker.backend import LiveBackend, LiveServer
     from hitlessd.worker.frontend import LiveFrontend
     from hitlessd.worker.loop import Worker
 
@@ -69,6 +69,7 @@ class Connection:
         "accounted_out",
         "address",
         "assigned_at",
+        "backend",
         "bucket",
         "cause",
         "client",
@@ -76,11 +77,13 @@ class Connection:
         "counted",
         "dead",
         "due",
+        "entered",
         "frontend",
         "number",
         "queue_position",
         "redispatched",
         "retries",
+        "route",
         "server",
         "shared",
         "slot",
@@ -95,6 +98,9 @@ class Connection:
         now = worker.now
         self.worker = worker
         self.frontend = frontend
+        self.backend = frontend.backend
+        self.route = frontend.route
+        self.entered = False  # the backend counts us by ourselves, see LiveFrontend.bound
         self.address = address  # the client's, as accept() gave it
         self.number = worker.next_number()
         self.started = self.due = now
@@ -136,7 +142,7 @@ class Connection:
         # All who come in one turn go into the same bucket.
         if frontend.bucket_turn != worker.turns:
             frontend.bucket_turn = worker.turns
-            frontend.bucket_key, frontend.bucket = worker.wheel.bucket(self.started + frontend.route.first)
+            frontend.bucket_key, frontend.bucket = worker.wheel.bucket(self.started + self.route.first)
         self.bucket = frontend.bucket_key
         if self.bucket:
             frontend.bucket[self] = None
@@ -153,15 +159,33 @@ class Connection:
             frontend.dirty = True
             frontend.ledger.dirty.append(frontend)
 
+    def enter(self, backend: LiveBackend) -> None:
+        """This backend is the one; where a frontend has only one, that need not be said."""
+        self.backend = backend
+        self.route = self.frontend.route_to(backend)
+        if not self.frontend.bound:
+            self.entered = True
+            backend.opened += 1
+            sessions = backend.sessions = backend.sessions + 1
+            backend.peak = max(backend.peak, sessions)
+            backend.touch()
+
+    def exit(self) -> None:
+        """The backend has nothing more to do with us."""
+        if self.entered:
+            self.entered = False
+            self.backend.sessions -= 1
+            self.backend.touch()
+
     def assign(self, avoid: LiveServer | None = None) -> None:
         """Ask balancing for a server; wait if all are full, give up if there is none."""
-        backend = self.frontend.backend
+        backend = self.backend
         target = None if backend.queue else backend.choose(self, avoid)
         if target is not None:
             self.connect(target)
         elif backend.usable:
             self.state = _QUEUED
-            self.due = self.worker.now + self.frontend.route.queue
+            self.due = self.worker.now + self.route.queue
             backend.enqueue(self)
             self.queue_position = len(backend.queue)
             self.rearm()
@@ -183,7 +207,7 @@ class Connection:
             if self.assigned_at < 0.0:
                 self.assigned_at = now
         self.state = _CONNECTING
-        self.due = now + self.frontend.route.connect
+        self.due = now + self.route.connect
         try:
             sock = socket.SocketType(target.family, _STREAM, 0)
         except OSError as failure:
@@ -230,7 +254,7 @@ class Connection:
         self.connected_at = server.last = worker.now
         worker.handlers[server.fd] = server.on_event
         # Seldom: the first look at a connection comes soon enough, unless connecting went on beyond it.
-        if worker.now - self.started >= self.frontend.route.first:
+        if worker.now - self.started >= self.route.first:
             self.rearm()
         client.held = server.held = False
         ready = client.ready
@@ -248,7 +272,7 @@ class Connection:
 
     def connect_failed(self, error: int, timeout: bool = False) -> None:
         """This attempt has failed: try again as HAProxy would, or give up."""
-        worker, target, backend = self.worker, self.target, self.frontend.backend
+        worker, target, backend = self.worker, self.target, self.backend
         assert target is not None
         self.drop_server()
         if self.client_left():
@@ -278,7 +302,7 @@ class Connection:
         row.wretr += 1
         backend.row.wretr += 1
         self.state = State.PAUSED
-        self.due = worker.now + self.frontend.route.pause
+        self.due = worker.now + self.route.pause
         self.rearm()
 
     def drop_server(self) -> None:
@@ -301,7 +325,7 @@ class Connection:
             self.target = None
             target.count(-1)
             if target.maxconn:
-                self.frontend.backend.freed()
+                self.backend.freed()
 
     def abandon(self) -> None:
         """The client has left before there was a server."""
@@ -358,7 +382,7 @@ class Connection:
             self.unwritable(peer, error)
             return
         peer.shut = True
-        if self.frontend.route.fin_nearer:
+        if self.route.fin_nearer:
             self.rearm()
 
     def finish(self, side: Side) -> None:
@@ -451,7 +475,7 @@ class Connection:
             self.count_abort(from_client)
 
     def count_abort(self, by_client: bool) -> None:
-        rows = [self.frontend.row, self.frontend.backend.row]
+        rows = [self.frontend.row, self.backend.row]
         if self.target is not None:
             rows.append(self.target.row)
         for row in rows:
@@ -471,7 +495,7 @@ class Connection:
         self.accounted_out += went
         spliced = self.spliced
         self.spliced = 0
-        for tally in (frontend, target):
+        for tally in (frontend, target, self.backend if self.entered else None):
             if tally is not None:
                 tally.bin += came
                 tally.bout += went
@@ -495,6 +519,10 @@ class Connection:
             if target is not None:
                 target.bin += client.received - self.accounted_in
                 target.bout += went
+        if self.entered:
+            self.backend.bin += client.received - self.accounted_in
+            if server is not None:
+                self.backend.bout += server.received - self.accounted_out
         if frontend.tcplog and (client.received or not frontend.config.dontlognull):
             self.worker.log("info", log_line(self))
         if self.shared:
@@ -505,7 +533,7 @@ class Connection:
         """Everything of close() but the accounts: this worker has nothing to do with the connection any more."""
         worker, frontend, client, server, target = self.worker, self.frontend, self.client, self.server, self.target
         if self.state is _QUEUED:
-            frontend.backend.dequeue(self)
+            self.backend.dequeue(self)
         self.state = _CLOSED
         if self.slot != UNPARKED:
             worker.parking.left(self)
@@ -536,7 +564,9 @@ class Connection:
         if target is not None:
             target.count(-1)
             if target.maxconn:
-                frontend.backend.freed()
+                self.backend.freed()
+        if self.entered:
+            self.exit()
         frontend.sessions -= 1
         if not frontend.dirty:
             frontend.dirty = True
@@ -559,7 +589,7 @@ class Connection:
 
     def deadline(self) -> float:
         """When expired() has something to do (the wheel asks)."""
-        route, client, server = self.frontend.route, self.client, self.server
+        route, client, server = self.route, self.client, self.server
         if self.state is _ESTABLISHED and server is not None:
             return min(
                 self.due_of(client, route.client_open, route.client_fin),
@@ -583,7 +613,7 @@ class Connection:
             self.worker.crashed(self)
 
     def _expired(self) -> None:
-        now, route, state, backend = self.worker.now, self.frontend.route, self.state, self.frontend.backend
+        now, route, state, backend = self.worker.now, self.route, self.state, self.backend
         server = self.server
         if state is _ESTABLISHED and server is not None:
             by_client = self.due_of(self.client, route.client_open, route.client_fin) <= now

@@ -70,7 +70,7 @@ class Emigration:
         self._strike = striker("emigration", os.environ)
         self._waiting: deque[Connection] = deque()
         for conn in worker.connections:
-            if conn.frontend.config.migrate and conn.frontend.backend.config.migrate:
+            if conn.frontend.config.migrate and conn.backend.config.migrate:
                 self._waiting.append(conn)
             else:
                 self._keep("option migrate is off")
@@ -104,7 +104,7 @@ class Emigration:
             conn = self._waiting.popleft()
             if conn.state is State.CLOSED:
                 continue
-            frontend, backend = conn.frontend, conn.frontend.backend
+            frontend, backend = conn.frontend, conn.backend
             frontends[frontend.name] = frontend
             backends[backend.name] = backend
             try:

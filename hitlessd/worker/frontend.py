@@ -182,7 +182,9 @@ class LiveFrontend(Tally):
 
     def __init__(self, worker: Worker, config: Frontend, backend: LiveBackend) -> None:
         row = worker.ledger.row(RowKey("frontend", config.name))
-        super().__init__(worker.ledger, row, [worker.process, backend])
+        # With one backend for all, its row follows from ours; else every connection enters the one that it gets.
+        self.bound = config.mode == "tcp" and not config.use_backend
+        super().__init__(worker.ledger, row, [worker.process, backend] if self.bound else [worker.process])
         self.name = config.name
         self.config = config
         self.tcplog = config.tcplog
@@ -192,6 +194,14 @@ class LiveFrontend(Tally):
         self.bucket: dict[Timed, None] = {}
         self.backend = backend
         self.route = Route.of(config, backend.config)
+        self._routes = {backend: self.route}
         # The configured limit is for all workers together.
         self.limit = -(-config.maxconn // worker.table.workers) if config.maxconn else 1 << 60
         self.listeners: list[LiveListener] = []
+
+    def route_to(self, backend: LiveBackend) -> Route:
+        """What we and that backend say together."""
+        route = self._routes.get(backend)
+        if route is None:
+            route = self._routes[backend] = Route.of(self.config, backend.config)
+        return route

@@ -38,7 +38,7 @@ def _milliseconds(start: float, end: float) -> int:
 def log_line(conn: Connection) -> str:
     """The line for a connection that is about to be closed."""
     worker, frontend = conn.worker, conn.frontend
-    backend, target, table = frontend.backend, conn.target, worker.table
+    backend, target, table = conn.backend, conn.target, worker.table
     worker.write_counters()
 
     def now_on(row: Row) -> int:

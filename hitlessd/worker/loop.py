@@ -316,7 +316,7 @@ class Worker:
         for conn in connections:
             frontend = conn.frontend
             if conn.state is not State.CLOSED and (
-                frontend.config.shutdown_on_reload or frontend.backend.config.shutdown_on_reload
+                frontend.config.shutdown_on_reload or conn.backend.config.shutdown_on_reload
             ):
                 conn.cause = conn.cause or "KD"
                 conn.close()

@@ -273,7 +273,7 @@ class Parking:
 
     def _lane(self, conn: Connection) -> int:
         """The number of the note with its frontend, backend and server; negative when there is no room for one."""
-        frontend, backend = conn.frontend.config, conn.frontend.backend.config
+        frontend, backend = conn.frontend.config, conn.backend.config
         names = (frontend.name, backend.name, conn.target.name if conn.target is not None else "")
         lane = self._lanes.get(names)
         if lane is None:

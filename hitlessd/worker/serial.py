@@ -203,7 +203,7 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
         worker=worker.index,
         number=conn.number,
         frontend=conn.frontend.name,
-        backend=conn.frontend.backend.name,
+        backend=conn.backend.name,
         server=conn.target.name if conn.target is not None else "",
         state=str(conn.state),
         client_address=(str(address[0]), int(address[1])) if isinstance(address, tuple) else None,

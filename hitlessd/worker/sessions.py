@@ -45,7 +45,7 @@ def show(worker: Worker, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(conn: Connection) -> dict[str, Any]:
-    now, route, server = conn.worker.now, conn.frontend.route, conn.server
+    now, route, server = conn.worker.now, conn.route, conn.server
     expires: list[float | None] = [None, None]
     if conn.state is State.ESTABLISHED and server is not None:
         due = (
@@ -65,7 +65,7 @@ def shut_down(worker: Worker, order: dict[str, Any]) -> dict[str, Any]:
     closed = 0
     for conn in list(worker.connections):
         target = conn.target
-        names = [conn.frontend.backend.name, target.name] if target is not None else None
+        names = [conn.backend.name, target.name] if target is not None else None
         if conn.number == only if only else names == server:
             conn.cause = "K" + _WHERE.get(conn.state, "D")
             conn.close()
