@@ -9,6 +9,7 @@ from hitlessd.balance import NOBODY, Chooser, chooser
 from hitlessd.model import Backend, InetAddress, Server
 from hitlessd.table import Column, RowKey, ServerState
 from hitlessd.worker.counters import Tally
+from hitlessd.worker.pool import Pool
 from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class LiveServer(Tally):
         self.inet = isinstance(server.address, InetAddress)
         self.address = server.address.sockaddr
         self.any_port = isinstance(server.address, InetAddress) and server.address.port == 0
+        self.pool = Pool(worker, self) if backend.config.mode == "http" else None
         self._slots = worker.slots
         self._slot = self.row.slot
         self._scur_at = self.row.start + _SCUR

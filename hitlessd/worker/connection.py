@@ -13,7 +13,7 @@ import socket
 import struct
 import termios
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hitlessd.worker.logline import log_line
 from hitlessd.worker.relay import EVENTS, READABLE, SCRATCH, TROUBLE, WRITABLE, Side, ignore
@@ -52,8 +52,11 @@ class State(StrEnum):
     PAUSED = "paused"  # waits before the same server is tried again
     CONNECTING = "connecting"
     ESTABLISHED = "established"
+    WAITING = "waiting"  # HTTP: for a request, or the rest of one's head
+    EXCHANGING = "exchanging"  # HTTP: the request is on its way to the server, or the response from it
     TARRYING = "tarrying"  # one side is dead, the other still takes what was buffered for it
     CLOSED = "closed"
+    POOLED = "pooled"  # of a serial form only: a connection to a server that waits for a request
 
 
 # A member of an Enum is slow to look up.
@@ -94,6 +97,9 @@ class Connection:
         "worker",
     )
 
+    #: What its sockets are made of.
+    side: ClassVar[type[Side]] = Side
+
     def __init__(self, worker: Worker, frontend: LiveFrontend, sock: socket.SocketType, address: Any) -> None:
         now = worker.now
         self.worker = worker
@@ -105,7 +111,7 @@ class Connection:
         self.number = worker.next_number()
         self.started = self.due = now
         self.state = _CONNECTING
-        self.client = Side(worker, self, sock, sock.fileno(), now)
+        self.client = self.side(worker, self, sock, sock.fileno(), now)
         self.server: Side | None = None
         self.target: LiveServer | None = None  # the server of which we hold a slot
         self.assigned_at = self.connected_at = -1.0
@@ -146,6 +152,10 @@ class Connection:
         self.bucket = frontend.bucket_key
         if self.bucket:
             frontend.bucket[self] = None
+        self.start()
+
+    def start(self) -> None:
+        """What comes first."""
         self.assign()
 
     def count_in(self) -> None:
@@ -193,19 +203,23 @@ class Connection:
             backend.row.econ += 1
             backend.row.change()
             self.cause = "SC"
-            self.close()
+            self.give_up(503)
+
+    def chosen(self, target: LiveServer) -> None:
+        """This is the server now."""
+        self.target = target
+        target.opened += 1
+        if target.sessions > target.peak:
+            target.peak = target.sessions
+        if self.assigned_at < 0.0:
+            self.assigned_at = self.worker.now
 
     def connect(self, target: LiveServer) -> None:
         """Start to connect to the server of which we have a slot; it is another one than before, or the same again."""
         worker, client = self.worker, self.client
         now = worker.now
         if self.target is not target:
-            self.target = target
-            target.opened += 1
-            if target.sessions > target.peak:
-                target.peak = target.sessions
-            if self.assigned_at < 0.0:
-                self.assigned_at = now
+            self.chosen(target)
         self.state = _CONNECTING
         self.due = now + self.route.connect
         try:
@@ -234,7 +248,7 @@ class Connection:
             self.connect_failed(failure.errno or errno.EIO)
             return
         worker.handlers[fd] = self.on_connecting
-        server = self.server = Side(worker, self, sock, fd, now)
+        server = self.server = self.side(worker, self, sock, fd, now)
         server.peer = client
         client.peer = server
 
@@ -289,7 +303,7 @@ class Connection:
                 self.cause = "RC"
             else:
                 self.cause = "sC" if timeout else "SC"
-            self.close()
+            self.give_up(503)
             return
         self.retries += 1
         if config.redispatch and self.retries == config.retries and any(s is not target for s in backend.usable):
@@ -304,6 +318,10 @@ class Connection:
         self.state = State.PAUSED
         self.due = worker.now + self.route.pause
         self.rearm()
+
+    def give_up(self, status: int) -> None:
+        """There is no server to be had; `status` is what an HTTP client is told."""
+        self.close()
 
     def drop_server(self) -> None:
         """Close the server's socket, if there is one, at the end of the turn."""
@@ -637,7 +655,7 @@ class Connection:
             backend.row.qtimeout += 1
             backend.row.change()
             self.cause = "sQ"
-            self.close()
+            self.give_up(503)
         else:
             self.connect_failed(errno.ETIMEDOUT, timeout=True)
 

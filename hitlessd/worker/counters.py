@@ -24,7 +24,11 @@ class Row:
         "bout",
         "changed",
         "cli_abrt",
+        "dreq",
+        "dresp",
         "econ",
+        "ereq",
+        "eresp",
         "lastsess",
         "lbtot",
         "ledger",
@@ -57,6 +61,10 @@ class Row:
         self.stot = slot[start + Column.STOT]
         self.bin = slot[start + Column.BIN]
         self.bout = slot[start + Column.BOUT]
+        self.dreq = slot[start + Column.DREQ]
+        self.dresp = slot[start + Column.DRESP]
+        self.ereq = slot[start + Column.EREQ]
+        self.eresp = slot[start + Column.ERESP]
         self.econ = slot[start + Column.ECON]
         self.wretr = slot[start + Column.WRETR]
         self.wredis = slot[start + Column.WREDIS]
@@ -76,7 +84,7 @@ class Row:
     def write(self) -> None:
         """Bring the table up to date."""
         self.changed = False
-        # One call; native "Q" stores each word whole. The four that stay 0 are about HTTP.
+        # One call; native "Q" stores each word whole.
         _pack_into(
             self.slot,
             self.start * 8,
@@ -87,11 +95,11 @@ class Row:
             self.stot,
             self.bin,
             self.bout,
-            0,
-            0,
-            0,
+            self.dreq,
+            self.dresp,
+            self.ereq,
             self.econ,
-            0,
+            self.eresp,
             self.wretr,
             self.wredis,
             self.cli_abrt,

@@ -26,7 +26,7 @@ from hitlessd.worker.batch import ROOM, Batch, descriptors_of
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.lanes import backend_record, frontend_record
 from hitlessd.worker.relay import ignore
-from hitlessd.worker.serial import Frozen, freeze, resume
+from hitlessd.worker.serial import Frozen, freeze, freeze_idle, resume
 
 if TYPE_CHECKING:
     from hitlessd.worker.loop import Worker
@@ -74,6 +74,7 @@ class Emigration:
                 self._waiting.append(conn)
             else:
                 self._keep("option migrate is off")
+        self._idle = worker.idle_sides(lambda backend: backend.config.migrate)
         worker.emigrating = True  # what is on its way may come back
         self._ways = [_Way(socket.socket(fileno=fd)) for fd in fds]
         for way in self._ways:
@@ -88,11 +89,11 @@ class Emigration:
     def _on_event(self, way: _Way, events: int) -> None:
         if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
             self._hear(way)
-        if way.open and events & select.EPOLLOUT and len(way.sent) < _WINDOW and self._waiting:
+        if way.open and events & select.EPOLLOUT and len(way.sent) < _WINDOW and (self._waiting or self._idle):
             self._send(way)
         if way.open:
             # One batch a turn: those that are still here are served between two.
-            more = self._waiting and len(way.sent) < _WINDOW
+            more = (self._waiting or self._idle) and len(way.sent) < _WINDOW
             self._worker.epoll.modify(way.sock.fileno(), select.EPOLLIN | (select.EPOLLOUT if more else 0))
         self._end_if_over()
 
@@ -114,6 +115,11 @@ class Emigration:
                 continue
             connections.append(frozen)
             fds += descriptors_of(frozen)
+        while self._idle and len(fds) <= self._room - _EACH:
+            side = self._idle.pop()
+            if side.conn is None and side.pool is not None and side in side.pool:
+                connections.append(freeze_idle(side))
+                fds += descriptors_of(connections[-1])
         if not connections:
             return
         try:
@@ -157,7 +163,7 @@ class Emigration:
                 return self._shut(way, str(answer.get("why", "the successor does not understand them")))
             sent = way.sent.popleft()
             refused = [frozen for i, frozen in enumerate(sent.connections) if not sent.batch.claimed(i)]
-            self._moved += len(sent.connections) - len(refused)
+            self._moved += _number(sent.connections) - _number(refused)
             self._forget(sent, refused)
             self._take_back(refused)
 
@@ -172,7 +178,7 @@ class Emigration:
         while way.sent:
             sent = way.sent.popleft()
             ours = [frozen for i, frozen in enumerate(sent.connections) if not sent.batch.kept(i)]
-            self._moved += len(sent.connections) - len(ours)  # the receiver's heir has them, and its main tells
+            self._moved += _number(sent.connections) - _number(ours)  # the receiver's heir has them, and its main tells
             self._forget(sent, ours)
             self._take_back(ours)
 
@@ -188,6 +194,9 @@ class Emigration:
     def _take_back(self, connections: list[Frozen]) -> None:
         """Go on with them here; and try another way, if there is one."""
         for frozen in connections:
+            if frozen.serial.state == State.POOLED:
+                frozen.close()  # superfluous now, and its end costs nobody anything
+                continue
             try:
                 conn = resume(self._worker, frozen)
             except Exception as error:
@@ -203,7 +212,7 @@ class Emigration:
 
     def _end_if_over(self) -> None:
         ways = [way for way in self._ways if way.open]
-        if any(way.sent for way in ways) or (ways and self._waiting):
+        if any(way.sent for way in ways) or (ways and (self._waiting or self._idle)):
             return
         stay = sum(1 for conn in self._waiting if conn.state is not State.CLOSED)
         if stay:
@@ -220,3 +229,8 @@ class Emigration:
         self._worker.parking.sweep()
         done, self._done = self._done, lambda _report: None
         done({"moved": self._moved, "kept": self._kept, "lost": self._lost})
+
+
+def _number(connections: list[Frozen]) -> int:
+    """Of clients: those to servers that wait in a pool nobody misses."""
+    return sum(frozen.serial.state != State.POOLED for frozen in connections)

@@ -12,6 +12,7 @@ from hitlessd.model import Frontend
 from hitlessd.table import RowKey
 from hitlessd.worker.connection import Connection
 from hitlessd.worker.counters import Tally
+from hitlessd.worker.http import HttpConnection
 from hitlessd.worker.relay import ignore
 from hitlessd.worker.route import Route
 from hitlessd.worker.timers import NEVER, Timed
@@ -139,7 +140,7 @@ class LiveListener:
                 accepted += 1  # it has left again, or the network had an error for it (accept(2))
                 continue
             accepted += 1
-            conn = Connection(worker, frontend, sock, address)
+            conn = frontend.connection(worker, frontend, sock, address)
             try:
                 conn.begin()
             except Exception:
@@ -187,12 +188,14 @@ class LiveFrontend(Tally):
         super().__init__(worker.ledger, row, [worker.process, backend] if self.bound else [worker.process])
         self.name = config.name
         self.config = config
+        self.connection = HttpConnection if config.mode == "http" else Connection
         self.tcplog = config.tcplog
         # The wheel's bucket for those who come in this turn; see Connection.begin().
         self.bucket_turn = -1
         self.bucket_key = 0
         self.bucket: dict[Timed, None] = {}
         self.backend = backend
+        self.retired = False  # the configuration has it no more: its connections end as soon as they can
         self.route = Route.of(config, backend.config)
         self._routes = {backend: self.route}
         # The configured limit is for all workers together.

@@ -12,9 +12,9 @@ from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError
 from hitlessd.handover.faults import striker
 from hitlessd.worker.batch import Batch
-from hitlessd.worker.connection import Connection
+from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.relay import ignore
-from hitlessd.worker.serial import Frozen, resume
+from hitlessd.worker.serial import Frozen, resume, resume_idle
 
 if TYPE_CHECKING:
     from hitlessd.worker.loop import Worker
@@ -79,6 +79,9 @@ class Immigration:
         for position, frozen in enumerate(connections):
             batch.claim(position)
             try:
+                if frozen.serial.state == State.POOLED:
+                    resume_idle(worker, frozen)
+                    continue
                 conn = resume(worker, frozen, batch.frontends, batch.backends, batch.elapsed)
             except Exception as error:
                 worker.log("err", f"a connection is lost: cannot take it over: {error}", lost=1)

@@ -17,14 +17,15 @@ from hitlessd.worker.frontend import LiveFrontend
 
 if TYPE_CHECKING:
     from hitlessd.worker.loop import Worker
+    from hitlessd.worker.serial import SerialConnection
 
 __all__ = ["Lanes", "Proxies", "backend_record", "frontend_record"]
 
 #: Records by name, of frontends and of backends.
 Proxies = dict[str, dict[str, Any]]
 
-_FRONTEND = ("tcplog", "dontlognull", "migrate", "shutdown_on_reload")
-_BACKEND = ("balance", "retries", "redispatch", "migrate", "shutdown_on_reload")
+_FRONTEND = ("mode", "tcplog", "dontlognull", "migrate", "shutdown_on_reload")
+_BACKEND = ("mode", "balance", "retries", "redispatch", "migrate", "shutdown_on_reload")
 _SERVER = ("name", "sid", "weight", "backup", "disabled", "maxconn")
 
 
@@ -86,14 +87,20 @@ class Lanes:
         self._pairs: dict[tuple[str, str], LiveFrontend] = {}
         self._servers: dict[tuple[str, str], LiveServer] = {}
 
-    def find(self, frontend: str, backend: str, frontends: Proxies, backends: Proxies) -> LiveFrontend:
-        """The frontend with that backend, made of the records where the configuration has no such thing.
+    def find(self, serial: SerialConnection, frontends: Proxies, backends: Proxies) -> tuple[LiveFrontend, LiveBackend]:
+        """The connection's frontend and its backend, made of the records where the configuration has no such thing.
 
         Raises PeerError when there is no record either.
         """
+        frontend, backend = serial.frontend, serial.backend
         live = self._worker.frontends.get(frontend)
-        if live is not None and live.backend.name == backend:
-            return live
+        if live is not None and live.config.mode != ("tcp" if serial.http is None else "http"):
+            live = None
+        if live is not None:
+            if live.backend.name == backend or (serial.http is not None and not serial.entered):
+                return live, live.backend
+            if not live.bound and backend in self._worker.backends:
+                return live, self._worker.backends[backend]
         pair = self._pairs.get((frontend, backend))
         if pair is None:
             try:
@@ -102,6 +109,7 @@ class Lanes:
                     target = LiveBackend(self._worker, _backend(backend, backends[backend]))
                 config = live.config if live is not None else _frontend(frontend, backend, frontends[frontend])
                 pair = LiveFrontend(self._worker, config, target)
+                pair.retired = live is None
             except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
                 raise PeerError(
                     f"cannot resume a connection of {frontend} to {backend}: these are not configured,"
@@ -109,7 +117,7 @@ class Lanes:
                 ) from None
             self._worker.backends[backend] = target
             self._pairs[frontend, backend] = pair
-        return pair
+        return pair, pair.backend
 
     def server(self, backend: LiveBackend, name: str, backends: Proxies) -> LiveServer | None:
         """The server of that name, which balancing does not choose if it is no longer configured; None if nothing is

@@ -22,6 +22,7 @@ from hitlessd.worker.backend import LiveBackend
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.counters import Ledger, Tally
 from hitlessd.worker.frontend import LiveFrontend, LiveListener
+from hitlessd.worker.httpside import HttpSide
 from hitlessd.worker.immigration import Immigration
 from hitlessd.worker.lanes import Lanes
 from hitlessd.worker.orders import Orders
@@ -88,6 +89,7 @@ class Worker:
         "epoll",
         "frontends",
         "handlers",
+        "idle",
         "index",
         "lanes",
         "ledger",
@@ -135,6 +137,7 @@ class Worker:
         self.next_number = itertools.count(setup.first_number).__next__
         self.connections: dict[Connection, None] = {}
         self.limit = setup.maxconn or _MANY
+        self.idle = 0  # connections to servers that wait for a request
         self.turns = 0
         self.accepting = False
         self.throttled = False  # a listener is not armed because of a limit
@@ -334,6 +337,23 @@ class Worker:
                     if listener.armed:
                         listener.accept(max(1, listener.waiting()))
 
+    def idle_sides(self, backends: Callable[[LiveBackend], bool]) -> list[HttpSide]:
+        """The connections that wait in the pools of these backends."""
+        servers = [server for backend in self.backends.values() if backends(backend) for server in backend.servers]
+        return [side for server in servers if server.pool is not None for side in server.pool.sides()]
+
+    @property
+    def room_for_idle(self) -> bool:
+        """Whether one more connection to a server may wait for a request."""
+        return self.idle + len(self.connections) < self.limit
+
+    def spare_idle(self) -> None:
+        """There would be more connections to servers than are planned for: end one that is idle."""
+        for backend in self.backends.values():
+            for server in backend.servers:
+                if server.pool is not None and server.pool.drop_oldest():
+                    return
+
     # -- orders ------------------------------------------------------------------------------------------------------
 
     def _on_wake(self, events: int) -> None:
@@ -356,6 +376,10 @@ class Worker:
         """Give back every descriptor that is the worker's own; for tests."""
         for conn in list(self.connections):
             conn.close()
+        for backend in self.backends.values():
+            for server in backend.servers:
+                if server.pool is not None:
+                    server.pool.clear()
         for frontend in self.frontends.values():
             for listener in frontend.listeners:
                 listener.close()

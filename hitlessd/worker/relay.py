@@ -244,8 +244,10 @@ class Side:
         fd, peer_fd, moved = self.fd, peer.fd, 0
         while True:
             held_before = pipe.fill
+            most = self.spliceable()
             try:
-                size = os.splice(fd, pipe.writer, TURN, flags=_SPLICE_FLAGS)
+                # Behind a message's end nothing may be read, but what the pipe holds has to go on.
+                size = os.splice(fd, pipe.writer, most, flags=_SPLICE_FLAGS) if most else -1
             except BlockingIOError:
                 # With bytes in the pipe this says nothing about the socket: all slots of the pipe may be in use.
                 if not held_before:
@@ -260,11 +262,11 @@ class Side:
                 self.received += size
                 conn.spliced += size
                 moved += size
-            elif not size and not held_before:
-                # The end, or an urgent mark with a FIN somewhere behind it: only recv knows.
+                self.passed(size)
+            elif not held_before:
                 self.stop_splicing()
                 self.bulky = 0
-                self.on_event(events | _URGENT)
+                self.spliced_out(events)
                 return
             try:
                 pipe.fill -= os.splice(pipe.reader, peer_fd, pipe.fill, flags=_SPLICE_FLAGS)
@@ -288,6 +290,17 @@ class Side:
         if urgent:
             self.bulky = 0
             self.on_event(events | _URGENT)
+
+    def spliceable(self) -> int:
+        """How many bytes may pass unseen now."""
+        return TURN
+
+    def passed(self, size: int) -> None:
+        """So many have."""
+
+    def spliced_out(self, events: int) -> None:
+        """There is no more to splice: the end, or an urgent mark with a FIN somewhere behind it. Only recv knows."""
+        self.on_event(events | _URGENT)
 
     def stop_splicing(self) -> None:
         """Give the pipe back; what may lie in it is lost."""

@@ -27,6 +27,10 @@ class Route:
     client_fin: float
     server_fin: float
     pause: float  # before the same server is tried again
+    http_request: float  # for a request's whole head
+    keep_alive: float  # for the next request to begin
+    client_idle: float  # of an HTTP client that is to send or take a body
+    server_idle: float  # of a server that is to answer, or to send or take a body
     first: float  # the shortest of all: the first look at a connection
     fin_nearer: bool  # a FIN may bring the deadline nearer
 
@@ -40,6 +44,11 @@ class Route:
         client_fin = client_open if front.client_fin is None else front.client_fin
         server_fin = server_open if back.server_fin is None else back.server_fin
         client = _seconds(front.client)
+        server = _seconds(back.server)
+        http_request = client if front.http_request is None else front.http_request
+        keep_alive = http_request if front.http_keep_alive is None else front.http_keep_alive
         every = (connect, queue, client, client_open, server_open, client_fin, server_fin)
+        of_http = (http_request, keep_alive, client, server)
+        first = min(every if frontend.mode == "tcp" else every + of_http)
         fin_nearer = client_fin < client_open or server_fin < server_open
-        return cls(*every, min(connect, 1.0), min(every), fin_nearer)
+        return cls(*every, min(connect, 1.0), *of_http, first, fin_nearer)

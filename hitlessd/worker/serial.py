@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 from hitlessd.errors import PeerError
 from hitlessd.parking.park import reset
 from hitlessd.worker.connection import Connection, State
+from hitlessd.worker.http import HttpConnection
+from hitlessd.worker.httpserial import check_http, http_form, restore_http
+from hitlessd.worker.httpside import HttpSide
 from hitlessd.worker.pipes import Pipe
 from hitlessd.worker.relay import EVENTS, Side, ignore
 from hitlessd.worker.timers import NEVER
@@ -25,7 +28,18 @@ if TYPE_CHECKING:
     from hitlessd.worker.lanes import Proxies
     from hitlessd.worker.loop import Worker
 
-__all__ = ["VERSION", "Frozen", "SerialConnection", "SerialSide", "encode", "freeze", "resume", "to_serial"]
+__all__ = [
+    "VERSION",
+    "Frozen",
+    "SerialConnection",
+    "SerialSide",
+    "encode",
+    "freeze",
+    "freeze_idle",
+    "resume",
+    "resume_idle",
+    "to_serial",
+]
 
 VERSION = 1
 
@@ -76,7 +90,9 @@ class SerialConnection:
     accounted_in: int = 0
     accounted_out: int = 0
     shared: bool = False  # duplicates of its sockets may be held by nobody who would close them soon
+    entered: bool = False  # the backend counts it by itself
     counted: bool = False  # the kernel's counters of its sockets are known to agree with `received` and what is kept
+    http: dict[str, Any] | None = None  # see httpserial.py
     client: SerialSide = field(default_factory=SerialSide)
     server_side: SerialSide | None = None
 
@@ -102,6 +118,8 @@ class SerialConnection:
                 known["client_address"] = (str(host), int(port))
             serial = cls(**known)
             State(serial.state)
+            if serial.http is not None:
+                check_http(serial.http)
             for side in (serial.client, serial.server_side):
                 if side is not None:
                     base64.b64decode(side.kept, validate=True)
@@ -224,7 +242,9 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
         accounted_in=conn.accounted_in,
         accounted_out=conn.accounted_out,
         shared=conn.shared,
+        entered=conn.entered,
         counted=conn.counted,
+        http=http_form(conn, data) if isinstance(conn, HttpConnection) else None,
         client=_side(client, now, data),
         server_side=_side(server, now, data) if server is not None else None,
     )
@@ -251,6 +271,34 @@ def freeze(conn: Connection) -> Frozen:
     conn.leave()
     worker.closing[:] = [sock for sock in worker.closing if sock not in socks]
     return Frozen(serial, socks[0], socks[1], pipes[0], pipes[1], ticket)
+
+
+def freeze_idle(side: HttpSide) -> Frozen:
+    """Take a connection to a server out of its pool; its descriptor is yours."""
+    worker, pool = side.worker, side.pool
+    assert pool is not None
+    server = pool.server
+    pool.take_out(side)
+    worker.epoll.unregister(side.fd)
+    worker.handlers[side.fd] = ignore
+    serial = SerialConnection(
+        backend=server.backend.name, server=server.name, state=str(State.POOLED), http={"uses": side.uses}
+    )
+    return Frozen(serial, side.sock)
+
+
+def resume_idle(worker: Worker, frozen: Frozen) -> None:
+    """A server's connection that waits for a request; superfluous where nobody knows that server."""
+    serial = frozen.serial
+    backend = worker.backends.get(serial.backend)
+    server = next((s for s in backend.servers if s.name == serial.server), None) if backend is not None else None
+    address = frozen.client.getpeername() if server is not None else None
+    if server is None or server.pool is None or address != server.address or not worker.room_for_idle:
+        frozen.close()
+        return
+    side = HttpSide.idle(worker, frozen.client, int((serial.http or {}).get("uses", 1)))
+    server.pool.give(side)
+    worker.epoll.register(side.fd, EVENTS)
 
 
 def _restore(side: Side, form: SerialSide, pipe: Pipe | None, now: float) -> None:
@@ -282,15 +330,16 @@ def resume(
     or backend, or a pipe is missing.
     """
     serial, now = frozen.serial, worker.now - elapsed
-    frontend = worker.lanes.find(serial.frontend, serial.backend, frontends or {}, backends or {})
+    frontend, backend = worker.lanes.find(serial, frontends or {}, backends or {})
     for form, pipe in ((serial.client, frozen.to_server), (serial.server_side, frozen.to_client)):
         if form is not None and form.piped and pipe is None:
             raise PeerError("cannot resume a connection: its pipe is missing")
-    backend = frontend.backend
     state = State(serial.state)
     address: Any = serial.client_address if serial.client_address is not None else ""
     frozen.client.setblocking(False)
-    conn = Connection(worker, frontend, frozen.client, address)
+    conn = frontend.connection(worker, frontend, frozen.client, address)
+    if backend is not frontend.backend:
+        conn.backend, conn.route = backend, frontend.route_to(backend)
     conn.number = serial.number or conn.number
     conn.started = now - serial.age
     conn.assigned_at = conn.started + serial.assigned_after if serial.assigned_after >= 0 else -1.0
@@ -308,10 +357,14 @@ def resume(
             conn.target.count(1)
     conn.state = state
     conn.count_in()
+    if serial.entered:
+        conn.entered = True
+        backend.sessions += 1
+        backend.touch()
     worker.handlers[client.fd] = client.on_event
     if frozen.server is not None and serial.server_side is not None:
         frozen.server.setblocking(False)
-        server = conn.server = Side(worker, conn, frozen.server, frozen.server.fileno(), now)
+        server = conn.server = conn.side(worker, conn, frozen.server, frozen.server.fileno(), now)
         client.peer, server.peer = server, client
         _restore(server, serial.server_side, frozen.to_client, now)
         worker.handlers[server.fd] = conn.on_connecting if state is State.CONNECTING else server.on_event
@@ -326,6 +379,9 @@ def resume(
             worker.handlers[conn.dead.fd] = ignore
             worker.handlers[conn.dead.peer.fd] = conn.on_tarrying
         worker.epoll.register(server.fd, EVENTS)
+    if isinstance(conn, HttpConnection) and serial.http is not None:
+        client.blocked = client.blocked or client.out is not None
+        restore_http(conn, serial.http, now)
     # What has come or become possible meanwhile is an event of the registration itself.
     worker.epoll.register(client.fd, EVENTS)
     if state is State.QUEUED:

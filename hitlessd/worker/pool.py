@@ -1,0 +1,121 @@
+"""Idle connections to one server, kept for the requests to come.
+
+The latest is taken first, so that a few do the work and the others show that they are not needed. An idle one stays
+registered: whatever it says, or its end, makes it useless.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hitlessd.worker.relay import ignore
+from hitlessd.worker.timers import NEVER
+
+if TYPE_CHECKING:
+    from hitlessd.worker.backend import LiveServer
+    from hitlessd.worker.httpside import HttpSide
+    from hitlessd.worker.loop import Worker
+
+__all__ = ["Pool"]
+
+
+class Pool:
+    """One worker's idle connections to one server."""
+
+    def __init__(self, worker: Worker, server: LiveServer) -> None:
+        self._worker = worker
+        self.server = server
+        self._sides: dict[HttpSide, None] = {}  # the latest at the end
+        most = server.config.pool_max_conn
+        # The configured limit is for all workers together.
+        self._most = -(-most // worker.table.workers) if most >= 0 else 1 << 60
+        self._delay = server.config.pool_purge_delay
+        self._unneeded = 0  # so many were idle all the time since the last purge
+        self.bucket = 0
+        self._due = NEVER
+
+    def __len__(self) -> int:
+        return len(self._sides)
+
+    def __contains__(self, side: HttpSide) -> bool:
+        return side in self._sides
+
+    def sides(self) -> list[HttpSide]:
+        return list(self._sides)
+
+    def take(self, proven: bool) -> HttpSide | None:
+        """One that is idle, or None. `proven`: only one that was reused before (http-reuse aggressive)."""
+        sides = self._sides
+        if not sides:
+            return None
+        if proven:
+            side = next((side for side in reversed(sides) if side.uses > 1), None)
+            if side is None:
+                return None
+            del sides[side]
+        else:
+            side, _ = sides.popitem()
+        if len(sides) < self._unneeded:
+            self._unneeded = len(sides)
+        self._worker.idle -= 1
+        return side
+
+    def give(self, side: HttpSide) -> None:
+        """It has no exchange any more, and is fit for another. Too many: the oldest is closed."""
+        if not self._most or not self._delay:
+            self._close(side)
+            return
+        self._sides[side] = None
+        side.pool = self
+        worker = self._worker
+        worker.idle += 1
+        worker.handlers[side.fd] = side.on_idle
+        if len(self._sides) > self._most:
+            self.drop(next(iter(self._sides)))
+        if not self.bucket:
+            self._unneeded = len(self._sides)
+            self._due = worker.now + self._delay
+            worker.wheel.add(self, self._due)
+
+    def drop(self, side: HttpSide) -> None:
+        """It is useless: its server has ended it, or there is no room."""
+        if side in self._sides:
+            self.take_out(side)
+            self._close(side)
+
+    def take_out(self, side: HttpSide) -> None:
+        """It is somebody else's."""
+        del self._sides[side]
+        self._worker.idle -= 1
+        self._unneeded = min(self._unneeded, len(self._sides))
+
+    def drop_oldest(self) -> bool:
+        """Make room; False when there is none to drop."""
+        for side in self._sides:
+            self.drop(side)
+            return True
+        return False
+
+    def clear(self) -> None:
+        while self.drop_oldest():
+            pass
+
+    def _close(self, side: HttpSide) -> None:
+        worker = self._worker
+        worker.epoll.unregister(side.fd)
+        worker.handlers[side.fd] = ignore
+        worker.closing.append(side.sock)
+
+    def deadline(self) -> float:
+        return self._due
+
+    looked_at = deadline
+
+    def expired(self) -> None:
+        """As HAProxy's pool-purge-delay: half of those that nobody has needed are closed."""
+        for _ in range((self._unneeded + 1) // 2):
+            self.drop_oldest()
+        self._unneeded = len(self._sides)
+        if self._sides:
+            self._due = self._worker.now + self._delay
+            self._worker.wheel.add(self, self._due)
