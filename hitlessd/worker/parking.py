@@ -169,8 +169,8 @@ class Parking:
         conn.counted = (
             one.consumed == client.received
             and other.consumed == server.received
-            and other.written == client.received - _held(client)
-            and one.written == server.received - _held(server)
+            and other.written == client.received + client.shift - _held(client)
+            and one.written == server.received + server.shift - _held(server)
         )
         if not conn.counted:
             self._reject(conn)
@@ -269,7 +269,8 @@ class Parking:
             form.pop(name, None)
         form["lane"] = lane
         text = json.dumps(form, separators=(",", ":")).encode()
-        self._park.book.write(slot, state, conn.number, text, (conn.accounted_in, conn.accounted_out))
+        shifts = (conn.client.shift, conn.server.shift if conn.server is not None else 0)
+        self._park.book.write(slot, state, conn.number, text, (conn.accounted_in, conn.accounted_out), shifts)
 
     def _lane(self, conn: Connection) -> int:
         """The number of the note with its frontend, backend and server; negative when there is no room for one."""
@@ -310,6 +311,11 @@ class Parking:
         assert self._park
         self._park.book.release(side.kept)
         side.kept = -1
+
+    def shifted(self, side: Side) -> None:
+        """The `shift` of a parked connection's side has changed."""
+        assert self._park
+        self._park.book.shift(side.mark, side.shift)
 
     def account(self, conn: Connection) -> None:
         assert self._park

@@ -289,6 +289,9 @@ class Resumption:
         form["frontend"], form["backend"], form["server"] = self._lanes[form.pop("lane")]
         serial = SerialConnection.from_dict(form)
         serial.accounted_in, serial.accounted_out = self._book.accounted(slot)
+        for side, from_server in ((serial.client, False), (serial.server_side, True)):
+            if side is not None:
+                side.shift = self._book.shift_of(mark_of(slot, from_server))
         serial.shared = True
         return serial
 
@@ -321,19 +324,21 @@ class Resumption:
             return how, None, None
         elapsed = self._book.age(slot)
         to_server, to_client = self._pipe(up), self._pipe(down)
-        ahead_up = self._rest(one, other, up, to_server)
-        ahead_down = self._rest(other, one, down, to_client)
+        ahead_up = self._rest(one, other, up, to_server, client.shift)
+        ahead_down = self._rest(other, one, down, to_client, server.shift)
         # Age is counted from when the form was written, idleness from now.
         _complete(client, one, ahead_down, to_server, elapsed)
         _complete(server, other, ahead_up, to_client, elapsed)
         serial.counted = True
         return how, to_server, to_client
 
-    def _rest(self, source: counters.Counters, target: counters.Counters, mark: int, pipe: Pipe | None) -> bytes:
+    def _rest(
+        self, source: counters.Counters, target: counters.Counters, mark: int, pipe: Pipe | None, shift: int
+    ) -> bytes:
         if self._unchecked:
             return b""
         label = self._label[1] if self._label[0] == mark else None
-        return rest(source, target, Buffers(_fill(pipe), self._kept.get(mark), label, self._book.scratch))
+        return rest(source, target, Buffers(_fill(pipe), self._kept.get(mark), label, self._book.scratch), shift)
 
     def _pipe(self, mark: int) -> Pipe | None:
         return self._pipes.get(mark)

@@ -36,6 +36,7 @@ class SerialSide:
     """One socket of a connection."""
 
     received: int = 0  # bytes read from it, ever
+    shift: int = 0  # bytes written to the other side, less `received`, once everything is passed on
     idle: float = 0.0  # since it last sent or took something
     eof: bool = False  # it has sent FIN, and everything before it was read
     shut: bool = False  # we have sent FIN to it
@@ -181,6 +182,7 @@ def _side(side: Side, now: float, data: bool) -> SerialSide:
     kept = bytes(side.out) if side.out is not None else b""
     return SerialSide(
         received=side.received,
+        shift=side.shift,
         idle=now - side.last,
         eof=side.eof,
         shut=side.shut,
@@ -224,7 +226,8 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
         accounted_in=conn.accounted_in,
         accounted_out=conn.accounted_out,
         shared=conn.shared,
-        counted=conn.counted,
+        # A version that knows of no shift shall look itself, and find that it cannot park this one.
+        counted=conn.counted and not client.shift and (server is None or not server.shift),
         client=_side(client, now, data),
         server_side=_side(server, now, data) if server is not None else None,
     )
@@ -254,7 +257,7 @@ def freeze(conn: Connection) -> Frozen:
 
 
 def _restore(side: Side, form: SerialSide, pipe: Pipe | None, now: float) -> None:
-    side.received = form.received
+    side.received, side.shift = form.received, form.shift
     side.last = now - form.idle
     side.eof, side.shut, side.bulky = form.eof, form.shut, form.bulky
     side.ready = select.EPOLLPRI if form.urgent else 0
