@@ -19,9 +19,12 @@ def _counters(consumed: int = 0, written: int = 0, state: int = _ESTABLISHED) ->
 class _Relay:
     """One direction of a relay, instruction by instruction; `crash()` is what its heir finds after any of them."""
 
-    def __init__(self, stream: bytes, size: int) -> None:
+    def __init__(self, stream: bytes, size: int, taken: int = 0, added: int = 0) -> None:
+        """`taken` of the stream's first bytes are not passed on, and `added` bytes go first."""
         self.stream = stream
-        self.consumed = self.written = 0
+        self.consumed = taken
+        self.shift = added - taken
+        self.written = added
         self.scratch = bytearray(size)
         self.label: int | None = None
         self.kept: tuple[int, bytes] | None = None
@@ -65,8 +68,8 @@ class _Relay:
     def _check(self) -> None:
         """Crash here: what is ahead, and then what is in the pipe, is all that is missing, and nothing else."""
         buffers = Buffers(len(self.pipe), self.kept, self.label, bytes(self.scratch))
-        ahead = rest(_counters(consumed=self.consumed), _counters(written=self.written), buffers)
-        assert ahead + self.pipe == self.stream[self.written : self.consumed]
+        ahead = rest(_counters(consumed=self.consumed), _counters(written=self.written), buffers, self.shift)
+        assert ahead + self.pipe == self.stream[self.written - self.shift : self.consumed]
 
 
 @given(
@@ -76,12 +79,14 @@ class _Relay:
             st.integers(0, 50), st.integers(0, 50),
         ),
         max_size=8,
-    )
+    ),
+    st.sampled_from([0, 28, 107]),
+    st.sampled_from([0, 16, 107]),
 )  # fmt: skip
 def test_after_any_instruction_the_heir_finds_every_byte_once(
-    rounds: list[tuple[int, int, list[int], int, int]],
+    rounds: list[tuple[int, int, list[int], int, int]], taken: int, added: int
 ) -> None:
-    relay = _Relay(bytes(i % 251 for i in range(1000)), 32)
+    relay = _Relay(bytes(i % 251 for i in range(1000)), 32, taken, added)
     for each in rounds:
         relay.steps(*each)
 
@@ -107,6 +112,17 @@ def _rest(missing: int, buffers: Buffers, state: int = _ESTABLISHED) -> bytes:
 def test_whatever_does_not_add_up_is_a_hole(missing: int, buffers: Buffers) -> None:
     with pytest.raises(Hole):
         _rest(missing, buffers)
+
+
+def test_what_was_added_may_itself_be_what_is_missing() -> None:
+    """A block with more than came from the stream begins before the stream does."""
+    added = b"PROXY UNKNOWN\r\n"
+    source, buffers = _counters(consumed=3), Buffers(kept=(3 - len(added), added))
+    assert rest(source, _counters(written=5), buffers, len(added) - 3) == added[5:]
+    with pytest.raises(Hole):
+        rest(source, _counters(written=len(added) + 1), buffers, len(added) - 3)
+    with pytest.raises(Hole):
+        rest(source, _counters(written=5), buffers)
 
 
 def test_the_tail_counts_wherever_it_lies() -> None:

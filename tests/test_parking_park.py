@@ -50,6 +50,23 @@ def test_a_slot_comes_back_as_it_was_written(park: Park) -> None:
     heir.close()
 
 
+def test_shifts_have_a_sign_and_can_be_changed(park: Park) -> None:
+    up, down = mark_of(3, False), mark_of(3, True)
+    park.book.write(3, SlotState.LIVE, 7, b"{}", (0, 0), (-107, 28))
+    assert (park.book.shift_of(up), park.book.shift_of(down)) == (-107, 28)
+    park.book.shift(down, -1)
+    heir = _again(park)
+    assert (heir.book.shift_of(up), heir.book.shift_of(down)) == (-107, -1)
+    heir.close()
+    park.book.write(3, SlotState.LIVE, 8, b"{}", (0, 0))
+    assert (park.book.shift_of(up), park.book.shift_of(down)) == (0, 0)
+
+
+def test_a_block_may_begin_before_the_stream(park: Park) -> None:
+    assert park.book.keep(mark_of(1, False), -15, b"PROXY UNKNOWN\r\n")
+    assert park.book.kept() == {mark_of(1, False): (-15, b"PROXY UNKNOWN\r\n")}
+
+
 def test_notes_are_only_added(park: Park) -> None:
     assert park.book.add_note({"lane": ["a", "b", "größe\n"]})
     assert park.book.add_note({"more": 1})

@@ -68,9 +68,7 @@ def test_in_pieces(web: Web, size: int) -> None:
 def test_pipeline(web: Web) -> None:
     """All at once, answered in order, each after the one before."""
     client = web.connect()
-    requests = [
-        b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (n, n, b"b" * n) for n in range(20)
-    ]
+    requests = [b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (n, n, b"b" * n) for n in range(20)]
     client.sock.sendall(b"".join(requests))
     server = web.serve()
     for number, request in enumerate(requests):
@@ -152,7 +150,8 @@ def test_half_closed_client(web: Web) -> None:
 
 
 @pytest.mark.parametrize(
-    ("framing", "upwards"), [("length", False), ("chunked", False), ("close", False), ("length", True), ("chunked", True)]
+    ("framing", "upwards"),
+    [("length", False), ("chunked", False), ("close", False), ("length", True), ("chunked", True)],
 )
 def test_bulky_bodies(web: Web, framing: str, upwards: bool) -> None:
     """They go through a pipe, and end where they end."""

@@ -273,6 +273,69 @@ def test_bytes_kept_for_a_slow_reader_come_first(death: Death, farm: Farm) -> No
     _end(new, client, server)
 
 
+def _shift(old: Lab, conn: Connection, client: Peer, taken: bytes, added: bytes) -> None:
+    """Take something out of what the client sends, and add something for the server; by hand."""
+    assert conn.server
+    if taken:
+        client.send(taken)
+        select.select([conn.client.sock], [], [], 10)
+        assert conn.client.sock.recv(len(taken)) == taken
+        conn.client.received += len(taken)
+    conn.server.sock.send(added)
+    conn.client.shift += len(added) - len(taken)
+
+
+@pytest.mark.parametrize(("taken", "added"), [(b"", b"added"), (b"a longer one", b"less"), (b"taken", b"")])
+@pytest.mark.parametrize("parked", [False, True])
+def test_what_was_added_or_taken_out_is_no_hole(
+    death: Death, farm: Farm, taken: bytes, added: bytes, parked: bool
+) -> None:
+    """Before it was parked, or afterwards, when the book must learn of it."""
+    old, new = death.old, death.new
+    client, server = old.pair(farm)
+    (conn,) = old.worker.connections
+    if parked:
+        death.age()
+    _shift(old, conn, client, taken, added)
+    if parked:
+        old.worker.parking.shifted(conn.client)
+    else:
+        death.age()
+    assert conn.slot >= 0 and conn.counted
+    data = bytes(i % 251 for i in range(1 << 20))
+    sent = 0
+    assert conn.server
+    while not conn.server.blocked:
+        sent += client.send(data[sent % 251 : sent % 251 + 9000])
+        old.settle()
+    _talk(old, server, client, b"an answer")
+    old.worker.view[:] = b"\xee" * len(old.worker.view)
+    death.die(resumed=1)
+    assert death.conn.client.shift == len(added) - len(taken)
+    new.until(lambda: len(server.read()) == len(added) + sent, "all of it")
+    assert server.got == added + bytes(i % 251 for i in range(sent))
+    _end(new, client, server)
+
+
+def test_a_shift_goes_along_when_a_connection_moves(death: Death, farm: Farm) -> None:
+    old, new = death.old, death.new
+    client, server = old.pair(farm)
+    (conn,) = old.worker.connections
+    _shift(old, conn, client, b"taken out", b"put in")
+    death.age()
+    assert migrate(old, new)["moved"] == 1
+    assert death.conn.slot >= 0 and death.conn.counted
+    third = Lab(death.old.config, table=make_table(death.old.config, generation=3), accept=False, park=make_park("3-0"))
+    client.send(b"hello")
+    new.die()
+    assert take_over(new, third)["resumed"] == 1
+    third.until(lambda: server.read() == b"put inhello", "what was added, and then the client's")
+    _end(third, client, server)
+    table = third.table
+    third.__exit__()
+    table.close()
+
+
 def test_without_the_check_those_bytes_would_be_missing(
     death: Death, farm: Farm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,7 +142,7 @@ def _parks(config: Config, log: Logger, store: Store, generation: int, limits: L
     problem = self_test() if config.global_.crash_proof else ""
     if problem:
         log("err", f"cannot be crash-proof: {problem}; connections outlive a restart, but no crash")
-    slots = min(limits.parked // 2, 2 * limits.share + 64)
+    slots = min(limits.parked, 4 * limits.share + 64)
     return Parks(log, store, generation, slots, limits.parked, not problem)
 
 

@@ -2,6 +2,9 @@
 
 All that was read from one side and not written to the other must be found: at the end of a block, or of the scratch,
 then in a pipe. If anything is missing, or too much, the connection must not go on.
+
+Where the relay itself adds to what it passes on, as a PROXY header, or takes something out, the two counters differ by
+a `shift`, positive for what was added, even when everything is passed on.
 """
 
 from __future__ import annotations
@@ -48,9 +51,9 @@ def fate(client: Counters, server: Counters) -> Fate:
     return Fate.GOES_ON
 
 
-def rest(source: Counters, target: Counters, buffers: Buffers) -> bytes:
+def rest(source: Counters, target: Counters, buffers: Buffers, shift: int = 0) -> bytes:
     """What is to be sent to the target before anything else, and before what lies in the pipe. Raises Hole."""
-    missing = source.consumed - target.written
+    missing = source.consumed + shift - target.written
     ahead = missing - buffers.piped
     if missing < 0 or ahead < 0:
         raise Hole("more was passed on than had been read")

@@ -43,6 +43,7 @@ _MOST_BLOCKS = 4096
 _WARM_BLOCKS = 64
 _MAX_SLOTS = 1 << 22
 _MAX_BYTES = 1 << 40
+_WORD = (1 << 64) - 1
 
 
 class _Head(IntEnum):
@@ -65,7 +66,7 @@ class SlotState(IntEnum):
 
 
 class _Slot(IntEnum):
-    STATE, NUMBER, ACCOUNTED_IN, ACCOUNTED_OUT, WRITTEN_AT, LENGTH = range(6)
+    STATE, NUMBER, ACCOUNTED_IN, ACCOUNTED_OUT, WRITTEN_AT, LENGTH, SHIFT, SERVER_SHIFT = range(8)
 
 
 _SLOT_WORDS = 8
@@ -176,8 +177,17 @@ class Book:
 
     # Slots
 
-    def write(self, slot: int, state: SlotState, number: int, text: bytes, accounted: tuple[int, int]) -> None:
-        """Fill a slot; its state last. `text` has at most text_size bytes."""
+    def write(
+        self,
+        slot: int,
+        state: SlotState,
+        number: int,
+        text: bytes,
+        accounted: tuple[int, int],
+        shifts: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Fill a slot; its state last. `text` has at most text_size bytes; `shifts` are those from the client and from
+        the server, see shift()."""
         words, at = self.words, self._slot_at(slot)
         words[at + _Slot.STATE] = SlotState.FREE
         start = self._texts_at + slot * self.text_size
@@ -186,6 +196,7 @@ class Book:
         words[at + _Slot.ACCOUNTED_IN], words[at + _Slot.ACCOUNTED_OUT] = accounted
         words[at + _Slot.WRITTEN_AT] = time.monotonic_ns()
         words[at + _Slot.LENGTH] = len(text)
+        words[at + _Slot.SHIFT], words[at + _Slot.SERVER_SHIFT] = shifts[0] & _WORD, shifts[1] & _WORD
         words[at + _Slot.STATE] = state
 
     def state(self, slot: int) -> int:
@@ -198,6 +209,16 @@ class Book:
         """What of the connection's bytes has gone into the counters."""
         at = self._slot_at(slot)
         self.words[at + _Slot.ACCOUNTED_IN], self.words[at + _Slot.ACCOUNTED_OUT] = accounted_in, accounted_out
+
+    def shift(self, mark: int, shift: int) -> None:
+        """By how much what is passed on of a direction exceeds, or falls short of, what is read."""
+        self.words[self._shift_at(mark)] = shift & _WORD
+
+    def shift_of(self, mark: int) -> int:
+        return _signed(self.words[self._shift_at(mark)])
+
+    def _shift_at(self, mark: int) -> int:
+        return self._slot_at(mark // 2 - 1) + _Slot.SHIFT + mark % 2
 
     def number(self, slot: int) -> int:
         return self.words[self._slot_at(slot) + _Slot.NUMBER]
@@ -267,7 +288,7 @@ class Book:
 
     def keep(self, mark: int, first: int, data: bytes | memoryview) -> tuple[int, memoryview] | None:
         """Copy bytes of a direction, from the stream's byte `first` on, to a block: its number and a view of the
-        copy. None when no block is free."""
+        copy. None when no block is free. `first` is negative where more was added to the stream than it had itself."""
         if len(data) > self._block_size:
             return None
         if self._free_blocks:
@@ -281,7 +302,7 @@ class Book:
         view = self.bytes[start : start + len(data)]
         view[:] = data
         words, at = self.words, self._label_at(block)
-        words[at + 1], words[at + 2] = first, len(data)
+        words[at + 1], words[at + 2] = first & _WORD, len(data)
         words[at] = mark
         return block, view
 
@@ -302,7 +323,7 @@ class Book:
                 at = self._label_at(block)
                 length = min(self.words[at + 2], self._block_size)
                 begin = self._blocks_at + block * self._block_size
-                found[mark] = (self.words[at + 1], bytes(self.bytes[begin : begin + length]))
+                found[mark] = (_signed(self.words[at + 1]), bytes(self.bytes[begin : begin + length]))
         return found
 
     def _label_at(self, block: int) -> int:
@@ -344,6 +365,10 @@ class Book:
 
 
 _SIZES = (_Head.SLOTS, _Head.SLOT_WORDS, _Head.TEXT, _Head.PIPES, _Head.NOTES, _Head.BLOCKS, _Head.BLOCK)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
 
 
 def _regions(

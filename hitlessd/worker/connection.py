@@ -593,6 +593,17 @@ class Connection:
         if worker.throttled:
             worker.arm()
 
+    # -- parking -----------------------------------------------------------------------------------------------------
+
+    @property
+    def since(self) -> float:
+        """When what it does now began: its age is what parking goes by."""
+        return self.started
+
+    def parkable(self) -> bool:
+        """Whether the kernel's counters would tell all that another process had to know of it."""
+        return self.state is _ESTABLISHED and self.dead is None
+
     # -- timers ------------------------------------------------------------------------------------------------------
 
     def rearm(self) -> None:

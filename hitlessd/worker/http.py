@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hitlessd.http.body import NOTHING, Body
 from hitlessd.http.heads import Refused, Request, Response, head_end, parse_request, parse_response
+from hitlessd.parking.park import farewell
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.exchange import Exchange
 from hitlessd.worker.httpside import HttpSide
@@ -177,6 +178,8 @@ class HttpConnection(Connection):
         """A request: find out what is to be done with it."""
         client = self.client
         client.held = True
+        if self.slot >= 0:
+            self.worker.parking.busy[self] = None
         exchange = Exchange(request, self.began_at, self.worker.now, not self.exchanges, self.accounted_in, self.given)
         self.exchange = exchange
         self.exchanges += 1
@@ -423,6 +426,8 @@ class HttpConnection(Connection):
             self.depart()
             return
         self.state = _WAITING
+        if self.slot >= 0:
+            self._parked_on()
         self.backend, self.route = self.frontend.backend, self.frontend.route
         now = client.last = self.began_at = worker.now
         self.due = now + self.route.keep_alive
@@ -432,6 +437,21 @@ class HttpConnection(Connection):
             worker.ready.append(client)
         else:
             client.release()
+
+    def _parked_on(self) -> None:
+        """An exchange of a parked client is over."""
+        parking = self.worker.parking
+        parking.busy.pop(self, None)
+        if self.client.mark:
+            parking.unpark(self)
+        elif not self.buffer:
+            parking.boundary(self)
+
+    def drop_server(self) -> None:
+        server = self.server
+        if server is not None and server.shared:
+            farewell(server.sock)
+        super().drop_server()
 
     def depart(self) -> None:
         """Close, but not before the client has read what it was told: an unread byte of its own would reset it."""
@@ -701,6 +721,36 @@ class HttpConnection(Connection):
         if self.shared:
             self.worker.parking.end(self)
         self.leave()
+
+    # -- parking -----------------------------------------------------------------------------------------------------
+
+    @property
+    def since(self) -> float:
+        return self.started if self.exchange is None else self.exchange.requested_at
+
+    def parkable(self) -> bool:
+        """Between two exchanges; and during one as long as nothing but a counted body, or a response that has not
+        begun, is on its way."""
+        if self.tunnel:
+            return super().parkable()
+        exchange, client, server = self.exchange, self.client, self.server
+        if self.buffer or client.eof:
+            return False
+        if exchange is None:
+            return self.state is _WAITING and not client.blocked
+        request, response = exchange.request, exchange.response
+        if (
+            self.state is not _EXCHANGING
+            or server is None
+            or request is None
+            or self.reply
+            or server.eof
+            or server.shut
+        ):
+            return False
+        if response is None:
+            return client.body.countable and not request.upgrade and not request.connect
+        return client.body.done and server.body.countable and not server.body.done
 
     # -- timers ------------------------------------------------------------------------------------------------------
 

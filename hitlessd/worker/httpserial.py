@@ -11,22 +11,28 @@ from typing import Any
 
 from hitlessd.errors import PeerError
 from hitlessd.http.body import NOTHING, Body
-from hitlessd.http.heads import Refused, parse_request, parse_response
+from hitlessd.http.heads import LENGTH, Refused, parse_request, parse_response
 from hitlessd.worker.connection import State
 from hitlessd.worker.exchange import Exchange
 from hitlessd.worker.http import HttpConnection
 
-__all__ = ["check_http", "http_form", "restore_http"]
+__all__ = ["check_http", "count_on", "http_form", "restore_http"]
 
 _TIMES = ("began_at", "requested_at", "answered_at")
-_FIELDS = ("status", "first", "keep", "sent", "reused", "surplus", "up_at", "down_at", "cookie_letters")
+#: Fields of an exchange and what they are when nothing is said of them: a slot of the book has little room.
+_FIELDS: dict[str, Any] = {
+    "status": -1, "first": False, "keep": True, "sent": True, "reused": False, "surplus": False, "up_at": 0,
+    "down_at": 0, "cookie_letters": "--",
+}  # fmt: skip
+#: Bytes of a parked request's target that go on, for the log.
+_LONGEST_TARGET = 100
 _BYTES = ("buffer", "reply", "outgoing")
 
 
 def http_form(conn: HttpConnection, data: bool = True) -> dict[str, Any]:
     """The form; `data` False leaves out what is buffered, and the heads."""
     now = conn.worker.now
-    form: dict[str, Any] = {"exchanges": conn.exchanges, "given": conn.given, "began": now - conn.began_at}
+    form: dict[str, Any] = {"exchanges": conn.exchanges, "given": conn.given, "began": round(now - conn.began_at, 6)}
     if data:
         for name in _BYTES:
             if value := getattr(conn, name):
@@ -35,21 +41,34 @@ def http_form(conn: HttpConnection, data: bool = True) -> dict[str, Any]:
         form["tunnel"] = True
     if conn.server is not None:
         form["uses"] = conn.server.uses
+        if conn.server.shared:
+            form["shared"] = True
     exchange = conn.exchange
     if exchange is None:
         return form
-    told: dict[str, Any] = {name: getattr(exchange, name) for name in _FIELDS}
+    told: dict[str, Any] = {n: getattr(exchange, n) for n, usual in _FIELDS.items() if getattr(exchange, n) != usual}
     for name in _TIMES:
         at = getattr(exchange, name)
-        told[name] = now - at if at >= 0 else None
-    if data and exchange.request is not None:
-        told["request"] = _text(exchange.request.raw)
-        if exchange.response is not None:
-            told["response"] = _text(exchange.response.raw)
+        if at >= 0:
+            told[name] = round(now - at, 6)
+    request, response = exchange.request, exchange.response
+    if request is not None and data:
+        told["request"] = _text(request.raw)
+        if response is not None:
+            told["response"] = _text(response.raw)
+    elif request is not None:
+        # As much as is needed of those that are on their way.
+        target = request.target[:_LONGEST_TARGET].decode() if request.target.startswith(b"/") else "/"
+        told["asked"] = [request.method.decode(), target, request.version, int(request.keep_alive)]
+        if response is not None:
+            length = response.length if response.framing == LENGTH else -1
+            told["answered"] = [response.status, length, int(response.keep_alive)]
+    if data and conn.server is None and conn.client.out is not None:
+        form["last_words"] = _text(bytes(conn.client.out))
     form["exchange"] = told
-    form["up"] = conn.client.body.words()
-    if conn.server is not None:
-        form["down"] = conn.server.body.words()
+    for name, side in (("up", conn.client), ("down", conn.server)):
+        if side is not None and side.body is not NOTHING:
+            form[name] = side.body.words()
     return form
 
 
@@ -77,10 +96,14 @@ def restore_http(conn: HttpConnection, form: dict[str, Any], now: float) -> None
     client, server = conn.client, conn.server
     client.body = _body(form.get("up"))
     client.tunnel = bool(form.get("tunnel"))
+    if last_words := form.get("last_words"):
+        client.out = _bytes(last_words)
+    client.blocked = client.blocked or client.out is not None
     if server is not None:
         server.body = _body(form.get("down"))
         server.tunnel = client.tunnel
         server.uses = int(form.get("uses", 1))
+        server.shared = conn.shared or bool(form.get("shared"))
     _go_on(conn)
 
 
@@ -100,17 +123,33 @@ def _go_on(conn: HttpConnection) -> None:
         conn.worker.handlers[client.fd] = conn.on_lingering
 
 
+def count_on(form: dict[str, Any], up: int, down: int) -> None:
+    """Bring a form up to date that was written before so many more bytes came from the client and from the server.
+    Raises ValueError when that is more than its bodies have."""
+    if form.get("tunnel"):
+        return
+    for name, size in (("up", up), ("down", down)):
+        body = _body(form.get(name))
+        if size and (not body.countable or size > body.raw):
+            raise ValueError("bytes that belong to no body")
+        if size:
+            body.skip(size)
+        form[name] = body.words()
+    form["given"] = int(form.get("given", 0)) + down
+
+
 def _exchange(form: dict[str, Any], now: float) -> Exchange | None:
     told = form.get("exchange")
     if told is None:
         return None
-    request = parse_request(_bytes(told["request"])) if "request" in told else None
+    head = _bytes(told["request"]) if "request" in told else _asked(*told["asked"]) if "asked" in told else b""
+    request = parse_request(head) if head else None
     exchange = Exchange(request, 0.0, 0.0, False, 0, 0)
-    if "response" in told:
-        exchange.response = parse_response(_bytes(told["response"]))
-    for name in _FIELDS:
-        if name in told:
-            setattr(exchange, name, type(getattr(exchange, name))(told[name]))
+    head = _bytes(told["response"]) if "response" in told else _answered(*told["answered"]) if "answered" in told else b""
+    if head:
+        exchange.response = parse_response(head)
+    for name, usual in _FIELDS.items():
+        setattr(exchange, name, type(usual)(told.get(name, usual)))
     for name in _TIMES:
         age = told.get(name)
         setattr(exchange, name, -1.0 if age is None else now - float(age))
@@ -119,6 +158,19 @@ def _exchange(form: dict[str, Any], now: float) -> Exchange | None:
 
 def _body(words: Any) -> Body:
     return NOTHING if words is None else Body.of(tuple(int(word) for word in words))
+
+
+def _asked(method: str, target: str, version: int, keep: int) -> bytes:
+    """A head that stands for one that is on its way."""
+    close = "" if keep or version < 11 else "Connection: close\r\n"
+    return f"{method} {target} HTTP/1.{version % 10}\r\nHost: -\r\n{close}\r\n".encode()
+
+
+def _answered(status: int, length: int, keep: int) -> bytes:
+    """Likewise."""
+    size = f"Content-Length: {length}\r\n" if length >= 0 else ""
+    close = "" if keep else "Connection: close\r\n"
+    return f"HTTP/1.1 {status} -\r\n{size}{close}\r\n".encode()
 
 
 def _text(data: bytes) -> str:

@@ -35,7 +35,7 @@ _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 class HttpSide(Side):
     """One socket of an HTTP connection. `peer` is None while there is no exchange."""
 
-    __slots__ = ("body", "pool", "tunnel", "uses")
+    __slots__ = ("body", "pool", "shared", "tunnel", "uses")
 
     conn: HttpConnection
 
@@ -45,6 +45,7 @@ class HttpSide(Side):
         self.body: Body = NOTHING  # of the message that comes from here; NOTHING: none, or its head comes first
         self.pool: Pool | None = None  # of a server: where it rests
         self.uses = 0  # exchanges on it, ever
+        self.shared = False  # of a server: a duplicate of its socket may lie in a park
         self.tunnel = False  # no messages any more: bytes
 
     @classmethod

@@ -17,6 +17,9 @@ from hitlessd.parking.book import LABEL_MARK, SlotState, mark_of
 from hitlessd.parking.park import ROOM, Kind, Park, Record, farewell, reset
 from hitlessd.table import PROCESS, Column
 from hitlessd.worker.connection import UNPARKED, Connection, State
+from hitlessd.worker.http import HttpConnection
+from hitlessd.worker.httpserial import http_form
+from hitlessd.worker.httpside import HttpSide
 from hitlessd.worker.lanes import backend_record, frontend_record
 from hitlessd.worker.parkpipes import ParkedPipes
 from hitlessd.worker.parkqueue import Queue
@@ -51,10 +54,15 @@ class Parking:
         self._running = running and park is not None
         self._after = after
         if park:
-            self.queue = Queue(park, limit)
+            self.queue = Queue(park, limit, self._dropped)
             self._pipes = ParkedPipes(park.book, self.queue)
         self._connections: dict[int, Connection] = {}  # by slot
+        #: Parked clients that have an exchange, the longest first.
+        self.busy: dict[HttpConnection, None] = {}
         self._free_slots: list[int] = []
+        #: By slot, the number of a connection that was parked in it and has another one now. As long as its record is
+        #: in the queue, the slot is nobody's: the two would be taken for one.
+        self._retired: dict[int, int] = {}
         self._next_slot = 0
         self._departing: dict[int, tuple[list[int], list[int]]] = {}  # by slot: blocks and places
         self._lanes: dict[tuple[str, str, str], int] = {}
@@ -95,6 +103,8 @@ class Parking:
         # None while somebody is on the way, who may come back.
         useful = 2 * (len(self._connections) + len(self._pipes))
         rolling = bool(self._departing) or self.queue.roll(self._living, useful)
+        if self.busy:
+            self._lasting()
         found = self._of_age() if worker.now >= self._rest_until else []
         self.admit(found)
         self._park.book.beat()
@@ -121,7 +131,7 @@ class Parking:
             for conn in reversed(worker.connections):
                 if conn.slot != UNPARKED:
                     continue
-                if conn.started <= born_before and conn.state is State.ESTABLISHED and conn.dead is None:
+                if conn.since <= born_before and conn.parkable():
                     found.append(conn)
                     if len(found) == _BURST:
                         break
@@ -140,25 +150,21 @@ class Parking:
         chosen = [
             conn
             for conn in connections
-            if conn.slot == UNPARKED
-            and conn.started <= born_before
-            and conn.state is State.ESTABLISHED
-            and conn.dead is None
-            and self._fit(conn)
+            if conn.slot == UNPARKED and conn.since <= born_before and conn.parkable() and self._fit(conn)
         ]
         self._park_all(chosen, SlotState.LIVE)
 
     def _fit(self, conn: Connection) -> bool:
         """Whether the kernel's counters are what we know of the connection."""
         client, server = conn.client, conn.server
-        assert server is not None
         if conn.counted:
             return True
         try:
-            if not (counters.is_tcp(client.sock) and counters.is_tcp(server.sock)):
+            if not (counters.is_tcp(client.sock) and (server is None or counters.is_tcp(server.sock))):
                 self._reject(conn)
                 return False
-            one, other = counters.read(client.sock, False), counters.read(server.sock, True)
+            one = counters.read(client.sock, False)
+            other = counters.read(server.sock, True) if server is not None else one
         except OSError as error:
             if error.errno:  # else it is merely too busy just now
                 self._reject(conn)
@@ -166,16 +172,35 @@ class Parking:
             return False
         if one.closed or other.closed:
             return False  # we shall soon hear of it
+        if isinstance(conn, HttpConnection):
+            return self._fit_http(conn, one, other)
+        assert server is not None
         conn.counted = (
             one.consumed == client.received
             and other.consumed == server.received
-            and other.written == client.received - _held(client)
-            and one.written == server.received - _held(server)
+            and other.written == client.received + client.shift - _held(client)
+            and one.written == server.received + server.shift - _held(server)
         )
         if not conn.counted:
             self._reject(conn)
             self._worker.complain("cannot park a connection: the kernel's counters are not what went through it")
         return conn.counted
+
+    def _fit_http(self, conn: HttpConnection, one: counters.Counters, other: counters.Counters) -> bool:
+        """As _fit(). The sockets have had other partners before, so only the kernel knows how much they differ by."""
+        client, server = conn.client, conn.server
+        if one.consumed != client.received or (server is not None and other.consumed != server.received):
+            fits = False
+        elif server is None:
+            fits = one.written == conn.given
+        else:
+            client.shift = other.written - client.received + _held(client)
+            server.shift = one.written - server.received + _held(server)
+            fits = True
+        if not fits:
+            self._reject(conn)
+            self._worker.complain("cannot park a connection: the kernel's counters are not what went through it")
+        return fits
 
     def _reject(self, conn: Connection) -> None:
         conn.slot = _UNFIT
@@ -195,6 +220,8 @@ class Parking:
                 self._refused(why)
                 break
             if not self._write(conn, state):
+                if conn.slot == _UNFIT:
+                    continue
                 break
             batch.append(conn)
             fds += own
@@ -244,32 +271,76 @@ class Parking:
         if lane < 0 or slot < 0:
             self._refused("its book is full")
             return False
-        self._fill(conn, slot, state, lane)
+        if not self._fill(conn, slot, state, lane):
+            self._free_slots.append(slot)
+            if state is SlotState.FROZEN:
+                self._refused("its book is full")
+            else:
+                self._reject(conn)
+            return False
         conn.slot = slot
         conn.shared = True
         self._connections[slot] = conn
         self.known += 1
         client, server = conn.client, conn.server
+        if server is None:
+            return True  # nothing is on its way
+        if isinstance(server, HttpSide):
+            server.shared = True
         for side, mark in ((client, mark_of(slot, False)), (server, mark_of(slot, True))):
-            if side is None:
-                continue
             side.mark = mark
             if side.pipe is not None and side.pipe.place >= 0:
                 self._pipes.own(side.pipe, mark)
-        if server is not None:
-            for side in (client, server):
-                if side.out is not None:
-                    side.out = self.keep(side, side.out)
+        for side in (client, server):
+            if side.out is not None:
+                side.out = self.keep(side, side.out)
         return True
 
-    def _fill(self, conn: Connection, slot: int, state: SlotState, lane: int) -> None:
+    def _fill(self, conn: Connection, slot: int, state: SlotState, lane: int) -> bool:
         assert self._park
         form = to_serial(conn, data=False).as_dict()
-        for name in ("frontend", "backend", "server"):
+        for name in ("frontend", "backend", "server", "expires_in"):
             form.pop(name, None)
         form["lane"] = lane
+        shifts = (conn.client.shift, conn.server.shift if conn.server is not None else 0)
+        if isinstance(conn, HttpConnection):
+            if state is SlotState.FROZEN:
+                # Heads are long; and of those that run a short form will do.
+                if not self._park.book.add_note({"http": conn.number, "form": http_form(conn)}):
+                    return False
+                form["http"] = {}
+            elif conn.server is None:
+                shifts = (conn.client.received, conn.given)
         text = json.dumps(form, separators=(",", ":")).encode()
-        self._park.book.write(slot, state, conn.number, text, (conn.accounted_in, conn.accounted_out))
+        if len(text) > self._park.book.text_size:
+            return False
+        self._park.book.write(slot, state, conn.number, text, (conn.accounted_in, conn.accounted_out), shifts)
+        return True
+
+    def boundary(self, conn: HttpConnection) -> None:
+        """A parked client without a server has had an answer: nothing of it is on its way, once more."""
+        assert self._park
+        self._park.book.shift(mark_of(conn.slot, False), conn.client.received)
+        self._park.book.shift(mark_of(conn.slot, True), conn.given)
+
+    def unpark(self, conn: HttpConnection) -> None:
+        """Its server goes its own way: it is parked anew without it."""
+        self._forget(conn, for_another=True)
+        if self.asleep:
+            self.wake()
+
+    def _lasting(self) -> None:
+        """Clients that are parked alone, and have an exchange that takes its time: park them together."""
+        worker, found = self._worker, []
+        for conn in self.busy:
+            exchange = conn.exchange
+            if exchange is None or worker.now - exchange.requested_at < self._after or len(found) == _BURST:
+                break
+            if conn.parkable():
+                found.append(conn)
+        for conn in found:
+            self._forget(conn, for_another=True)
+        self.admit(found)
 
     def _lane(self, conn: Connection) -> int:
         """The number of the note with its frontend, backend and server; negative when there is no room for one."""
@@ -311,6 +382,11 @@ class Parking:
         self._park.book.release(side.kept)
         side.kept = -1
 
+    def shifted(self, side: Side) -> None:
+        """The `shift` of a parked connection's side has changed."""
+        assert self._park
+        self._park.book.shift(side.mark, side.shift)
+
     def account(self, conn: Connection) -> None:
         assert self._park
         self._park.book.account(conn.slot, conn.accounted_in, conn.accounted_out)
@@ -326,10 +402,12 @@ class Parking:
         if parked:
             self._forget(conn)
 
-    def _forget(self, conn: Connection) -> None:
-        """It is parked no more."""
+    def _forget(self, conn: Connection, for_another: bool = False) -> None:
+        """It is parked no more, or `for_another` time with other sockets."""
         assert self._park
         slot, conn.slot = conn.slot, UNPARKED
+        if isinstance(conn, HttpConnection):
+            self.busy.pop(conn, None)
         for side in (conn.client, conn.server):
             if side is not None:
                 side.mark = 0
@@ -340,7 +418,19 @@ class Parking:
                     self.release(side)
         del self._connections[slot]
         self.known -= 1
-        self._free(slot)
+        if for_another:
+            self._park.book.set_state(slot, SlotState.FREE)
+            self._retired[slot] = conn.number
+            self.stale = True
+        else:
+            self._free(slot)
+
+    def _dropped(self, records: Sequence[Record]) -> None:
+        """These are in the queue no more."""
+        for record in records:
+            if record.kind is not Kind.PIPE and self._retired.get(record.slot) == record.number:
+                del self._retired[record.slot]
+                self._free_slots.append(record.slot)
 
     def _free(self, slot: int) -> None:
         assert self._park
@@ -357,6 +447,8 @@ class Parking:
             return -1
         assert self._park
         slot, conn.slot = conn.slot, UNPARKED
+        if isinstance(conn, HttpConnection):
+            self.busy.pop(conn, None)
         self._park.book.set_state(slot, SlotState.MOVING)
         blocks = []
         for side in (conn.client, conn.server):
@@ -446,6 +538,12 @@ class Parking:
         loose: list[Connection] = []
         for conn in worker.connections:
             conn.account()
+            if conn.slot >= 0 and isinstance(conn, HttpConnection):
+                if conn.exchange is None and conn.parkable() and not conn.tunnel:
+                    parked += 1  # as if we died
+                    continue
+                if not conn.tunnel:
+                    self._forget(conn, for_another=True)  # its record may lack the server
             if conn.slot >= 0 and conn.state is State.ESTABLISHED and conn.dead is None:
                 parked += 1  # as if we died
             elif conn.slot >= 0:

@@ -28,10 +28,11 @@ _WHY = {
 
 
 class Queue:
-    """Of one park; `limit` descriptors may be in it."""
+    """Of one park; `limit` descriptors may be in it. `dropped` is told of what is in it no more."""
 
-    def __init__(self, park: Park, limit: int) -> None:
+    def __init__(self, park: Park, limit: int, dropped: Callable[[Sequence[Record]], object]) -> None:
         self._park = park
+        self._dropped = dropped
         self._limit = limit
         self._slack = min(_SLACK, limit // 8)
         self._messages: deque[Sequence[Record]] = deque()
@@ -75,4 +76,6 @@ class Queue:
 
     def _drop(self) -> None:
         self._park.drop()
-        self.in_flight -= sum(record.kind.descriptors for record in self._messages.popleft())
+        records = self._messages.popleft()
+        self.in_flight -= sum(record.kind.descriptors for record in records)
+        self._dropped(records)

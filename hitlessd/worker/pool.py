@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hitlessd.parking.park import farewell
 from hitlessd.worker.relay import ignore
 from hitlessd.worker.timers import NEVER
 
@@ -102,6 +103,8 @@ class Pool:
 
     def _close(self, side: HttpSide) -> None:
         worker = self._worker
+        if side.shared:
+            farewell(side.sock)
         worker.epoll.unregister(side.fd)
         worker.handlers[side.fd] = ignore
         worker.closing.append(side.sock)

@@ -74,6 +74,7 @@ class Side:
         "pipe",
         "ready",
         "received",
+        "shift",
         "shut",
         "sock",
         "worker",
@@ -89,6 +90,10 @@ class Side:
         self.held = True  # not to be read now: no peer yet, its peer is blocked, or it has sent everything
         self.ready = 0  # events seen while held
         self.received = 0  # bytes read from it, ever
+        # Bytes written to the peer, less bytes read from here, once everything is passed on: what was added on the way,
+        # less what was taken out. 0 for a plain relay. Who changes it after the connection was parked tells the book,
+        # see Parking.shifted().
+        self.shift = 0
         self.bulky = 0  # bulky reads in a row; _BULKY_IN_A_ROW and more: splice
         self.pipe: Pipe | None = None  # from here to the peer
         self.eof = False  # it has sent FIN (or is dead)

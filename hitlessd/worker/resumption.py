@@ -26,6 +26,7 @@ from hitlessd.parking.arithmetic import Buffers, Fate, Hole, fate, rest
 from hitlessd.parking.book import LABEL_AT, LABEL_MARK, SlotState, mark_of
 from hitlessd.parking.park import PARTS, Kind, Park, Record, farewell, reset
 from hitlessd.worker.connection import Connection
+from hitlessd.worker.httpserial import count_on
 from hitlessd.worker.lanes import Proxies
 from hitlessd.worker.pipes import Pipe
 from hitlessd.worker.serial import Frozen, SerialConnection, SerialSide, encode, resume
@@ -95,6 +96,7 @@ class Resumption:
         self._kept: dict[int, tuple[int, bytes]] = {}
         self._label = (0, 0)
         self._lanes: list[tuple[str, str, str]] = []
+        self._http: dict[int, dict[str, Any]] = {}  # forms that are too long for a slot, by number
         self._frontends: Proxies = {}
         self._backends: Proxies = {}
         self._deadline = time.monotonic() + _PATIENCE
@@ -165,6 +167,9 @@ class Resumption:
         self._lanes.clear()
         self._report = _Report(*book.dealt_with)
         for note in book.notes():
+            if "http" in note:
+                self._http[int(note["http"])] = note["form"]
+                continue
             if "lost" in note:
                 self._report.lose(str(note["lost"]))
                 continue
@@ -286,9 +291,14 @@ class Resumption:
 
     def _form(self, slot: int) -> SerialConnection:
         form = json.loads(self._book.text(slot))
+        if form.get("http") == {}:
+            form["http"] = self._http[self._book.number(slot)]
         form["frontend"], form["backend"], form["server"] = self._lanes[form.pop("lane")]
         serial = SerialConnection.from_dict(form)
         serial.accounted_in, serial.accounted_out = self._book.accounted(slot)
+        for side, from_server in ((serial.client, False), (serial.server_side, True)):
+            if side is not None:
+                side.shift = self._book.shift_of(mark_of(slot, from_server))
         serial.shared = True
         return serial
 
@@ -303,6 +313,8 @@ class Resumption:
         if len(socks) != 1 + (server is not None):
             raise Hole("its descriptors are not all there")
         if server is None:
+            if serial.http is not None and state != SlotState.FROZEN:
+                self._check_alone(serial, slot, socks[0])
             return Fate.GOES_ON, None, None
         if state == SlotState.FROZEN:
             # Its worker had stopped serving it before it ended: nothing has changed since, but what the peers did.
@@ -321,19 +333,35 @@ class Resumption:
             return how, None, None
         elapsed = self._book.age(slot)
         to_server, to_client = self._pipe(up), self._pipe(down)
-        ahead_up = self._rest(one, other, up, to_server)
-        ahead_down = self._rest(other, one, down, to_client)
+        came, went = client.received, server.received
+        ahead_up = self._rest(one, other, up, to_server, client.shift)
+        ahead_down = self._rest(other, one, down, to_client, server.shift)
         # Age is counted from when the form was written, idleness from now.
         _complete(client, one, ahead_down, to_server, elapsed)
         _complete(server, other, ahead_up, to_client, elapsed)
-        serial.counted = True
+        serial.counted = serial.http is None
+        if serial.http is not None:
+            count_on(serial.http, client.received - came, server.received - went)
         return how, to_server, to_client
 
-    def _rest(self, source: counters.Counters, target: counters.Counters, mark: int, pipe: Pipe | None) -> bytes:
+    def _check_alone(self, serial: SerialConnection, slot: int, sock: socket.SocketType) -> None:
+        """An HTTP client that was parked between two exchanges. Raises Hole when a new one had begun."""
+        known = counters.read(sock, False)
+        given = self._book.shift_of(mark_of(slot, True))
+        if known.consumed != self._book.shift_of(mark_of(slot, False)) or known.written != given:
+            raise Hole("a request died with the process")
+        assert serial.http is not None
+        serial.http |= {"given": given, "exchanges": max(1, int(serial.http.get("exchanges", 1))), "began": 0.0}
+        serial.client.received, serial.client.shift = known.consumed, 0
+        serial.client.idle = known.idle - self._book.age(slot)
+
+    def _rest(
+        self, source: counters.Counters, target: counters.Counters, mark: int, pipe: Pipe | None, shift: int
+    ) -> bytes:
         if self._unchecked:
             return b""
         label = self._label[1] if self._label[0] == mark else None
-        return rest(source, target, Buffers(_fill(pipe), self._kept.get(mark), label, self._book.scratch))
+        return rest(source, target, Buffers(_fill(pipe), self._kept.get(mark), label, self._book.scratch), shift)
 
     def _pipe(self, mark: int) -> Pipe | None:
         return self._pipes.get(mark)

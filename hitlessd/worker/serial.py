@@ -25,6 +25,7 @@ from hitlessd.worker.relay import EVENTS, Side, ignore
 from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
+    from hitlessd.worker.backend import LiveServer
     from hitlessd.worker.lanes import Proxies
     from hitlessd.worker.loop import Worker
 
@@ -50,6 +51,7 @@ class SerialSide:
     """One socket of a connection."""
 
     received: int = 0  # bytes read from it, ever
+    shift: int = 0  # bytes written to the other side, less `received`, once everything is passed on
     idle: float = 0.0  # since it last sent or took something
     eof: bool = False  # it has sent FIN, and everything before it was read
     shut: bool = False  # we have sent FIN to it
@@ -199,7 +201,8 @@ def _side(side: Side, now: float, data: bool) -> SerialSide:
     kept = bytes(side.out) if side.out is not None else b""
     return SerialSide(
         received=side.received,
-        idle=now - side.last,
+        shift=side.shift,
+        idle=round(now - side.last, 6),
         eof=side.eof,
         shut=side.shut,
         urgent=bool(side.ready & select.EPOLLPRI),
@@ -228,12 +231,12 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
         frontend_address=_name(client.sock, False) if names else "",
         source_address=_name(server.sock, False) if names and server is not None else "",
         server_address=_name(server.sock, True) if names and server is not None else "",
-        accepted_at=worker.realtime(conn.started),
-        age=now - conn.started,
-        assigned_after=conn.assigned_at - conn.started if conn.assigned_at >= 0 else -1.0,
-        connected_after=conn.connected_at - conn.started if conn.connected_at >= 0 else -1.0,
-        due_in=None if conn.due == NEVER else conn.due - now,
-        expires_in=None if deadline == NEVER else deadline - now,
+        accepted_at=round(worker.realtime(conn.started), 6),
+        age=round(now - conn.started, 6),
+        assigned_after=round(conn.assigned_at - conn.started, 6) if conn.assigned_at >= 0 else -1.0,
+        connected_after=round(conn.connected_at - conn.started, 6) if conn.connected_at >= 0 else -1.0,
+        due_in=None if conn.due == NEVER else round(conn.due - now, 6),
+        expires_in=None if deadline == NEVER else round(deadline - now, 6),
         retries=conn.retries,
         redispatched=conn.redispatched,
         queue_position=conn.queue_position,
@@ -243,7 +246,8 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
         accounted_out=conn.accounted_out,
         shared=conn.shared,
         entered=conn.entered,
-        counted=conn.counted,
+        # A version that knows of no shift shall look itself, and find that it cannot park this one.
+        counted=conn.counted and not client.shift and (server is None or not server.shift),
         http=http_form(conn, data) if isinstance(conn, HttpConnection) else None,
         client=_side(client, now, data),
         server_side=_side(server, now, data) if server is not None else None,
@@ -292,8 +296,7 @@ def resume_idle(worker: Worker, frozen: Frozen) -> None:
     serial = frozen.serial
     backend = worker.backends.get(serial.backend)
     server = next((s for s in backend.servers if s.name == serial.server), None) if backend is not None else None
-    address = frozen.client.getpeername() if server is not None else None
-    if server is None or server.pool is None or address != server.address or not worker.room_for_idle:
+    if server is None or server.pool is None or not worker.room_for_idle or not _leads_to(frozen.client, server):
         frozen.close()
         return
     side = HttpSide.idle(worker, frozen.client, int((serial.http or {}).get("uses", 1)))
@@ -301,8 +304,17 @@ def resume_idle(worker: Worker, frozen: Frozen) -> None:
     worker.epoll.register(side.fd, EVENTS)
 
 
+def _leads_to(sock: socket.socket | socket.SocketType, server: LiveServer) -> bool:
+    """Whether the socket is connected to the address that the server has now."""
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return False
+    return (tuple(name[:2]) if isinstance(name, tuple) else name) == server.address
+
+
 def _restore(side: Side, form: SerialSide, pipe: Pipe | None, now: float) -> None:
-    side.received = form.received
+    side.received, side.shift = form.received, form.shift
     side.last = now - form.idle
     side.eof, side.shut, side.bulky = form.eof, form.shut, form.bulky
     side.ready = select.EPOLLPRI if form.urgent else 0
@@ -380,7 +392,6 @@ def resume(
             worker.handlers[conn.dead.peer.fd] = conn.on_tarrying
         worker.epoll.register(server.fd, EVENTS)
     if isinstance(conn, HttpConnection) and serial.http is not None:
-        client.blocked = client.blocked or client.out is not None
         restore_http(conn, serial.http, now)
     # What has come or become possible meanwhile is an event of the registration itself.
     worker.epoll.register(client.fd, EVENTS)
