@@ -15,6 +15,7 @@ import fcntl
 import json
 import mmap
 import os
+import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
@@ -97,12 +98,12 @@ class Column(IntEnum):
 
 
 _COLUMNS = 48  # some to spare, so that the next version can add counters without a new format
-_STATES = 16
+_STATES = 24
 #: As many as the first version had; where a table has fewer than ours, the others are 0.
 _FEWEST_COLUMNS = 23
 
-#: Where a row's HealthRecord begins among its state words.
-_HEALTH = 3
+#: Where a row's HealthRecord begins among its state words, and the text of its latest check; the text's words.
+_HEALTH, _TEXT, _TEXT_WORDS = 3, 14, 10
 #: Columns that say "now": they belong to a living worker and are zeroed when it dies.
 GAUGES = frozenset({Column.SCUR, Column.QCUR, Column.PARKED, Column.IDLE, Column.OBSERVED_RUN, Column.OBSERVED_AT})
 #: Columns of which the greatest, not the sum, is meaningful across workers and generations.
@@ -128,7 +129,7 @@ class Health(IntEnum):
 class HealthRecord(NamedTuple):
     """All that checks know of a server; times are CLOCK_REALTIME. A word each, in this order, behind the first three.
 
-    `counter`, `result` and `reason` are explained in health.py.
+    `counter` and `result` are explained in health.py.
     """
 
     health: int = Health.UNCHECKED
@@ -140,7 +141,6 @@ class HealthRecord(NamedTuple):
     checked_at: int = 0  # milliseconds; when it ended, 0 for never
     next_at: int = 0  # milliseconds; when the next is due
     identity: int = 0  # of what is checked and how, so that others know whether this is about the same
-    reason: int = 0  # why the latest check failed
     up_since: int = 0  # seconds; when it came back, 0 if it was never away
 
 
@@ -333,6 +333,18 @@ class Table:
 
     def health(self, row: int) -> HealthRecord:
         return HealthRecord(*(self._state_word(row, _HEALTH + at) for at in range(len(HealthRecord._fields))))
+
+    def check_text(self, row: int) -> str:
+        """What the latest check has to say beside its result, 80 bytes at most."""
+        words = [self._state_word(row, _TEXT + at) for at in range(_TEXT_WORDS)]
+        return struct.pack(f"{_TEXT_WORDS}Q", *words).rstrip(b"\0").decode(errors="ignore")
+
+    def set_check_text(self, row: int, text: str) -> None:
+        """Only main may call this, on a table of its own."""
+        data = text.encode(errors="replace")[: _TEXT_WORDS * 8].ljust(_TEXT_WORDS * 8, b"\0")
+        at = self._state_at + row * self._states + _TEXT
+        for offset, word in enumerate(struct.unpack(f"{_TEXT_WORDS}Q", data)):
+            self._words[at + offset] = word
 
     def set_state(self, row: int, state: ServerState, weight: int, since: int) -> None:
         """Only main may call this."""

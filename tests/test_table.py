@@ -186,12 +186,30 @@ def test_health_is_kept_word_by_word_and_told_to_workers_when_it_changes() -> No
     assert table.health(3) == HealthRecord()
     table.set_state(3, ServerState.READY, 1, 5)
     epoch = table.epoch
-    up = HealthRecord(Health.UP, 1, 2, 3, 4, 5, 6, 7, (1 << 64) - 1, 9, 10)
+    up = HealthRecord(Health.UP, 1, 2, 3, 4, 5, 6, 7, (1 << 64) - 1, 10)
     for record, epochs in ((up, 1), (up._replace(checked_at=8), 1), (up._replace(health=Health.DOWN), 2)):
         table.set_health(3, record)
         assert (table.health(3), table.epoch - epoch) == (record, epochs)
         assert table.health(2) == HealthRecord()
         assert (table.state(3), table.weight(3), table.since(3)) == (ServerState.READY, 1, 5)
+    table.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("", ""),
+        ("Connection refused", "Connection refused"),
+        ("x" * 99, "x" * 80),
+        ("ä" * 99, "ä" * 40),
+        ("\ud800", "?"),
+    ],
+)
+def test_a_checks_text_is_kept_as_far_as_there_is_room(text: str, kept: str) -> None:
+    table = Table.create(KEYS, 1, 1)
+    for each in (text, "other", text):
+        table.set_check_text(3, each)
+    assert (table.check_text(3), table.check_text(2), table.health(3)) == (kept, "", HealthRecord())
     table.close()
 
 
