@@ -167,6 +167,7 @@ class Acl:
     values: tuple[str, ...] = ()
     name: str = ""  # "" for an anonymous one, { ... }
     where: Where = NOWHERE
+    match: str = ""  # -m; "": what the criterion implies
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +346,7 @@ class Frontend:
     name: str
     iid: int
     binds: tuple[Bind, ...] = ()
-    default_backend: str = ""  # always the name of a Backend in the same Config
+    default_backend: str = ""  # the name of a Backend in the same Config; "": none but those of use_backend
     timeouts: Timeouts = Timeouts()
     maxconn: int = 0  # 0: no limit but the global one
     tcplog: bool = False  # `option tcplog`: one log line a connection
@@ -410,7 +411,11 @@ class Global:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """The text of a configuration file as it was read."""
+    """The text of a configuration file as it was read.
+
+    What such a file attaches (`errorfile`, `return file`) is kept likewise, that a start can do without the files: its
+    name begins with a NUL, and each character of its text stands for a byte (Latin-1).
+    """
 
     name: str
     text: str

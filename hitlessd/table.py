@@ -15,6 +15,7 @@ import fcntl
 import json
 import mmap
 import os
+import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
@@ -22,7 +23,19 @@ from typing import NamedTuple
 from hitlessd.errors import PeerError
 from hitlessd.model import Config
 
-__all__ = ["GAUGES", "MAXIMA", "PROCESS", "Column", "RowKey", "ServerState", "Table", "row_keys", "sum_over"]
+__all__ = [
+    "GAUGES",
+    "MAXIMA",
+    "PROCESS",
+    "Column",
+    "Health",
+    "HealthRecord",
+    "RowKey",
+    "ServerState",
+    "Table",
+    "row_keys",
+    "sum_over",
+]
 
 _MAGIC = int.from_bytes(b"hitlessT", "little")
 _FORMAT = 1
@@ -62,13 +75,37 @@ class Column(IntEnum):
     PARKED = 20  # connections that outlive their worker now; of the process only, as the next two
     RESUMED = 21  # connections that went on after their worker had ended; main counts these
     LOST = 22  # connections that did not
+    REQ_TOT = 23  # HTTP requests
+    HRSP_1XX = 24  # HTTP responses by class
+    HRSP_2XX = 25
+    HRSP_3XX = 26
+    HRSP_4XX = 27
+    HRSP_5XX = 28
+    HRSP_OTHER = 29
+    CONNECT = 30  # connections made to a server
+    REUSE = 31  # requests sent on a connection that was there
+    IDLE = 32  # connections to a server that wait for a request, now
+    CHKFAIL = 33  # checks that failed while the server was up; main counts these, as the next two
+    CHKDOWN = 34  # times it went down
+    DOWNTIME = 35  # whole seconds for which it was down, up to its latest return
+    HANAFAIL = 36  # times that `observe` has found enough errors; main counts these
+    EINT = 37  # internal errors
+    DSES = 38  # sessions that `tcp-request session` refused
+    DCON = 39  # connections that `tcp-request connection` refused
+    OBSERVED_OK = 40  # successes that `observe` has seen; see worker/observation.py, as for the next two
+    OBSERVED_RUN = 41  # errors that this worker has seen since anybody's latest success
+    OBSERVED_AT = 42  # everybody's successes when that began
 
 
-_COLUMNS = 24  # some to spare, so that the next version can add counters without a new format
-_STATES = 4
+_COLUMNS = 48  # some to spare, so that the next version can add counters without a new format
+_STATES = 24
+#: As many as the first version had; where a table has fewer than ours, the others are 0.
+_FEWEST_COLUMNS = 23
 
+#: Where a row's HealthRecord begins among its state words, and the text of its latest check; the text's words.
+_HEALTH, _TEXT, _TEXT_WORDS = 3, 14, 10
 #: Columns that say "now": they belong to a living worker and are zeroed when it dies.
-GAUGES = frozenset({Column.SCUR, Column.QCUR, Column.PARKED})
+GAUGES = frozenset({Column.SCUR, Column.QCUR, Column.PARKED, Column.IDLE, Column.OBSERVED_RUN, Column.OBSERVED_AT})
 #: Columns of which the greatest, not the sum, is meaningful across workers and generations.
 MAXIMA = frozenset({Column.SMAX, Column.QMAX, Column.LASTSESS})
 
@@ -79,6 +116,32 @@ class ServerState(IntEnum):
     READY = 0
     DRAIN = 1
     MAINT = 2
+
+
+class Health(IntEnum):
+    """What checks say of a server, or of a backend by its servers; written by main, read by the workers."""
+
+    UNCHECKED = 0
+    UP = 1
+    DOWN = 2
+
+
+class HealthRecord(NamedTuple):
+    """All that checks know of a server; times are CLOCK_REALTIME. A word each, in this order, behind the first three.
+
+    `counter` and `result` are explained in health.py.
+    """
+
+    health: int = Health.UNCHECKED
+    since: int = 0  # seconds; the latest change of `health`
+    counter: int = 0  # as HAProxy's: up from `rise` on
+    result: int = 0  # of the latest check
+    code: int = 0  # HTTP status of the latest check
+    duration: int = 0  # milliseconds that it took
+    checked_at: int = 0  # milliseconds; when it ended, 0 for never
+    next_at: int = 0  # milliseconds; when the next is due
+    identity: int = 0  # of what is checked and how, so that others know whether this is about the same
+    up_since: int = 0  # seconds; when it came back, 0 if it was never away
 
 
 class RowKey(NamedTuple):
@@ -115,8 +178,9 @@ class Table:
         self.workers = words[_Header.WORKERS]
         self.generation = words[_Header.GENERATION]
         self.columns = words[_Header.COLUMNS]
+        self._states = words[_Header.STATES]
         self._state_at = _HEADER_WORDS
-        self._base_at = self._state_at + len(keys) * words[_Header.STATES]
+        self._base_at = self._state_at + len(keys) * self._states
         self._slots_at = self._base_at + len(keys) * self.columns
 
     @classmethod
@@ -162,7 +226,7 @@ class Table:
             if head[_Header.MAGIC] != _MAGIC or head[_Header.FORMAT] != _FORMAT:
                 raise PeerError("cannot use the shared table: unknown format")
             words = _HEADER_WORDS + rows * (states + columns * (1 + workers))
-            if words * 8 + names != size or columns < len(Column) or not states or names > _MAX_KEYS_BYTES:
+            if words * 8 + names != size or columns < _FEWEST_COLUMNS or not states or names > _MAX_KEYS_BYTES:
                 raise PeerError("cannot use the shared table: its sizes contradict each other")
             keys = _read_keys(mapping[words * 8 :])
             if len(keys) != rows or len(set(keys)) != rows:
@@ -183,6 +247,8 @@ class Table:
 
     def value(self, row: int, column: Column) -> int:
         """The sum (or the greatest, for MAXIMA) over all workers and what was folded in."""
+        if column >= self.columns:
+            return 0  # an older version's table
         words, stride = self._words, len(self.keys) * self.columns
         at = row * self.columns + column
         values = [words[self._base_at + at]]
@@ -199,7 +265,8 @@ class Table:
         slot = self.slot(worker)
         for row in range(len(self.keys)):
             for column in GAUGES:
-                slot[row * self.columns + column] = 0
+                if column < self.columns:
+                    slot[row * self.columns + column] = 0
 
     def add(self, key: RowKey, column: Column, number: int) -> None:
         """Count something that main itself has seen. Only main may call this."""
@@ -242,20 +309,63 @@ class Table:
         return self._words[_Header.EPOCH]
 
     def state(self, row: int) -> ServerState:
-        return ServerState(self._words[self._state_at + row * _STATES])
+        return ServerState(self._state_word(row, 0))
 
     def weight(self, row: int) -> int:
-        return self._words[self._state_at + row * _STATES + 1]
+        return self._state_word(row, 1)
 
     def since(self, row: int) -> int:
         """CLOCK_REALTIME seconds of the latest change of state."""
-        return self._words[self._state_at + row * _STATES + 2]
+        return self._state_word(row, 2)
+
+    def usable(self, row: int) -> bool:
+        """Whether balancing may choose the server."""
+        return self.running(row) and not self._state_word(row, 0) and self._state_word(row, 1) > 0
+
+    def running(self, row: int) -> bool:
+        """Whether the server may get anything at all: neither down nor in maintenance. One that drains, or has no
+        weight, still gets those who belong to it."""
+        return self._state_word(row, _HEALTH) != Health.DOWN and self._state_word(row, 0) != ServerState.MAINT
+
+    def up_since(self, row: int) -> int:
+        """CLOCK_REALTIME seconds of its latest return from being down or in maintenance, 0 if it was never away."""
+        return self._state_word(row, _HEALTH + HealthRecord._fields.index("up_since"))
+
+    def health(self, row: int) -> HealthRecord:
+        return HealthRecord(*(self._state_word(row, _HEALTH + at) for at in range(len(HealthRecord._fields))))
+
+    def check_text(self, row: int) -> str:
+        """What the latest check has to say beside its result, 80 bytes at most."""
+        words = [self._state_word(row, _TEXT + at) for at in range(_TEXT_WORDS)]
+        return struct.pack(f"{_TEXT_WORDS}Q", *words).rstrip(b"\0").decode(errors="ignore")
+
+    def set_check_text(self, row: int, text: str) -> None:
+        """Only main may call this, on a table of its own."""
+        data = text.encode(errors="replace")[: _TEXT_WORDS * 8].ljust(_TEXT_WORDS * 8, b"\0")
+        at = self._state_at + row * self._states + _TEXT
+        for offset, word in enumerate(struct.unpack(f"{_TEXT_WORDS}Q", data)):
+            self._words[at + offset] = word
 
     def set_state(self, row: int, state: ServerState, weight: int, since: int) -> None:
         """Only main may call this."""
-        at = self._state_at + row * _STATES
+        at = self._state_at + row * self._states
+        returns = self._words[at] == ServerState.MAINT and state != ServerState.MAINT
         self._words[at], self._words[at + 1], self._words[at + 2] = state, weight, since
+        if returns and self._states > _HEALTH + len(HealthRecord._fields):
+            self._words[at + _HEALTH + HealthRecord._fields.index("up_since")] = since
         self._words[_Header.EPOCH] += 1
+
+    def set_health(self, row: int, record: HealthRecord) -> None:
+        """Only main may call this, on a table of its own. Workers are made to look only where that matters to them."""
+        at = self._state_at + row * self._states + _HEALTH
+        before = self._words[at]
+        for offset, word in enumerate(record):
+            self._words[at + offset] = word
+        if before != record.health:
+            self._words[_Header.EPOCH] += 1
+
+    def _state_word(self, row: int, word: int) -> int:
+        return self._words[self._state_at + row * self._states + word] if word < self._states else 0
 
     def close(self) -> None:
         """Unmap and close. The slots given out must have been released."""

@@ -77,19 +77,26 @@ GLOBAL = [
     ("park-timeout = 0", 'park-timeout: cannot use this time: found "0", expected more than 0'),
     (
         "log = jurnal",
-        'log: cannot log to this target: found "jurnal", expected auto, journal, stderr or stdout; did you mean '
-        '"journal"?',
+        'log: cannot log to this target: found "jurnal", expected auto, journal, stderr, stdout, or the address of a '
+        'syslog server; did you mean "journal"?',
     ),
     (
-        "log = 192.0.2.1:514 local0 info",
-        'log: cannot log to this target: found "192.0.2.1:514", expected auto, journal, stderr or stdout; logging to '
-        "a syslog server is not supported",
+        "log = 192.0.2.1:514 info",
+        'log: cannot use this facility: found "info", expected one of syslog\'s, as in local0',
+    ),
+    (
+        "log = 192.0.2.1:514 local0 info notice",
+        'log: cannot use more words: found "notice", expected at most a level after the facility',
+    ),
+    ("log = 192.0.2.1:x local0", 'log: cannot use this port: found "x", expected a port from 1 to 65535'),
+    (
+        "log = 192.0.2.1 local0 loud",
+        'log: cannot use this level: found "loud", expected emerg, alert, crit, err, warning, notice, info or debug',
     ),
     ("log = stderr info x", 'log: cannot use more words: found "x", expected at most a level after the target'),
     (
         "log = /run/systemd/log",
-        'log: cannot log to this target: found "/run/systemd/log", expected auto, journal, stderr or stdout; logging '
-        "to a syslog server is not supported",
+        "log: cannot use this facility: found nothing, expected one of syslog's, as in local0",
     ),
     (
         "log = stderr inf",
@@ -277,13 +284,13 @@ BIND = [
     (":80 backlog 0", 'cannot use this backlog: found "0", expected a number from 1 to 65535'),
     (
         ":80 ssl crt /x",
-        'cannot use this word: found "ssl", expected one of v4v6, v6only, backlog, interface, mode, user, group; this '
-        "version does not have it",
+        'cannot use this word: found "ssl", expected one of v4v6, v6only, backlog, interface, mode, user, group, '
+        "accept-proxy; this version does not have it",
     ),
     (
         ":80 baklog 3",
-        'cannot use this word: found "baklog", expected one of v4v6, v6only, backlog, interface, mode, user, group; '
-        'did you mean "backlog"?',
+        'cannot use this word: found "baklog", expected one of v4v6, v6only, backlog, interface, mode, user, group, '
+        'accept-proxy; did you mean "backlog"?',
     ),
     (
         "/" + "x" * 97,
@@ -339,18 +346,31 @@ SERVER = [
     ("192.0.2.1 weight 257", 'use this weight: found "257", expected a number from 0 to 256'),
     ("192.0.2.1 weight", "use weight alone: found nothing, expected a value after it"),
     (
-        "192.0.2.1:80 check inter 2s fall 3",
-        'use this word: found "check", expected one of weight, backup, disabled, maxconn; health checks are not '
-        "supported yet; leave it out",
+        "192.0.2.1:80 agent-check agent-port 3",
+        'use this word: found "agent-check", expected a word that belongs here; this version does not have it',
     ),
     (
-        "192.0.2.1:80 send-proxy",
-        'use this word: found "send-proxy", expected one of weight, backup, disabled, maxconn; this version does not '
-        "have it",
+        "192.0.2.1 check",
+        "check this server: found no port, expected one in its address or after `port`",
+    ),
+    ("/run/x check port 80", "use port with unix@/run/x: expected an IPv4 or IPv6 address"),
+    ("192.0.2.1:80 check addr 10.1", 'use this address: found "10.1", expected an IPv4 address of four numbers'),
+    ("192.0.2.1:80 inter 0", 'use this time: found "0", expected more than 0'),
+    ("192.0.2.1:80 rise 0", 'use this number: found "0", expected a number from 1 to 2147483647'),
+    ("192.0.2.1:80 check check", "use check twice: expected it once in a line"),
+    ("192.0.2.1:80 observe layer5", 'observe this: found "layer5", expected layer4 or layer7; did you mean "layer'),
+    ("192.0.2.1:80 observe layer7", "observe layer7: expected `mode = http`, which reads answers"),
+    ("192.0.2.1:80 on-error mark-dwn", 'react like this: found "mark-dwn", expected fastinter, fail-check, sudden-d'),
+    ("192.0.2.1:80 on-marked-down die", 'react like this: found "die", expected shutdown-sessions'),
+    ("192.0.2.1:80 pool-max-conn -2", 'keep so many connections: found "-2", expected a number from 0 to 2147483647'),
+    ("192.0.2.1:80 cookie a;b", 'use this cookie: found "a;b", expected a value without quotes, commas, semicolons'),
+    (
+        "192.0.2.1:80 send-prxy",
+        'use this word: found "send-prxy", expected a word that belongs here; did you mean "send-proxy"?',
     ),
     (
         "192.0.2.1:80 wieght 3 backup",
-        'use this word: found "wieght", expected one of weight, backup, disabled, maxconn; did you mean "weight"?',
+        'use this word: found "wieght", expected a word that belongs here; did you mean "weight"?',
     ),
     ("unix@x", 'use this path: found "x", expected an absolute path, beginning with /'),
     ("/" + "x" * 107, "use this path: found 108 bytes, expected at most 107"),
@@ -383,11 +403,21 @@ def test_server(value: str, message: str) -> None:
         ),
         (
             "balance = rondrobin",
-            'balance: cannot balance like this: found "rondrobin", expected roundrobin, leastconn or source; did you '
-            'mean "roundrobin"?',
+            'balance: cannot balance like this: found "rondrobin", expected roundrobin, static-rr, leastconn, first, '
+            'source, uri, hdr or random; did you mean "roundrobin"?',
         ),
-        ("balance = uri", 'balance: cannot balance like this: found "uri", expected roundrobin, leastconn or source'),
-        ("mode = http", 'mode: cannot use this mode: found "http", expected tcp; this version relays TCP only'),
+        ("balance = url_param(x)", 'balance: cannot balance like this: found "url_param(x)", expected roundrobin, '),
+        ("balance = hdr", 'balance: cannot balance like this: found "hdr", expected hdr(NAME)'),
+        ("balance = hdr()", 'balance: cannot balance like this: found "hdr()", expected hdr(NAME)'),
+        ("balance = hdr(a b)", 'balance: cannot balance like this: found "hdr(a b)", expected roundrobin, static-rr'),
+        (
+            "balance = uri path-only",
+            'balance: cannot use this word: found "path-only", expected whole, len N or depth N',
+        ),
+        ("balance = uri len", 'balance: cannot use this word: found "len", expected a number after it'),
+        ("balance = random(0)", 'balance: cannot use this draw: found "0", expected a number from 1 to 65535'),
+        ("balance = source x", 'balance: cannot use more words: found "x", expected nothing after source'),
+        ("mode = htp", 'mode: cannot use this mode: found "htp", expected tcp or http; did you mean "http"?'),
         ("bind = :1", "bind: cannot use this option in a [backend] section: expected it in [listen] or [frontend]"),
         ("retries = x", 'retries: cannot use this number: found "x", expected a number from 0 to 65535'),
         ("option redispatch = 3", 'option redispatch: cannot set this switch: found "3", expected on or off'),
@@ -396,11 +426,21 @@ def test_server(value: str, message: str) -> None:
             'no option redispatch: cannot use this option with a value: found "on", expected `no option redispatch` '
             "alone, or `option redispatch = off`",
         ),
-        ("option httpchk", "option: cannot use this option: health checks are not supported yet"),
-        ("timeout check = 2s", "timeout check: cannot use this option: health checks are not supported yet"),
+        ("option httpchk GET /", 'option httpchk: cannot read this option: found "option httpchk GET /", expected '),
+        ("option tcp-check", "option: cannot use this option: leave it out: `check` in a server line connects, unless"),
         ("timeout client = 2s", "timeout client: cannot use this option in a [backend] section: expected it in [defau"),
         ("Balance = source", 'Balance: cannot use this option: found "Balance", expected an option of [backend]; did'),
-        ("http-request deny if x", "http-request: cannot use this option: this version does not have it"),
+        (
+            "http-request deny if x",
+            'http-request: cannot read this option: found "http-request deny if x", expected `http-request = deny if '
+            "x`",
+        ),
+        (
+            "http-request set-header a b=c",
+            'http-request: cannot read this option: found "http-request set-header a b = c", expected `http-request = '
+            "set-header a b = c`",
+        ),
+        ("http-after-response = x", "http-after-response: cannot use this option: this version does not have it"),
     ],
 )
 def test_backend(line: str, message: str) -> None:

@@ -1,73 +1,44 @@
-"""From merged sections to the frozen Config: inheritance from [defaults], numbering, and the checks across sections."""
+"""From merged sections to the frozen Config: inheritance from [defaults], numbering, and what belongs to one mode
+only."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
-from typing import get_args
-
 from hitlessd.model import (
     Backend,
-    Balance,
-    Bind,
     Config,
     Frontend,
     Global,
-    InetAddress,
+    HttpCheck,
     LogTarget,
-    Server,
+    Mode,
     SourceFile,
     StatsSocket,
     Timeouts,
-    UnixAddress,
     Where,
 )
 
 from . import values
-from .ini import Option
-from .lines import bind_line, log_line, server_line, stats_socket_line
+from .attached import Attached
+from .checks import check_addresses, check_whole
+from .lines import log_line, stats_socket_line
 from .problems import Place, Problems
+from .proxies import Balancing, http_checks
 from .resolve import Names
 from .sections import Entry, Merged
+from .settings import Reader, Settings
 
 __all__ = ["build"]
 
-_BALANCES: tuple[Balance, ...] = get_args(Balance)
 _WORKERS_LIMIT = 64
 _RETRIES = 3  # HAProxy's default
-_RETRIES_LIMIT = 65535
 _FIRST_IID = 2  # HAProxy keeps 1 for itself
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class _Settings:
-    """What one section says itself; None and absence: nothing."""
-
-    entry: Entry
-    maxconn: int | None = None
-    default_backend: tuple[str, Place] | None = None
-    balance: Balance | None = None
-    retries: int | None = None
-    flags: dict[str, bool] = field(default_factory=dict)
-    timeouts: dict[str, float | None] = field(default_factory=dict)  # by their names in Timeouts
-    binds: list[Bind] = field(default_factory=list)
-    servers: list[Server] = field(default_factory=list)
-
-    def inherit(self, defaults: _Settings) -> None:
-        self.maxconn = defaults.maxconn if self.maxconn is None else self.maxconn
-        self.balance = self.balance or defaults.balance
-        self.retries = defaults.retries if self.retries is None else self.retries
-        self.flags = defaults.flags | self.flags
-        self.timeouts = defaults.timeouts | self.timeouts
-        # HAProxy gives [defaults]' default_backend to every listen, whose own servers are then never used
-        if not (self.entry.kind == "listen" and _has(self.entry, "server ")):
-            self.default_backend = self.default_backend or defaults.default_backend
 
 
 def build(
     merged: Merged,
     files: tuple[SourceFile, ...],
     names: Names,
+    attached: Attached,
     problems: Problems,
     *,
     origin: str = "",
@@ -80,28 +51,36 @@ def build(
     """
     global_ = Global()
     for entry in merged.of("global"):
-        global_ = _global(entry, problems)
-    defaults = _Settings(Entry("defaults", "", Where("", 0)))
+        global_ = _global(entry, names, problems)
+    reader = Reader(names, attached, problems)
+    defaults = Settings(Entry("defaults", "", Where("", 0)))
     for entry in merged.of("defaults"):
-        defaults = _settings(entry, names, problems)
+        defaults = reader.read(entry)
     frontends: list[Frontend] = []
     backends: list[Backend] = []
-    proxies: list[_Settings] = []
+    proxies: list[Settings] = []
     for iid, entry in enumerate(merged.of("listen", "frontend", "backend"), _FIRST_IID):
-        proxy = _settings(entry, names, problems)
-        proxy.inherit(defaults)
+        proxy = reader.read(entry, defaults)
+        _fit_to_mode(proxy, Place(problems, entry.where, entry.title))
         proxies.append(proxy)
         if entry.kind != "backend":
             frontends.append(_frontend(proxy, iid))
         if entry.kind != "frontend":
             backends.append(_backend(proxy, iid))
-    _check_addresses(global_, frontends, proxies, problems)
+    check_addresses(global_, frontends, proxies, problems)
     if whole:
-        _check_whole(merged, files, origin, proxies, problems)
-    return Config(global_, tuple(frontends), tuple(backends), files, dict(names.resolved), problems.warnings())
+        check_whole(merged, files, origin, proxies, problems)
+    return Config(
+        global_,
+        tuple(frontends),
+        tuple(backends),
+        files + attached.files,
+        dict(names.resolved),
+        problems.warnings(),
+    )
 
 
-def _global(entry: Entry, problems: Problems) -> Global:
+def _global(entry: Entry, names: Names, problems: Problems) -> Global:
     stats: list[StatsSocket] = []
     workers, maxconn, hard_stop, log, takeover = 0, 0, None, LogTarget(), False
     reload_timeout, crash_proof = Global().reload_timeout, Global().crash_proof
@@ -127,7 +106,7 @@ def _global(entry: Entry, problems: Problems) -> Global:
             case "hard-stop-after":
                 hard_stop = values.duration(place, text, zero=False)
             case "log":
-                log = log_line(place, text) or log
+                log = log_line(place, text, names) or log
             case "reload-timeout":
                 reload_timeout = values.duration(place, text, zero=False) or reload_timeout
             case "external-takeover":
@@ -143,166 +122,118 @@ def _global(entry: Entry, problems: Problems) -> Global:
     )
 
 
-def _settings(entry: Entry, names: Names, problems: Problems) -> _Settings:
-    settings = _Settings(entry)
-    for name, option in entry.options.items():
-        place = Place(problems, option.where, entry.title, option.name)
-        text = option.text
-        if name.startswith("server "):
-            _server(settings, place, name[len("server ") :], text, names)
-        elif name.startswith("timeout "):
-            seconds = values.duration(place, text)
-            # 0 means never, as with HAProxy
-            settings.timeouts[name[len("timeout ") :].replace("-", "_")] = seconds or None
-        elif name.startswith("option ") or name == "shutdown-on-reload":
-            settings.flags[name] = _flag(place, option)
-        else:
-            _setting(settings, place, name, option, problems)
-    return settings
+def _fit_to_mode(proxy: Settings, place: Place) -> None:
+    """Drop what the mode has no use for, with HAProxy's warnings; only what the section inherits goes in silence, where
+    HAProxy has no warning either."""
+    kind = proxy.entry.kind
+    if proxy.http_checks and not proxy.has_http_check:
+        if kind != "frontend" and proxy.entry.has("http-check"):
+            place.warn("http-check is ignored without `option httpchk`")
+        proxy.http_checks = []
+    if proxy.mode == "http":
+        return
+    ignored = []
+    for name, rules in (("http-request", proxy.http_request), ("http-response", proxy.http_response)):
+        if rules:
+            rules.clear()
+            ignored.append(name)
+    if kind != "backend" and proxy.flags.get("option httplog"):
+        proxy.flags |= {"option httplog": False, "option tcplog": True}
+        place.warn("option httplog needs `mode = http`, so option tcplog takes its place")
+    if proxy.forwardfor:
+        proxy.forwardfor = None
+        ignored.append("option forwardfor")
+    if kind != "frontend":
+        if proxy.cookie:
+            proxy.cookie = None
+            ignored.append("cookie")
+        for server in proxy.servers:
+            if server.observe == "layer7":
+                Place(place.problems, server.where, proxy.entry.title, f"server {server.name}").fail(
+                    "cannot observe layer7: expected `mode = http`, which reads answers"
+                )
+        if proxy.balance and proxy.balance.algorithm in ("uri", "hdr"):
+            place.warn(f"balance = {proxy.balance.algorithm} needs `mode = http`, so roundrobin takes its place")
+            proxy.balance = Balancing()
+    for name in ignored:
+        place.warn(f"{name} is ignored: it needs `mode = http`")
 
 
-def _setting(settings: _Settings, place: Place, name: str, option: Option, problems: Problems) -> None:
-    text = option.text
-    match name:
-        case "bind":
-            for line, where in option.lines:
-                bind = bind_line(Place(problems, where, settings.entry.title, option.name), line)
-                if bind:
-                    settings.binds.append(bind)
-        case "mode":
-            if text != "tcp":
-                place.refuse("use this mode", text, "tcp", note="this version relays TCP only")
-        case "maxconn":
-            settings.maxconn = values.integer(place, text, 0, values.INT_MAX)
-        case "retries":
-            settings.retries = values.integer(place, text, 0, _RETRIES_LIMIT)
-        case "default_backend":
-            settings.default_backend = (text, place)
-        case "balance":
-            settings.balance = _balance(place, text)
-
-
-def _server(settings: _Settings, place: Place, name: str, text: str, names: Names) -> None:
-    valid = values.name(place, name, "server")
-    server = server_line(place, name, len(settings.servers) + 1, text, names)
-    if valid and server:
-        settings.servers.append(server)
-
-
-def _balance(place: Place, text: str) -> Balance | None:
-    for balance in _BALANCES:
-        if balance == text:
-            return balance
-    place.refuse("balance like this", text, "roundrobin, leastconn or source", near=_BALANCES)
-    return None
-
-
-def _flag(place: Place, option: Option) -> bool:
-    if option.name.startswith("no "):
-        return False
-    return values.switch(place, option.text, bare=True) or False
-
-
-def _frontend(proxy: _Settings, iid: int) -> Frontend:
+def _frontend(proxy: Settings, iid: int) -> Frontend:
     entry = proxy.entry
     target = proxy.default_backend[0] if proxy.default_backend else entry.name if entry.kind == "listen" else ""
+    migrate, shutdown = _moving(proxy)
     return Frontend(
-        entry.name, iid, tuple(proxy.binds), target, Timeouts(**proxy.timeouts), proxy.maxconn or 0,
-        proxy.flags.get("option tcplog", False), proxy.flags.get("option dontlognull", False), "tcp", entry.where,
-        *_moving(proxy),
-    )  # fmt: skip
+        entry.name,
+        iid,
+        tuple(proxy.binds),
+        target,
+        Timeouts(**proxy.timeouts),
+        proxy.maxconn or 0,
+        mode=_mode(proxy),
+        where=entry.where,
+        migrate=migrate,
+        shutdown_on_reload=shutdown,
+        tcplog=proxy.flags.get("option tcplog", False),
+        dontlognull=proxy.flags.get("option dontlognull", False),
+        httplog=proxy.flags.get("option httplog", False),
+        log_json=proxy.flags.get("option jsonlog", False),
+        log_format=proxy.log_format or "",
+        tcp_rules=tuple(proxy.tcp_rules),
+        use_backend=tuple(rule for rule, _ in proxy.use_backend),
+        rate_limit=proxy.rate_limit or 0,
+        inspect_delay=proxy.inspect_delay,
+        forwardfor=proxy.forwardfor,
+        httpclose=proxy.flags.get("option httpclose", False),
+        http_request=tuple(proxy.http_request),
+        http_response=tuple(proxy.http_response),
+        errorfiles=tuple(sorted(proxy.errorfiles.items())),
+    )
 
 
-def _backend(proxy: _Settings, iid: int) -> Backend:
-    retries = _RETRIES if proxy.retries is None else proxy.retries
+def _backend(proxy: Settings, iid: int) -> Backend:
+    balancing = proxy.balance or Balancing()
+    migrate, shutdown = _moving(proxy)
     return Backend(
-        proxy.entry.name, iid, tuple(proxy.servers), proxy.balance or "roundrobin", Timeouts(**proxy.timeouts), retries,
-        proxy.flags.get("option redispatch", False), "tcp", proxy.entry.where,
-        *_moving(proxy),
-    )  # fmt: skip
+        proxy.entry.name,
+        iid,
+        tuple(proxy.servers),
+        balancing.algorithm,
+        Timeouts(**proxy.timeouts),
+        _RETRIES if proxy.retries is None else proxy.retries,
+        proxy.flags.get("option redispatch", False),
+        _mode(proxy),
+        proxy.entry.where,
+        migrate,
+        shutdown,
+        balance_header=balancing.header,
+        balance_draws=balancing.draws,
+        balance_uri_len=balancing.uri_len,
+        balance_uri_depth=balancing.uri_depth,
+        balance_uri_whole=balancing.uri_whole,
+        hash_consistent=proxy.hash_consistent or False,
+        http_reuse=proxy.http_reuse or "safe",
+        cookie=proxy.cookie,
+        http_check=_http_check(proxy),
+        forwardfor=proxy.forwardfor,
+        httpclose=proxy.flags.get("option httpclose", False),
+        abortonclose=proxy.flags.get("option abortonclose", False),
+        http_request=tuple(proxy.http_request),
+        http_response=tuple(proxy.http_response),
+        errorfiles=tuple(sorted(proxy.errorfiles.items())),
+    )
 
 
-def _moving(proxy: _Settings) -> tuple[bool, bool]:
+def _mode(proxy: Settings) -> Mode:
+    return proxy.mode or "tcp"
+
+
+def _http_check(proxy: Settings) -> HttpCheck | None:
+    if not proxy.has_http_check:
+        return None
+    return http_checks(proxy.http_check or HttpCheck(), proxy.http_checks)
+
+
+def _moving(proxy: Settings) -> tuple[bool, bool]:
     """What becomes of connections at a reload: `migrate` and `shutdown_on_reload`."""
     return proxy.flags.get("option migrate", True), proxy.flags.get("shutdown-on-reload", False)
-
-
-def _check_addresses(global_: Global, frontends: list[Frontend], proxies: list[_Settings], problems: Problems) -> None:
-    """Every address once, among listeners and runtime sockets."""
-    taken: dict[tuple[object, ...], tuple[str, Where]] = {}
-    stats = [(Bind(socket.address, socket.where), "global", "stats socket") for socket in global_.stats_sockets]
-    titles = [proxy.entry.title for proxy in proxies if proxy.entry.kind != "backend"]
-    binds = [
-        (bind, title, "bind") for frontend, title in zip(frontends, titles, strict=True) for bind in frontend.binds
-    ]
-    for bind, title, option in stats + binds:
-        address = bind.address
-        key: tuple[object, ...] = (address, bind.interface)
-        if isinstance(address, UnixAddress) and not address.abstract:
-            key = (os.path.normpath(address.path),)
-        if key in taken:
-            other, where = taken[key]
-            Place(problems, bind.where, title, option).fail(
-                f"cannot use {address} twice: expected an address of its own, and [{other}] at {where} has it"
-            )
-        else:
-            taken[key] = (title, bind.where)
-
-
-def _check_whole(
-    merged: Merged, files: tuple[SourceFile, ...], origin: str, proxies: list[_Settings], problems: Problems
-) -> None:
-    backends = {proxy.entry.name: proxy for proxy in proxies if proxy.entry.kind != "frontend"}
-    if not any(merged.of("listen", "frontend")) and not merged.headers_refused:
-        name = origin or next((source.name for source in files), "(no file)")
-        problems.add(
-            Where(name, 0), "cannot use this configuration: found no [frontend] or [listen], expected at least one"
-        )
-    told: set[Where] = set()
-    for proxy in proxies:
-        entry = proxy.entry
-        place = Place(problems, entry.where, entry.title)
-        if entry.kind != "backend":
-            _check_frontend(proxy, place, backends, told, merged.headers_refused)
-        if entry.kind != "frontend" and not _has(entry, "server ") and not proxy.default_backend:
-            place.warn("there is no server, so every connection to it is closed")
-        _warn_timeouts(proxy, place)
-
-
-def _check_frontend(
-    proxy: _Settings, place: Place, backends: dict[str, _Settings], told: set[Where], headers_refused: bool
-) -> None:
-    entry = proxy.entry
-    if "bind" not in entry.options:
-        note = "; write [backend NAME] for servers alone" if entry.kind == "listen" else ""
-        place.fail(f"cannot accept anything: found no bind, expected at least one{note}")
-    if proxy.default_backend:
-        name, named_at = proxy.default_backend
-        if name not in backends and not headers_refused and named_at.where not in told:
-            told.add(named_at.where)
-            named_at.refuse("use this backend", name, "the name of a [backend] or [listen] section", near=backends)
-    elif entry.kind == "frontend":
-        place.fail("cannot pass connections on: found no default_backend, expected one here or in [defaults]")
-    target = backends.get(proxy.default_backend[0] if proxy.default_backend else entry.name)
-    if target and any(isinstance(bind.address, UnixAddress) for bind in proxy.binds):
-        for server in target.servers:
-            if isinstance(server.address, InetAddress) and not server.address.port and server.where not in told:
-                told.add(server.where)
-                Place(place.problems, server.where, target.entry.title, f"server {server.name}").fail(
-                    f"cannot take the port that the client connected to: [{entry.title}] listens on a unix socket, "
-                    "expected ADDRESS:PORT"
-                )
-
-
-def _warn_timeouts(proxy: _Settings, place: Place) -> None:
-    kind = proxy.entry.kind
-    wanted = ["client"] if kind != "backend" else []
-    if kind == "backend" or (kind == "listen" and proxy.servers):
-        wanted += ["connect", "server"]
-    missing = [f"timeout {name}" for name in wanted if name not in proxy.timeouts]
-    if missing:
-        place.warn(f"{', '.join(missing)}: not set, so a connection whose other side has vanished may stay for ever")
-
-
-def _has(entry: Entry, prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in entry.options)

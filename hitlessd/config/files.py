@@ -12,7 +12,7 @@ from hitlessd.model import SourceFile, Where
 
 from .problems import Enough, Problems
 
-__all__ = ["SIZE_LIMIT", "gather", "read_files"]
+__all__ = ["SIZE_LIMIT", "gather", "read_attachment", "read_files"]
 
 #: Bytes of one file. A thousand listeners and two thousand servers take about 100 kB; what is ten times as long is a
 #: mistake.
@@ -27,7 +27,7 @@ _KINDS = (
 )
 
 
-class _Unreadable(Exception):
+class _Unreadable(ValueError):
     """Why a file cannot be read, and at which line (0: as a whole)."""
 
     def __init__(self, why: str, line: int = 0) -> None:
@@ -68,7 +68,7 @@ def gather(paths: Sequence[str], problems: Problems) -> tuple[SourceFile, ...]:
             problems.begin(name)
             try:
                 text, identity = _read(name)
-            except (OSError, ValueError, _Unreadable) as error:
+            except (OSError, ValueError) as error:
                 problems.add(Where(name, getattr(error, "line", 0)), f"cannot read: {_why(error)}")
                 continue
             if identity in seen:
@@ -81,6 +81,11 @@ def gather(paths: Sequence[str], problems: Problems) -> tuple[SourceFile, ...]:
     return tuple(files)
 
 
+def read_attachment(path: str, limit: int) -> bytes:
+    """The bytes of a regular file. Raises OSError or ValueError, whose text says why."""
+    return _read_bytes(path, limit)[0]
+
+
 def _expand(path: str) -> list[str]:
     if not stat.S_ISDIR(os.stat(path).st_mode):
         return [path]
@@ -89,21 +94,26 @@ def _expand(path: str) -> list[str]:
 
 
 def _read(path: str) -> tuple[str, tuple[int, int]]:
+    data, identity = _read_bytes(path, SIZE_LIMIT)
+    return _decode(data), identity
+
+
+def _read_bytes(path: str, limit: int) -> tuple[bytes, tuple[int, int]]:
     _check_kind(os.stat(path).st_mode)  # opening a device can already have an effect
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         status = os.fstat(descriptor)
         _check_kind(status.st_mode)  # the name may mean another file by now
-        if status.st_size > SIZE_LIMIT:
-            raise _Unreadable(f"found {status.st_size} bytes, expected at most {SIZE_LIMIT}")
+        if status.st_size > limit:
+            raise _Unreadable(f"found {status.st_size} bytes, expected at most {limit}")
         data = bytearray()
-        while chunk := os.read(descriptor, SIZE_LIMIT + 1 - len(data)):
+        while chunk := os.read(descriptor, limit + 1 - len(data)):
             data += chunk
-            if len(data) > SIZE_LIMIT:  # grew meanwhile, or is one of /proc's, whose size is 0
-                raise _Unreadable(f"found more than {SIZE_LIMIT} bytes, expected at most that")
+            if len(data) > limit:  # grew meanwhile, or is one of /proc's, whose size is 0
+                raise _Unreadable(f"found more than {limit} bytes, expected at most that")
     finally:
         os.close(descriptor)
-    return _decode(bytes(data)), (status.st_dev, status.st_ino)
+    return bytes(data), (status.st_dev, status.st_ino)
 
 
 def _check_kind(mode: int) -> None:

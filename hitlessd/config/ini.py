@@ -21,6 +21,13 @@ __all__ = ["LINE_LIMIT", "Option", "Section", "read_sections"]
 LINE_LIMIT = 50_000
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+#: A line that has quotes or backslashes, piece by piece: what is escaped, what is quoted, blanks (perhaps with the sign
+#: that begins a comment), and all else. A quote that nothing closes is a character like others.
+_PIECE = re.compile(r"""\\.|"(?:[^"\\]|\\.)*"|'[^']*'|\s+[#;]?|[^\s"'\\]+|.""")
+_COMMENT = re.compile(r" [#;]")
+#: Blanks that count, as configparser must not see them; no text contains these control characters.
+_HIDE = str.maketrans(" \t", "\x01\x02")
+_SHOW = str.maketrans("\x01\x02", " \t")
 _HEADER = re.compile(r"\[([^]#;]*)\](?:\s+[#;].*|\s*)$")
 
 
@@ -73,7 +80,7 @@ class _Parser(configparser.RawConfigParser):
             allow_no_value=True,
             delimiters=("=",),
             comment_prefixes=("#", ";"),
-            inline_comment_prefixes=("#", ";"),
+            inline_comment_prefixes=(),  # feed() knows about quotes
             strict=False,
             empty_lines_in_values=True,
             default_section="\0",
@@ -88,7 +95,8 @@ class _Parser(configparser.RawConfigParser):
         """The lines as configparser shall see them.
 
         Comments become empty lines, so that a value's n-th line is the file's n-th from there. Runs of blanks become
-        one: no option has a use for them, and configparser's expressions take quadratic time for them.
+        one, but for those in quotes: no option has a use for them, and configparser's expressions take quadratic time
+        for them.
         """
         yield "[\x00" + "0]"
         for self.line, line in enumerate(text.split("\n"), 1):
@@ -111,7 +119,7 @@ class _Parser(configparser.RawConfigParser):
                 yield ""
             else:
                 indent = len(line) - len(line.lstrip())
-                yield " " * indent + body
+                yield " " * indent + _without_comment(line, body)
 
 
 def read_sections(source: SourceFile, problems: Problems) -> list[Section]:
@@ -148,7 +156,24 @@ def read_sections(source: SourceFile, problems: Problems) -> list[Section]:
     return sections
 
 
+def _without_comment(line: str, body: str) -> str:
+    """A line's text; `body` is it with every run of blanks made one."""
+    if not any(sign in body for sign in "\"'\\"):
+        comment = _COMMENT.search(body)
+        return body[: comment.start()] if comment else body
+    pieces = []
+    for piece in _PIECE.findall(line.strip()):
+        if piece.isspace():
+            pieces.append(" ")
+        elif piece[0].isspace():
+            break
+        else:
+            pieces.append(piece.translate(_HIDE))
+    return "".join(pieces)
+
+
 def _option(file: str, tagged: str, value: str) -> Option:
+    tagged, value = tagged.translate(_SHOW), value.translate(_SHOW)
     name, _, number = tagged.rpartition("\0")
     first = int(number)
     lines = [(text, Where(file, first + i)) for i, text in enumerate(value.split("\n")) if text]

@@ -11,17 +11,16 @@ from hitlessd.model import SourceFile, Where
 from . import values
 from .ini import Option, Section, read_sections
 from .problems import Place, Problems, nearest, quote
-from .words import ABSENT_SECTIONS, KINDS, OPTIONS, absent, places
+from .words import ABSENT_SECTIONS, FLAGS, KINDS, NAMED, OPTIONS, SEVERAL_LINES, VALUED, absent, places
 
 __all__ = ["Entry", "Merged", "merge"]
 
-_FLAGS = (*(name for name in OPTIONS if name.startswith("option ")), "shutdown-on-reload")
-_SEVERAL_LINES = ("bind", "stats socket")
+_EXAMPLES = {"server": "ADDRESS:PORT", "acl": "CRITERION VALUE..."}
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Entry:
-    """A section as all files together make it. Option names are those of words.OPTIONS, or `server NAME`."""
+    """A section as all files together make it. Options are named as in words.OPTIONS, or `server NAME`, `acl NAME`."""
 
     kind: str
     name: str
@@ -31,6 +30,10 @@ class Entry:
     @property
     def title(self) -> str:
         return f"{self.kind} {self.name}" if self.name else self.kind
+
+    def has(self, prefix: str) -> bool:
+        """There is an option whose name begins like this."""
+        return any(name.startswith(prefix) for name in self.options)
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -125,13 +128,14 @@ def _add(entry: Entry, section: Section, problems: Problems) -> None:
         if not name:
             continue
         if name in given:
-            note = "; write further lines below it, indented deeper" if name in _SEVERAL_LINES else ""
+            several = name.split(" ")[0] in SEVERAL_LINES or name in SEVERAL_LINES
+            note = "; write further lines below it, indented deeper" if several else ""
             place.fail(
                 f"cannot give this option twice: expected it once in a section, and it stands at {given[name]}{note}"
             )
             continue
         given[name] = option.where
-        if name not in _SEVERAL_LINES and len(option.lines) > 1:
+        if name not in SEVERAL_LINES and name.split(" ")[0] not in SEVERAL_LINES and len(option.lines) > 1:
             text, where = option.lines[1]
             Place(problems, where, entry.title, option.name).refuse(
                 "continue this option on a further line", text, "nothing",
@@ -142,7 +146,7 @@ def _add(entry: Entry, section: Section, problems: Problems) -> None:
 
 
 def _known(place: Place, entry: Entry, option: Option) -> str:
-    """The option's name in words.OPTIONS, or `server NAME`; "" when it does not belong here."""
+    """The option's name in words.OPTIONS, or `server NAME`, `acl NAME`; "" when it does not belong here."""
     name, value = option.name, option.text
     if name.startswith("["):
         place.option = ""
@@ -150,19 +154,20 @@ def _known(place: Place, entry: Entry, option: Option) -> str:
         return ""
     first, _, rest = name.partition(" ")
     if name.startswith("no option "):
-        if name[3:] in _FLAGS and value:
+        if name[3:] in FLAGS and value:
             place.refuse("use this option with a value", value, f"`{name}` alone, or `{name[3:]} = off`")
             return ""
-        if name[3:] in _FLAGS:
+        if name[3:] in FLAGS:
             name = name[3:]
-    elif first == "server":
-        if name == "server" or " " in rest or not value:
+    elif first in NAMED:
+        if name == first or " " in rest or not value:
             words = (rest if rest else value).split(" ")
-            example = f"server {words[0] or 'NAME'} = {' '.join(words[1:]) or 'ADDRESS:PORT'}"
-            place.option = "server"
-            place.refuse("read this server", " ".join(filter(None, (name, value))), f"`{example}`")
+            what = " ".join(words[1:]) or ("" if " " in rest else value if rest else "") or _EXAMPLES[first]
+            example = f"{first} {words[0] or 'NAME'} = {what}"
+            place.option = first
+            place.refuse(f"read this {first}", " ".join(filter(None, (name, value))), f"`{example}`")
             return ""
-        name = "server"
+        name = first
     if name not in OPTIONS:
         _refuse_unknown(place, entry, option)
         return ""
@@ -171,10 +176,10 @@ def _known(place: Place, entry: Entry, option: Option) -> str:
         note = f"; {instead}" if instead else ""
         place.fail(f"cannot use this option in a [{entry.kind}] section: expected it in {places(name)}{note}")
         return ""
-    if not value and name not in _FLAGS:
+    if not value and name not in FLAGS:
         place.refuse("use this option without a value", None, f"`{option.name} = VALUE`")
         return ""
-    return option.name if name == "server" else name
+    return option.name if name in NAMED else name
 
 
 def _meant_header(option: Option) -> str:
@@ -199,12 +204,13 @@ def _refuse_unknown(place: Place, entry: Entry, option: Option) -> None:
         place.option = name if option.lines else name.split(" ")[0]
         place.fail(f"cannot {what}: {note}")
         return
-    if not option.lines:  # HAProxy's own notation has no equals sign
-        known = max((word for word in OPTIONS if name.startswith(word + " ")), key=len, default="")
-        if known and known not in _FLAGS:
-            place.option = known
-            place.refuse("read this option", name, f"`{known} = {name[len(known) + 1 :]}`")
-            return
+    # HAProxy's own notation has no equals sign, though one may stand in what follows
+    known = max((word for word in OPTIONS if name.startswith(word + " ")), key=len, default="")
+    if known and (known not in FLAGS or known in VALUED) and (not option.lines or known in SEVERAL_LINES):
+        meant = f"{name} = {option.text}" if option.lines else name
+        place.option = known
+        place.refuse("read this option", meant, f"`{known} = {meant[len(known) + 1 :]}`")
+        return
     allowed = [word for word, kinds in OPTIONS.items() if entry.kind in kinds]
     near = allowed if nearest(name, allowed) else OPTIONS  # perhaps it is meant for another section
     place.refuse(what, name, f"an option of [{entry.kind}]", near=near)

@@ -6,10 +6,13 @@ from __future__ import annotations
 import grp
 import pwd
 import re
+from typing import TypeVar
 
 from .problems import Place
 
-__all__ = ["INT_MAX", "duration", "file_mode", "group_name", "integer", "name", "switch", "user_name"]
+__all__ = ["INT_MAX", "duration", "file_mode", "group_name", "integer", "name", "one_of", "switch", "user_name"]
+
+_Word = TypeVar("_Word", bound=str)
 
 INT_MAX = 2**31 - 1
 _NAME = re.compile(r"[A-Za-z0-9._:-]+")
@@ -92,3 +95,13 @@ def group_name(place: Place, text: str) -> str | None:
         place.refuse("use this group", text, "a group that exists on this system (getent group)")
         return None
     return text
+
+
+def one_of(place: Place, text: str, words: tuple[_Word, ...], what: str) -> _Word | None:
+    """One of a few words."""
+    for word in words:
+        if word == text:
+            return word
+    expected = ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else words[0]
+    place.refuse(what, text, expected, near=words)
+    return None

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 __all__ = [
     "ABSENT_SECTIONS",
+    "FLAGS",
     "KINDS",
+    "NAMED",
     "OPTIONS",
+    "SEVERAL_LINES",
+    "VALUED",
     "absent",
     "absent_bind_word",
     "absent_server_word",
@@ -24,7 +28,9 @@ _FRONT = ("defaults", "listen", "frontend")
 _BOTH = ("defaults", "listen", "frontend", "backend")
 _BACK = ("defaults", "listen", "backend")
 
-#: Every option and the kinds of sections that take it. `server` stands for `server NAME`.
+_PROXIES = ("listen", "frontend", "backend")
+
+#: Every option and the kinds of sections that take it. `server` stands for `server NAME`, `acl` for `acl NAME`.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "stats socket": _G,
     "workers": _G,
@@ -47,6 +53,25 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "server": ("listen", "backend"),
     "retries": _BACK,
     "option redispatch": _BACK,
+    "option httplog": _FRONT,
+    "option jsonlog": _FRONT,
+    "log-format": _FRONT,
+    "rate-limit sessions": _FRONT,
+    "acl": _PROXIES,
+    "use_backend": ("listen", "frontend"),
+    "tcp-request": ("listen", "frontend"),
+    "http-request": _PROXIES,
+    "http-response": _PROXIES,
+    "option forwardfor": _BOTH,
+    "option httpclose": _BOTH,
+    "errorfile": _BOTH,
+    "default-server": _BACK,
+    "hash-type": _BACK,
+    "cookie": _BACK,
+    "http-reuse": _BACK,
+    "option abortonclose": _BACK,
+    "option httpchk": _BACK,
+    "http-check": _BACK,
     "timeout client": _FRONT,
     "timeout client-fin": _FRONT,
     "timeout connect": _BACK,
@@ -54,20 +79,36 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "timeout server-fin": _BACK,
     "timeout tunnel": _BACK,
     "timeout queue": _BACK,
+    "timeout check": _BACK,
+    "timeout http-request": _BOTH,
+    "timeout http-keep-alive": _BOTH,
 }
+
+#: Those whose order counts, or of which there may be many: one a line, below the first.
+SEVERAL_LINES = frozenset(
+    ("bind", "stats socket", "acl", "use_backend", "tcp-request", "http-request", "http-response", "errorfile",
+     "default-server", "http-check")
+)  # fmt: skip
+
+#: Those that are `option NAME` and say more than on or off.
+VALUED = frozenset(("option forwardfor", "option httpchk"))
+#: Those that may stand without a value.
+FLAGS = frozenset((*(name for name in OPTIONS if name.startswith("option ")), "shutdown-on-reload"))
+#: Those that are followed by a name of the operator's choice.
+NAMED = frozenset(("server", "acl"))
 
 #: Sections of HAProxy's that this version does not have.
 ABSENT_SECTIONS = _words("cache crt-store http-errors log-forward mailers peers program resolvers ring userlist")
 
 _ABSENT_OPTIONS = _words(
-    """acl backlog ca-base capture chroot compression cookie cpu-map crt-base declare default-server description
-    dispatch email-alert enabled errorfile errorloc filter force-persist fullconn grace group hash-balance-factor
-    hash-type http-after-response http-check http-error http-request http-response http-reuse id ignore-persist
-    insecure-fork-wanted load-server-state-from-file log-format log-send-hostname log-tag lua-load maxcompcpuusage
+    """backlog ca-base capture chroot compression cpu-map crt-base declare description
+    dispatch email-alert enabled errorloc errorloc302 errorloc303 errorfiles filter force-persist fullconn grace group
+    hash-balance-factor http-after-response http-error id ignore-persist
+    insecure-fork-wanted load-server-state-from-file log-format-sd log-send-hostname log-tag lua-load maxcompcpuusage
     maxconnrate maxpipes maxrate maxsessrate maxsslconn max-spread-checks monitor monitor-uri node numa-cpu-mapping
-    persist rate-limit redirect server-state-base server-state-file server-template setenv presetenv source
+    persist server-state-base server-state-file server-template setenv presetenv source
     spread-checks ssl-default-bind-ciphers ssl-default-bind-options ssl-default-server-options stick stick-table
-    strict-limits tcp-check tcp-request tcp-response transparent unique-id-format unix-bind use-server use_backend"""
+    strict-limits tcp-check tcp-response transparent unique-id-format unix-bind use-server"""
 )
 
 _INSTEAD = {
@@ -86,41 +127,29 @@ _INSTEAD = {
     "pidfile": "use the -p switch instead",
     "stats timeout": "the runtime socket has no timeout to set in this version",
     "backlog": "use `backlog N` in the bind line instead",
-    "option tcp-check": "health checks are not supported yet",
-    "option httpchk": "health checks are not supported yet",
-    "tcp-check": "health checks are not supported yet",
-    "http-check": "health checks are not supported yet",
-    "timeout check": "health checks are not supported yet",
-    "option httplog": "this version relays TCP only: use `option tcplog`",
-    "option forwardfor": "this version relays TCP only",
-    "option httpclose": "this version relays TCP only",
-    "option http-server-close": "this version relays TCP only",
-    "option http-keep-alive": "this version relays TCP only",
+    "option tcp-check": "leave it out: `check` in a server line connects, unless `option httpchk` asks for more",
+    "option http-server-close": "use `http-reuse = never` or `option httpclose`",
+    "option http-keep-alive": "leave it out: that is the default, which `no option httpclose` restores",
     "option tcpka": "TCP keep-alive is not supported yet",
     "option clitcpka": "TCP keep-alive is not supported yet",
     "option srvtcpka": "TCP keep-alive is not supported yet",
-    "timeout http-request": "this version relays TCP only",
-    "timeout http-keep-alive": "this version relays TCP only",
-    "default-server": "repeat its words in each server line",
-    "use_backend": "use default_backend: this version has no rules",
-    "cookie": "use `balance source` for persistence",
+    "timeout http-response": "use `timeout server`",
+    "redirect": "use `http-request = redirect ...`",
+    "reqadd": "use `http-request = add-header ...`",
+    "block": "use `http-request = deny ...`",
 }
 
-_CHECK_WORDS = _words(
-    """addr agent-addr agent-check agent-inter agent-port agent-send check check-alpn check-proto check-send-proxy
-    check-sni check-ssl check-via-socks4 downinter error-limit fall fastinter inter observe on-error on-marked-down
-    on-marked-up on-marked-up-sessions port rise slowstart track"""
-)
 _SERVER_WORDS = _words(
-    """alpn ca-file ciphers ciphersuites cookie crl-file crt crt-list enabled force-sslv3 force-tlsv10 force-tlsv11
-    force-tlsv12 force-tlsv13 id init-addr init-state log-proto max-reuse maxqueue minconn namespace no-check no-ssl
-    no-tls-tickets npn pool-conn-name pool-low-conn pool-max-conn pool-purge-delay proto proxy-v2-options redir
-    resolve-net resolve-opts resolve-prefer resolvers send-proxy send-proxy-v2 send-proxy-v2-ssl
-    send-proxy-v2-ssl-cn shard sni socks4 source ssl ssl-max-ver ssl-min-ver ssl-reuse tcp-ut tfo usesrc verify
+    """agent-addr agent-check agent-inter agent-port agent-send alpn ca-file check-alpn check-proto check-sni check-ssl
+    check-via-socks4 ciphers ciphersuites crl-file crt crt-list force-sslv3 force-tlsv10 force-tlsv11
+    force-tlsv12 force-tlsv13 id init-addr init-state log-proto max-reuse maxqueue minconn namespace no-ssl
+    no-tls-tickets npn on-marked-up pool-conn-name pool-low-conn proto proxy-v2-options redir
+    resolve-net resolve-opts resolve-prefer resolvers send-proxy-v2-ssl
+    send-proxy-v2-ssl-cn shard sni socks4 source ssl ssl-max-ver ssl-min-ver ssl-reuse tcp-ut tfo track usesrc verify
     verifyhost ws"""
 )
 _BIND_WORDS = _words(
-    """accept-netscaler-cip accept-proxy allow-0rtt alpn ca-file ciphers ciphersuites crl-file crt crt-list curves
+    """accept-netscaler-cip allow-0rtt alpn ca-file ciphers ciphersuites crl-file crt crt-list curves
     defer-accept ecdhe expose-fd gid id level maxconn mss name namespace nice npn proto process severity-output
     shards ssl strict-sni tcp-ut tfo thread tls-ticket-keys tls-tickets transparent uid verify"""
 )
@@ -140,8 +169,6 @@ def absent(name: str) -> str:
 
 def absent_server_word(word: str) -> str:
     """What to answer to a word of HAProxy's `server` line that this version does not have, or ""."""
-    if word in _CHECK_WORDS:
-        return "health checks are not supported yet; leave it out"
     return "this version does not have it" if word in _SERVER_WORDS else ""
 
 

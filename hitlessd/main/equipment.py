@@ -15,6 +15,7 @@ from hitlessd.main.inheritance import Ancestor, Inheritance
 from hitlessd.main.limits import Limits, plan, raise_soft_limit
 from hitlessd.main.parks import Parks
 from hitlessd.main.store import Store
+from hitlessd.main.wellbeing import carry_over
 from hitlessd.main.workers import Pool
 from hitlessd.model import Bind, Config, StatsSocket, UnixAddress
 from hitlessd.parking.counters import self_test
@@ -41,6 +42,7 @@ class Equipment:
     limits: Limits
     taken: int
     bound: int
+    older: list[Table]  # of those before us, the youngest first
     accepting: bool = False
 
     def kept(self, inheritance: Inheritance) -> list[int]:
@@ -54,6 +56,9 @@ class Equipment:
             listener.start_listening(want.bind.backlog)
         for _, listener in self.runtime:
             listener.start_listening(0)
+        # Who went down while we prepared gets nothing from us, either.
+        carry_over(self.config, self.table, self.older, time.time())
+        self.older = []
         self.accepting = True
         done: list[bool] = []
         self.pool.tell("accept", lambda: done.append(True))
@@ -134,6 +139,7 @@ def equip(
         limits,
         taken=taken,
         bound=bound,
+        older=[ancestor.table for ancestor in reversed(inheritance.ancestors)],
     )
 
 
@@ -203,6 +209,7 @@ def _table(config: Config, workers: int, generation: int, ancestors: Sequence[An
         retired += new
     table = Table.create(keys + retired[:_MOST_RETIRED], workers, generation)
     now = int(time.time())
+    older = [ancestor.table for ancestor in reversed(ancestors)]
     # Connections of servers that are no longer configured may come, and even wait for one.
     for ancestor in ancestors:
         old = ancestor.table
@@ -212,7 +219,11 @@ def _table(config: Config, workers: int, generation: int, ancestors: Sequence[An
     for backend in config.backends:
         for server in backend.servers:
             state = ServerState.MAINT if server.disabled else ServerState.READY
-            table.set_state(table.index[RowKey("server", backend.name, server.name)], state, server.weight, now)
+            key = RowKey("server", backend.name, server.name)
+            before = next(((old, old.index[key]) for old in older if key in old.index), None)
+            since = before[0].since(before[1]) if before and before[0].state(before[1]) is state else 0
+            table.set_state(table.index[key], state, server.weight, since or now)
+    carry_over(config, table, older, now)
     return table
 
 

@@ -20,6 +20,7 @@ from hitlessd.loop import Loop
 from hitlessd.main import status
 from hitlessd.main.arrival import Arrival
 from hitlessd.main.birth import Birth, Born, Options
+from hitlessd.main.checks import Checks
 from hitlessd.main.departure import Departure
 from hitlessd.main.equipment import Equipment
 from hitlessd.main.homecoming import YOUNG, Homecoming
@@ -79,6 +80,7 @@ class Main:
         self._departure: Departure
         self._sessions: Sessions
         self._homecoming: Homecoming
+        self._checks: Checks | None = None
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -133,6 +135,16 @@ class Main:
         self._succession = Succession(
             self.loop, self.log, self._manager, self._store, self._reloads, office, self._handover_ended
         )
+        checks = self._checks = Checks(
+            self.loop,
+            self.log,
+            office.config,
+            equipment.table,
+            office.tables,
+            lambda backend, server: self.shut_down(0, (backend, server), lambda _result: None),
+        )
+        equipment.pool.when_observed(checks.observed)
+        checks.start()
         self._reloads.restore(born.inheritance.reloads)
         office.pidfile.write(self.log)
         self._predecessor = office.ancestors[-1].pid if office.ancestors else 0
@@ -352,6 +364,8 @@ class Main:
     def _handover_ended(self, handed_over: bool, by_hand: bool) -> None:
         if handed_over:
             self._succeeded = True
+            if self._checks:
+                self._checks.retire()
             outside = by_hand and self._manager.present
             self._exit_status = EXIT_REPLACED if outside else 0
             # The lines of older generations are the successor's, as is the one to us.
@@ -384,6 +398,8 @@ class Main:
         if not self._succession.abandon("it is being stopped"):
             self._stop_next = True
             return
+        if self._checks:
+            self._checks.stop()
         self._departure.stop()
 
     def _pause(self, order: str) -> None:

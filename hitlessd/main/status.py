@@ -105,7 +105,7 @@ def line(
     """One line for `systemctl status`."""
     table = equipment.table
     servers = [row for key, row in table.index.items() if key.kind == "server" and row < _configured(equipment)]
-    up = sum(1 for row in servers if table.state(row) is ServerState.READY)
+    up = sum(1 for row in servers if table.state(row) is ServerState.READY and table.running(row))
     parts = [
         f"generation {main.generation}",
         f"{len(equipment.listeners)} listeners",

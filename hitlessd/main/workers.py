@@ -96,6 +96,7 @@ class Pool:
         self._parks = parks
         self._when_bereaved: Callable[[Park, int, int], object] = lambda _park, _index, _lost: None
         self._when_replaced: Callable[[], object] = lambda: None
+        self._when_observed: Callable[[str, str, str], object] = lambda _backend, _server, _text: None
         self._wake = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(table.workers)]
         self._workers: dict[int, _Worker] = {}
         self._back_off = [0.0] * table.workers
@@ -220,6 +221,10 @@ class Pool:
         """Call back when a worker has died, with its park, its index, and how many connections died with it; and when
         there is another one in its place."""
         self._when_bereaved, self._when_replaced = died, replaced
+
+    def when_observed(self, callback: Callable[[str, str, str], object]) -> None:
+        """Call back with a backend, a server of it, and a text, when workers have seen too many errors of it."""
+        self._when_observed = callback
 
     def resume_parked(self, park: Park, index: int, cold: bool, done: Callable[[Answer], object]) -> bool:
         """Have worker `index` go on with what is parked there, or another one, if there will be none of that index;
@@ -368,6 +373,8 @@ class Pool:
         member.alive = True
         if message.get("did") == "ping":
             member.unanswered = 0
+        elif message.get("did") == "observed":
+            self._when_observed(*(str(message.get(name, "")) for name in ("backend", "server", "text")))
         _, done = member.waiting.pop(message.get("r", 0), ("", None))
         if done:
             done(message)

@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hitlessd.model import Backend, Frontend, InetAddress, Server
+from hitlessd import health
+from hitlessd.model import Backend, Check, Frontend, InetAddress, Server
 from hitlessd.runtime.control import Control, GenerationInfo
-from hitlessd.table import PROCESS, Column, RowKey, ServerState, Table, sum_over
+from hitlessd.table import PROCESS, Column, Health, HealthRecord, RowKey, ServerState, Table, sum_over
 
 __all__ = ["COLUMNS", "StatFilter", "event_date", "show_info", "show_proc", "show_stat", "uptime_text"]
 
@@ -48,6 +49,7 @@ _ZERO_BACKEND = (
     *_MODULES,
 )
 
+_UNCHECKED = HealthRecord()
 #: `show stat <iid> <type> <sid>`: bits of <type>.
 _FRONTENDS, _BACKENDS, _SERVERS = 1, 2, 4
 
@@ -113,6 +115,7 @@ def _rows(control: Control, wanted: StatFilter, now: float) -> Iterator[str]:
             if wanted.types & _SERVERS:
                 for server, state in zip(backend.servers, states, strict=True):
                     hidden = (wanted.hide_maint or wanted.hide_down) and state.admin is ServerState.MAINT
+                    hidden = hidden or (wanted.hide_down and state.health.health == Health.DOWN)
                     if wanted.sid in (-1, server.sid) and not hidden:
                         yield _server(control, backend, server, state, tables, now, wanted.addresses)
             if wanted.types & _BACKENDS:
@@ -123,12 +126,24 @@ def _rows(control: Control, wanted: StatFilter, now: float) -> Iterator[str]:
 class _ServerNow:
     admin: ServerState
     weight: int
-    since: int  # CLOCK_REALTIME seconds, 0 when the state has never changed
+    since: int  # CLOCK_REALTIME seconds of the latest change, 0 when there never was one
     backup: bool
+    health: HealthRecord = _UNCHECKED
+    text: str = ""  # of the latest check
 
     @property
     def usable(self) -> bool:
-        return self.admin is ServerState.READY and self.weight > 0
+        return self.admin is ServerState.READY and self.weight > 0 and self.health.health != Health.DOWN
+
+    def status(self, server: Server) -> str:
+        """HAProxy's words; maintenance goes before what checks say, and that before draining."""
+        if self.admin is ServerState.MAINT:
+            return "MAINT"
+        if server.check is None:
+            return "DRAIN" if self.admin is ServerState.DRAIN else "no check"
+        up = self.health.health != Health.DOWN
+        text = health.status(server.check, self.health.counter, up)
+        return text.replace("UP", "DRAIN") if up and self.admin is ServerState.DRAIN else text
 
 
 def _state(server: Server, backend: Backend, tables: Sequence[Table]) -> _ServerNow:
@@ -138,7 +153,9 @@ def _state(server: Server, backend: Backend, tables: Sequence[Table]) -> _Server
         admin = ServerState.MAINT if server.disabled else ServerState.READY
         return _ServerNow(admin, server.weight, 0, server.backup)
     table = tables[0]
-    return _ServerNow(table.state(row), table.weight(row), table.since(row), server.backup)
+    record = table.health(row) if server.check else _UNCHECKED
+    since = max(table.since(row), record.since)
+    return _ServerNow(table.state(row), table.weight(row), since, server.backup, record, table.check_text(row))
 
 
 def _frontend(control: Control, frontend: Frontend, tables: Sequence[Table]) -> str:
@@ -173,7 +190,7 @@ def _server(
     _count(row, key, tables, "qcur qmax scur smax stot bin bout dresp econ eresp wretr wredis lbtot cli_abrt srv_abrt")
     row.set(
         slim=server.maxconn or "",
-        status={ServerState.MAINT: "MAINT", ServerState.DRAIN: "DRAIN"}.get(state.admin, "no check"),
+        status=state.status(server),
         weight=state.weight,
         uweight=state.weight,
         act=int(not server.backup),
@@ -184,9 +201,40 @@ def _server(
         lastsess=_last_session(key, tables, now),
         used_conn_cur=row.values[_AT["scur"]],
     )
+    if server.check is not None:
+        _check(row, key, server, server.check, state, tables, now)
     if addresses:
         row.set(addr=server.address if isinstance(server.address, InetAddress) else "unix")
     return row.line()
+
+
+def _check(
+    row: _Row, key: RowKey, server: Server, check: Check, state: _ServerNow, tables: Sequence[Table], now: float
+) -> None:
+    _count(row, key, tables, "chkfail chkdown")
+    row.set(downtime=_downtime(key, state.health, tables, now))
+    if server.observe:
+        _count(row, key, tables, "hanafail")
+    if state.admin is ServerState.MAINT:
+        return  # nobody checks it
+    record = state.health
+    result = health.Result(record.result) if record.result in health.DESCRIPTIONS else health.Result.INI
+    row.set(
+        check_status=result.name,
+        check_code=record.code or "",
+        check_duration=record.duration if result else "",
+        last_chk=state.text,
+        check_desc=health.DESCRIPTIONS[result],
+        check_rise=check.rise,
+        check_fall=check.fall,
+        check_health=record.counter,
+    )
+
+
+def _downtime(key: RowKey, record: HealthRecord, tables: Sequence[Table], now: float) -> int:
+    """Seconds ever, those that it is down now included."""
+    down = max(0, int(now) - record.since) if record.health == Health.DOWN else 0
+    return sum_over(tables, key, Column.DOWNTIME) + down
 
 
 def _backend(
@@ -199,6 +247,8 @@ def _backend(
 ) -> str:
     key = RowKey("backend", backend.name)
     rate, rate_max = control.rates(key)
+    at = tables[0].index.get(key) if tables else None
+    record = _UNCHECKED if at is None else tables[0].health(at)
     active = [state for state in states if state.usable and not state.backup]
     backup = [state for state in states if state.usable and state.backup]
     # Without active servers only the first usable backup gets connections (HAProxy's default, no `option allbackups`).
@@ -216,11 +266,14 @@ def _backend(
         uweight=weight,
         act=len(active),
         bck=len(backup),
-        lastchg=max(0, int(now - control.started_at)),
+        lastchg=max(0, int(now - (record.since or control.started_at))),
         rate=rate,
         rate_max=rate_max,
         lastsess=_last_session(key, tables, now),
     )
+    if states:
+        _count(row, key, tables, "chkdown")
+        row.set(downtime=_downtime(key, record, tables, now))
     if wanted.addresses:
         row.set(algo=backend.balance)
     return row.line()

@@ -9,6 +9,7 @@ from hitlessd.balance import NOBODY, Chooser, chooser
 from hitlessd.model import Backend, InetAddress, Server
 from hitlessd.table import Column, RowKey, ServerState
 from hitlessd.worker.counters import Tally
+from hitlessd.worker.observation import Observation
 from hitlessd.worker.pool import Pool
 from hitlessd.worker.timers import NEVER
 
@@ -33,12 +34,24 @@ class LiveServer(Tally):
         self.config = server
         self.maxconn = server.maxconn
         self.state = ServerState.READY
+        self.running = True  # neither down nor in maintenance
+        #: Of failures to connect; of connections, too, where only these count as successes; of HTTP.
+        self.observer: Observation | None = None
+        self.observer4: Observation | None = None
+        self.observer7: Observation | None = None
+        if server.observe and server.check:
+            self.observer = Observation(worker, backend.name, server)
+            if server.observe == "layer4":
+                self.observer4 = self.observer
+            else:
+                self.observer7 = self.observer
         self.weight = server.weight
         self.family = int(server.address.family)
         self.inet = isinstance(server.address, InetAddress)
         self.address = server.address.sockaddr
         self.any_port = isinstance(server.address, InetAddress) and server.address.port == 0
         self.pool = Pool(worker, self) if backend.config.mode == "http" else None
+        self.codes = [0] * 10 if self.pool is not None else None
         self._slots = worker.slots
         self._slot = self.row.slot
         self._scur_at = self.row.start + _SCUR
@@ -80,6 +93,7 @@ class LiveBackend(Tally):
         self.worker = worker
         self.name = config.name
         self.config = config
+        self.codes = [0] * 10 if config.mode == "http" else None
         self.servers = [LiveServer(worker, self, server) for server in config.servers]
         self.usable: list[LiveServer] = []
         self.only: LiveServer | None = None  # the one to choose, when there is no choice
@@ -100,7 +114,8 @@ class LiveBackend(Tally):
             if server.row.number >= 0:
                 server.state = table.state(server.row.number)
                 server.weight = table.weight(server.row.number)
-        ready = [s for s in self.servers if s.state is ServerState.READY and s.weight]
+                server.running = table.running(server.row.number)
+        ready = [s for s in self.servers if s.running and s.state is ServerState.READY and s.weight]
         # As with HAProxy, backup servers count only when nothing else is left, and then only the first.
         usable = [s for s in ready if not s.config.backup] or ready[:1]
         made_of = [(self.servers.index(s), s.weight) for s in usable]

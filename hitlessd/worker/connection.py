@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hitlessd.worker.logline import log_line
+from hitlessd.worker.observation import L4_ERROR
 from hitlessd.worker.relay import EVENTS, READABLE, SCRATCH, TROUBLE, WRITABLE, Side, ignore
 from hitlessd.worker.timers import NEVER
 
@@ -267,6 +268,8 @@ class Connection:
         self.state = _ESTABLISHED
         self.connected_at = server.last = worker.now
         worker.handlers[server.fd] = server.on_event
+        if self.target.observer4 is not None:  # type: ignore[union-attr]
+            self.target.observer4.passed()  # type: ignore[union-attr]
         # Seldom: the first look at a connection comes soon enough, unless connecting went on beyond it.
         if worker.now - self.started >= self.route.first:
             self.rearm()
@@ -293,6 +296,8 @@ class Connection:
             self.abandon()
             return
         row, config = target.row, backend.config
+        if target.observer is not None and error not in _RESOURCE:
+            target.observer.failed(L4_ERROR)
         row.change()
         backend.row.change()
         if error in _RESOURCE or self.retries >= config.retries:

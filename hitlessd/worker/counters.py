@@ -11,8 +11,12 @@ import struct
 
 from hitlessd.table import Column, RowKey, Table
 
-__all__ = ["Ledger", "Row", "Tally"]
+__all__ = ["CONNECTS", "OTHER", "REQUESTS", "REUSES", "Ledger", "Row", "Tally"]
 
+_OF_HTTP = (Column.REQ_TOT, Column.HRSP_OTHER, Column.CONNECT, Column.REUSE)
+_REQ_TOT = int(Column.REQ_TOT)
+#: Places in Tally.codes. That of a response is its class, 1 to 5, or OTHER.
+REQUESTS, OTHER, CONNECTS, REUSES = (int(c) - _REQ_TOT for c in _OF_HTTP)
 _pack_into = struct.Struct("20Q").pack_into
 
 
@@ -120,6 +124,7 @@ class Tally:
     __slots__ = (
         "bin",
         "bout",
+        "codes",
         "counted",
         "dirty",
         "ledger",
@@ -140,6 +145,8 @@ class Tally:
         self.peak = 0  # most of them since the last collection
         self.opened = self.bin = self.bout = self.spliced = 0
         self.dirty = False
+        #: Of HTTP: by how much the columns from REQ_TOT on have grown, see REQUESTS and the others.
+        self.codes: list[int] | None = None
 
     def touch(self) -> None:
         """It will be collected at the end of the turn."""
@@ -184,6 +191,13 @@ class Tally:
             if spliced:
                 self.spliced = 0
                 row.spliced = slot[start + 18] = row.spliced + spliced  # SPLICED
+        codes = self.codes
+        if codes is not None:
+            at = start + _REQ_TOT
+            for place, number in enumerate(codes):
+                if number:
+                    slot[at + place] += number
+                    codes[place] = 0
 
 
 class Ledger:

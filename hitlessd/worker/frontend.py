@@ -187,6 +187,7 @@ class LiveFrontend(Tally):
         self.bound = config.mode == "tcp" and not config.use_backend
         super().__init__(worker.ledger, row, [worker.process, backend] if self.bound else [worker.process])
         self.name = config.name
+        self.codes = [0] * 10 if config.mode == "http" else None
         self.config = config
         self.connection = HttpConnection if config.mode == "http" else Connection
         self.tcplog = config.tcplog

@@ -14,6 +14,7 @@ from hitlessd.http.body import NOTHING, Body
 from hitlessd.http.heads import Refused, Request, Response, head_end, parse_request, parse_response
 from hitlessd.parking.park import farewell
 from hitlessd.worker.connection import Connection, State
+from hitlessd.worker.counters import CONNECTS, OTHER, REQUESTS, REUSES
 from hitlessd.worker.exchange import Exchange
 from hitlessd.worker.httpside import HttpSide
 from hitlessd.worker.relay import READABLE, SCRATCH, TROUBLE, WRITABLE, Side
@@ -389,6 +390,7 @@ class HttpConnection(Connection):
         worker, client, server, exchange, target = self.worker, self.client, self.server, self.exchange, self.target
         assert exchange is not None
         self.account()
+        self._count()
         self.log_exchange()
         response, read = exchange.response, client.body.done
         if client.pipe is not None:
@@ -437,6 +439,21 @@ class HttpConnection(Connection):
             worker.ready.append(client)
         else:
             client.release()
+
+    def _count(self) -> None:
+        """One exchange more."""
+        exchange = self.exchange
+        assert exchange is not None
+        place = exchange.status // 100
+        if not 1 <= place <= 5:
+            place = OTHER
+        for tally in (self.frontend, self.backend if self.entered else None, self.target):
+            if tally is not None and tally.codes is not None:
+                tally.codes[REQUESTS] += 1
+                if exchange.status > 0:
+                    tally.codes[place] += 1
+        if exchange.sent and self.target is not None and self.target.codes is not None:
+            self.target.codes[REUSES if exchange.reused else CONNECTS] += 1
 
     def _parked_on(self) -> None:
         """An exchange of a parked client is over."""
@@ -716,6 +733,7 @@ class HttpConnection(Connection):
             return
         self.account()
         if self.exchange is not None:
+            self._count()
             self.log_exchange()
             self.exchange = None
         if self.shared:

@@ -62,6 +62,11 @@ class Orders:
             os._exit(1)
         self._follow(message, fds)
 
+    def tell(self, what: str, **more: Any) -> None:
+        """Tell main what it did not ask for."""
+        self._outbox.append({"did": what, **more})
+        self._post()
+
     def answer(self, order: dict[str, Any], **more: Any) -> None:
         """Tell main that the order is carried out."""
         told = {"did": order.get("do"), **more}

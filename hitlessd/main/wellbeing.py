@@ -1,0 +1,85 @@
+"""What a generation knows of its servers' health before it has checked anything: what the one before knew, if it is
+still worth something. See docs/health-checks.md for what "stale" means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hitlessd.health import STALE, STALE_CHECKS, Result, identity, interval, top
+from hitlessd.model import Backend, Check, Config
+from hitlessd.table import Health, HealthRecord, RowKey, Table
+
+__all__ = ["carry_over", "unknown", "usable"]
+
+
+def unknown(check: Check, mark: int, now: float) -> HealthRecord:
+    """Of a server that nobody has checked: up, until the first failure."""
+    return HealthRecord(Health.UP, int(now), check.rise, Result.INI, identity=mark)
+
+
+def carry_over(config: Config, table: Table, older: Sequence[Table], now: float) -> None:
+    """Fill in the health of our servers: what the youngest of the `older` tables (the youngest comes first) says about
+    the same server, at the same address, checked in the same way; else they are unknown.
+
+    May be called again as long as our own checks have not begun: what has been found meanwhile comes over, too.
+    """
+    for backend in config.backends:
+        for server in backend.servers:
+            if server.check is None:
+                continue
+            key = RowKey("server", backend.name, server.name)
+            row, mark = table.index[key], identity(backend, server)
+            ours = table.health(row)
+            found = unknown(server.check, mark, now) if not ours.identity else ours
+            text = ""
+            for old in older:
+                at = old.index.get(key)
+                theirs = old.health(at) if at is not None else None
+                if theirs is None or theirs.identity != mark or not _fresh(server.check, theirs, now):
+                    continue
+                if theirs.checked_at >= ours.checked_at:
+                    found, text = _fitted(server.check, theirs), old.check_text(at or 0)
+                break
+            if found != ours:
+                table.set_health(row, found)
+                table.set_check_text(row, text)
+        _carry_over_backend(backend, table, older, now)
+
+
+def usable(backend: Backend, table: Table) -> tuple[int, int]:
+    """How many servers may be chosen now: active ones, backups."""
+    rows = [(table.index[RowKey("server", backend.name, server.name)], server.backup) for server in backend.servers]
+    return (
+        sum(1 for row, backup in rows if not backup and table.usable(row)),
+        sum(1 for row, backup in rows if backup and table.usable(row)),
+    )
+
+
+def _carry_over_backend(backend: Backend, table: Table, older: Sequence[Table], now: float) -> None:
+    key = RowKey("backend", backend.name)
+    row = table.index[key]
+    up = not backend.servers or any(usable(backend, table))
+    record = HealthRecord(Health.UP if up else Health.DOWN, int(now))
+    for old in older:
+        at = old.index.get(key)
+        theirs = old.health(at) if at is not None else HealthRecord()
+        if theirs.health == record.health:
+            record = record._replace(since=theirs.since)
+            break
+    if table.health(row).health != record.health:
+        table.set_health(row, record)
+
+
+def _fresh(check: Check, record: HealthRecord, now: float) -> bool:
+    limit = max(STALE, STALE_CHECKS * interval(check, record.counter))
+    # Before its first check there is only when that is due. And a clock that was set back says nothing, either.
+    return abs(now - (record.checked_at or record.next_at) / 1000) <= limit
+
+
+def _fitted(check: Check, record: HealthRecord) -> HealthRecord:
+    """Rise and fall may have changed: the state stays, and so does the counter where it can."""
+    if record.health == Health.UP:
+        counter = min(max(record.counter, check.rise), top(check))
+    else:
+        counter = min(record.counter, check.rise - 1)
+    return record._replace(counter=counter)
