@@ -48,6 +48,7 @@ class LiveServer(Tally):
         self.family = int(server.address.family)
         self.inet = isinstance(server.address, InetAddress)
         self.address = server.address.sockaddr
+        self.send_proxy = server.send_proxy
         self.any_port = isinstance(server.address, InetAddress) and server.address.port == 0
         self._slots = worker.slots
         self._slot = self.row.slot

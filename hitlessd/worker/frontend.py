@@ -12,11 +12,14 @@ from hitlessd.model import Frontend
 from hitlessd.table import RowKey
 from hitlessd.worker.connection import Connection
 from hitlessd.worker.counters import Tally
+from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import ignore
 from hitlessd.worker.route import Route
 from hitlessd.worker.timers import NEVER, Timed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hitlessd.worker.backend import LiveBackend
     from hitlessd.worker.loop import Worker
 
@@ -62,11 +65,15 @@ _CLASSES = {socket.AF_INET: _Accepting4, socket.AF_INET6: _Accepting6, socket.AF
 class LiveListener:
     """Our copy of a listening socket that others hold too: never shut down, and out of epoll before it closes."""
 
-    def __init__(self, worker: Worker, frontend: LiveFrontend, sock: socket.socket, number: int) -> None:
+    def __init__(
+        self, worker: Worker, frontend: LiveFrontend, sock: socket.socket, number: int, accept_proxy: bool = False
+    ) -> None:
         """`number`: its place in WorkerSetup.listeners, by which main names it."""
         self.number = number
         self.worker = worker
         self.frontend = frontend
+        #: What a connection does first.
+        self.first = await_header if accept_proxy else frontend.first
         family = sock.family
         self.sock = _CLASSES[family](family, socket.SOCK_STREAM, 0, sock.detach())
         self.sock.setblocking(False)
@@ -120,7 +127,7 @@ class LiveListener:
         Limits end it only when `most` is given: who drains a listener must not leave anybody behind. Those who come
         meanwhile may be too many for us ever to end, and are not ours: they wake whoever still watches the listener.
         """
-        worker, frontend, accept = self.worker, self.frontend, self.sock.accept
+        worker, frontend, accept, first = self.worker, self.frontend, self.sock.accept, self.first
         connections = worker.connections
         accepted = 0
         end = most or self.waiting()
@@ -141,7 +148,7 @@ class LiveListener:
             accepted += 1
             conn = Connection(worker, frontend, sock, address)
             try:
-                conn.begin()
+                conn.begin(first)
             except Exception:
                 worker.crashed(conn)
             if len(connections) >= worker.limit or frontend.sessions >= frontend.limit:
@@ -187,6 +194,8 @@ class LiveFrontend(Tally):
         super().__init__(worker.ledger, row, [worker.process, backend] if self.bound else [worker.process])
         self.name = config.name
         self.config = config
+        #: What a connection does as soon as its client is known.
+        self.first: Callable[[Connection], None] = Connection.start
         self.tcplog = config.tcplog
         # The wheel's bucket for those who come in this turn; see Connection.begin().
         self.bucket_turn = -1

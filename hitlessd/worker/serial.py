@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from hitlessd.errors import PeerError
 from hitlessd.parking.park import reset
+from hitlessd.proxyprotocol import Header
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.pipes import Pipe
+from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import EVENTS, Side, ignore
 from hitlessd.worker.timers import NEVER
 
@@ -60,6 +62,8 @@ class SerialConnection:
     server: str = ""  # "" while none is assigned
     state: str = str(State.ESTABLISHED)
     client_address: tuple[str, int] | None = None  # None: a unix socket
+    preface: int = 0  # bytes of the PROXY header with which the client began
+    destination: tuple[str, int] | None = None  # where that one says that the client connected to
     frontend_address: str = ""  # where the client connected to
     source_address: str = ""  # where we connect to the server from
     server_address: str = ""
@@ -101,6 +105,9 @@ class SerialConnection:
             if known.get("client_address") is not None:
                 host, port = known["client_address"]
                 known["client_address"] = (str(host), int(port))
+            if known.get("destination") is not None:
+                host, port = known["destination"]
+                known["destination"] = (str(host), int(port))
             serial = cls(**known)
             State(serial.state)
             for side in (serial.client, serial.server_side):
@@ -199,7 +206,7 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
     tells the addresses that the sockets have, which are for people."""
     worker, client, server, now = conn.worker, conn.client, conn.server, conn.worker.now
     deadline = conn.deadline()
-    address = conn.address
+    address, header = conn.address, conn.header
     return SerialConnection(
         generation=worker.setup.generation,
         worker=worker.index,
@@ -209,6 +216,8 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
         server=conn.target.name if conn.target is not None else "",
         state=str(conn.state),
         client_address=(str(address[0]), int(address[1])) if isinstance(address, tuple) else None,
+        preface=header.length if header is not None else 0,
+        destination=header.destination if header is not None and isinstance(header.destination, tuple) else None,
         frontend_address=_name(client.sock, False) if names else "",
         source_address=_name(server.sock, False) if names and server is not None else "",
         server_address=_name(server.sock, True) if names and server is not None else "",
@@ -294,6 +303,8 @@ def resume(
     address: Any = serial.client_address if serial.client_address is not None else ""
     frozen.client.setblocking(False)
     conn = Connection(worker, frontend, frozen.client, address)
+    if serial.preface:
+        conn.header = Header(serial.preface, 0, serial.client_address, serial.destination)
     conn.number = serial.number or conn.number
     conn.started = now - serial.age
     conn.assigned_at = conn.started + serial.assigned_after if serial.assigned_after >= 0 else -1.0
@@ -329,6 +340,8 @@ def resume(
             worker.handlers[conn.dead.fd] = ignore
             worker.handlers[conn.dead.peer.fd] = conn.on_tarrying
         worker.epoll.register(server.fd, EVENTS)
+    if state is State.HEADER:
+        await_header(conn)
     # What has come or become possible meanwhile is an event of the registration itself.
     worker.epoll.register(client.fd, EVENTS)
     if state is State.QUEUED:
