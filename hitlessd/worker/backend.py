@@ -49,6 +49,7 @@ class LiveServer(Tally):
         self.family = int(server.address.family)
         self.inet = isinstance(server.address, InetAddress)
         self.address = server.address.sockaddr
+        self.send_proxy = server.send_proxy
         self.any_port = isinstance(server.address, InetAddress) and server.address.port == 0
         self.pool = Pool(worker, self) if backend.config.mode == "http" else None
         self.codes = [0] * 10 if self.pool is not None else None

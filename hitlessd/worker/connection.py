@@ -15,15 +15,19 @@ import termios
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hitlessd.proxyprotocol import Header, build
 from hitlessd.worker.logline import log_line
 from hitlessd.worker.observation import L4_ERROR
 from hitlessd.worker.relay import EVENTS, READABLE, SCRATCH, TROUBLE, WRITABLE, Side, ignore
 from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hitlessd.worker.backend import LiveBackend, LiveServer
     from hitlessd.worker.frontend import LiveFrontend
     from hitlessd.worker.loop import Worker
+    from hitlessd.worker.preface import Preface
 
 __all__ = ["UNPARKED", "Connection", "State"]
 
@@ -43,12 +47,14 @@ _STREAM = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
 _INPROGRESS = int(errno.EINPROGRESS)
 _SHUT_WR = int(socket.SHUT_WR)
 _shutdown = socket.SocketType.shutdown
+_send = socket.SocketType.send
 _SOL_SOCKET, _SO_ERROR = int(socket.SOL_SOCKET), int(socket.SO_ERROR)
 
 
 class State(StrEnum):
     """Where a connection is in its life."""
 
+    HEADER = "header"  # waits for a PROXY header; nothing was taken from the client
     QUEUED = "queued"  # waits for a server's slot
     PAUSED = "paused"  # waits before the same server is tried again
     CONNECTING = "connecting"
@@ -83,6 +89,7 @@ class Connection:
         "due",
         "entered",
         "frontend",
+        "header",
         "number",
         "queue_position",
         "redispatched",
@@ -95,6 +102,7 @@ class Connection:
         "started",
         "state",
         "target",
+        "waiting",
         "worker",
     )
 
@@ -108,7 +116,8 @@ class Connection:
         self.backend = frontend.backend
         self.route = frontend.route
         self.entered = False  # the backend counts us by ourselves, see LiveFrontend.bound
-        self.address = address  # the client's, as accept() gave it
+        self.address = address  # the client's, as accept() gave it, or a PROXY header
+        self.header: Header | None = None  # the PROXY header with which it began
         self.number = worker.next_number()
         self.started = self.due = now
         self.state = _CONNECTING
@@ -128,11 +137,12 @@ class Connection:
         self.shared = False  # duplicates of its sockets may lie in a park: close(2) alone shows its peers nothing
         self.slot = UNPARKED  # in the book of parked connections, see parking.py
         self.bucket = 0
+        self.waiting: Preface | None = None  # who listens to the client, until it is known where it belongs
 
     # -- to a server -------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Just accepted: watch the client, count, and find a server."""
+    def begin(self, first: Callable[[Connection], None]) -> None:
+        """Just accepted: watch the client, count, and do what comes first."""
         worker, frontend, client = self.worker, self.frontend, self.client
         client.sock.setblocking(False)
         frontend.opened += 1
@@ -153,10 +163,10 @@ class Connection:
         self.bucket = frontend.bucket_key
         if self.bucket:
             frontend.bucket[self] = None
-        self.start()
+        first(self)
 
     def start(self) -> None:
-        """What comes first."""
+        """Its client is known, as is its backend."""
         self.assign()
 
     def count_in(self) -> None:
@@ -274,6 +284,8 @@ class Connection:
         if worker.now - self.started >= self.route.first:
             self.rearm()
         client.held = server.held = False
+        if self.target.send_proxy and not self.greet():  # type: ignore[union-attr]
+            return
         ready = client.ready
         if ready:
             client.ready = 0
@@ -286,6 +298,23 @@ class Connection:
                 pass
         if events & READABLE and self.state is _ESTABLISHED:
             server.on_event(events)
+
+    def greet(self) -> bool:
+        """Tell the server first of all who the client is; False if it does not want to hear anything."""
+        client, server, target = self.client, self.server, self.target
+        assert server is not None and target is not None
+        data = build(target.send_proxy, self.source(), self.local())
+        try:
+            sent = _send(server.sock, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.unwritable(server, error)
+            return False
+        client.shift += len(data)
+        if sent != len(data):
+            server.block(memoryview(data)[sent:])
+        return True
 
     def connect_failed(self, error: int, timeout: bool = False) -> None:
         """This attempt has failed: try again as HAProxy would, or give up."""
@@ -546,11 +575,15 @@ class Connection:
             self.backend.bin += client.received - self.accounted_in
             if server is not None:
                 self.backend.bout += server.received - self.accounted_out
-        if frontend.tcplog and (client.received or not frontend.config.dontlognull):
+        if frontend.tcplog and (self.said_something() or not frontend.config.dontlognull):
             self.worker.log("info", log_line(self))
         if self.shared:
             self.worker.parking.end(self)
         self.leave()
+
+    def said_something(self) -> bool:
+        """Whether the client has, besides a PROXY header."""
+        return self.client.received > (self.header.length if self.header is not None else 0)
 
     def leave(self) -> None:
         """Everything of close() but the accounts: this worker has nothing to do with the connection any more."""
@@ -576,6 +609,7 @@ class Connection:
             client.stop_splicing()
         # No cycles: what is closed is freed at once.
         client.conn = client.peer = None  # type: ignore[assignment]
+        self.waiting = None
         if server is not None:
             fd = server.fd
             epoll.unregister(fd)
@@ -657,6 +691,8 @@ class Connection:
             self.close()
         elif state is State.TARRYING:
             self.close()
+        elif self.waiting is not None:
+            self.waiting.expired()
         elif self.due > now:
             self.cause = "cQ" if state is State.QUEUED else "cC"
             self.count_abort(True)
@@ -679,11 +715,24 @@ class Connection:
 
     def local_port(self) -> int:
         """The port that the client connected to, 0 for a unix socket."""
+        local = self.local()
+        return local[1] if local is not None else 0
+
+    def local(self) -> tuple[str, int] | None:
+        """Where the client connected to, None for a unix socket."""
+        header = self.header
+        if header is not None and header.destination is not None:
+            return header.destination if isinstance(header.destination, tuple) else None
         try:
             name = self.client.sock.getsockname()
         except OSError:
-            return 0
-        return int(name[1]) if isinstance(name, tuple) else 0
+            return None
+        return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
+
+    def source(self) -> tuple[str, int] | None:
+        """Where the client connected from, None for a unix socket."""
+        address = self.address
+        return (str(address[0]), int(address[1])) if isinstance(address, tuple) else None
 
     def source_key(self) -> bytes:
         """The client's address as `balance source` hashes it; all clients of unix sockets are one."""

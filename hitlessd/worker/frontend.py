@@ -6,18 +6,21 @@ import errno
 import select
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hitlessd.model import Frontend
 from hitlessd.table import RowKey
 from hitlessd.worker.connection import Connection
 from hitlessd.worker.counters import Tally
 from hitlessd.worker.http import HttpConnection
+from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import ignore
 from hitlessd.worker.route import Route
 from hitlessd.worker.timers import NEVER, Timed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hitlessd.worker.backend import LiveBackend
     from hitlessd.worker.loop import Worker
 
@@ -63,11 +66,15 @@ _CLASSES = {socket.AF_INET: _Accepting4, socket.AF_INET6: _Accepting6, socket.AF
 class LiveListener:
     """Our copy of a listening socket that others hold too: never shut down, and out of epoll before it closes."""
 
-    def __init__(self, worker: Worker, frontend: LiveFrontend, sock: socket.socket, number: int) -> None:
+    def __init__(
+        self, worker: Worker, frontend: LiveFrontend, sock: socket.socket, number: int, accept_proxy: bool = False
+    ) -> None:
         """`number`: its place in WorkerSetup.listeners, by which main names it."""
         self.number = number
         self.worker = worker
         self.frontend = frontend
+        #: What a connection does first.
+        self.first = await_header if accept_proxy else frontend.first
         family = sock.family
         self.sock = _CLASSES[family](family, socket.SOCK_STREAM, 0, sock.detach())
         self.sock.setblocking(False)
@@ -121,7 +128,7 @@ class LiveListener:
         Limits end it only when `most` is given: who drains a listener must not leave anybody behind. Those who come
         meanwhile may be too many for us ever to end, and are not ours: they wake whoever still watches the listener.
         """
-        worker, frontend, accept = self.worker, self.frontend, self.sock.accept
+        worker, frontend, accept, first = self.worker, self.frontend, self.sock.accept, self.first
         connections = worker.connections
         accepted = 0
         end = most or self.waiting()
@@ -142,7 +149,7 @@ class LiveListener:
             accepted += 1
             conn = frontend.connection(worker, frontend, sock, address)
             try:
-                conn.begin()
+                conn.begin(first)
             except Exception:
                 worker.crashed(conn)
             if len(connections) >= worker.limit or frontend.sessions >= frontend.limit:
@@ -190,6 +197,8 @@ class LiveFrontend(Tally):
         self.codes = [0] * 10 if config.mode == "http" else None
         self.config = config
         self.connection = HttpConnection if config.mode == "http" else Connection
+        #: What a connection does as soon as its client is known.
+        self.first: Callable[[Any], None] = self.connection.start
         self.tcplog = config.tcplog
         # The wheel's bucket for those who come in this turn; see Connection.begin().
         self.bucket_turn = -1

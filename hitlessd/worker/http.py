@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hitlessd.http.body import NOTHING, Body
 from hitlessd.http.heads import Refused, Request, Response, head_end, parse_request, parse_response
 from hitlessd.parking.park import farewell
+from hitlessd.proxyprotocol import build
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.counters import CONNECTS, OTHER, REQUESTS, REUSES
 from hitlessd.worker.exchange import Exchange
@@ -74,6 +75,7 @@ class HttpConnection(Connection):
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        self.state = _WAITING
         self.due = self.started + self.route.http_request
         self.client.held = False
 
@@ -248,6 +250,11 @@ class HttpConnection(Connection):
             self.connected_at = self.worker.now
             self.worker.handlers[server.fd] = server.on_event
             server.ready = events & READABLE
+            if self.target is not None:
+                if self.target.observer4 is not None:
+                    self.target.observer4.passed()
+                if self.target.send_proxy:
+                    self.outgoing = build(self.target.send_proxy, self.source(), self.local()) + self.outgoing
             self.send_request()
 
     def send_request(self) -> None:
@@ -408,6 +415,7 @@ class HttpConnection(Connection):
                 and not server.ready & TROUBLE
                 and target is not None
                 and target.pool is not None
+                and not target.send_proxy  # it has been told whose connection it is
                 and not server.body.until_close
             ):
                 self.server = None
@@ -452,8 +460,15 @@ class HttpConnection(Connection):
                 tally.codes[REQUESTS] += 1
                 if exchange.status > 0:
                     tally.codes[place] += 1
-        if exchange.sent and self.target is not None and self.target.codes is not None:
-            self.target.codes[REUSES if exchange.reused else CONNECTS] += 1
+        target = self.target
+        if exchange.sent and target is not None and target.codes is not None:
+            target.codes[REUSES if exchange.reused else CONNECTS] += 1
+            if target.observer7 is not None:
+                # 501 and 505 are the client's doing.
+                if exchange.status < 500 or exchange.status in (501, 505):
+                    target.observer7.passed()
+                elif not self.cause.startswith(("C", "c")):
+                    target.observer7.failed("Wrong http response" if exchange.response else "No HTTP response")
 
     def _parked_on(self) -> None:
         """An exchange of a parked client is over."""

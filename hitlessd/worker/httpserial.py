@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable
 from typing import Any
 
 from hitlessd.errors import PeerError
@@ -142,10 +143,12 @@ def _exchange(form: dict[str, Any], now: float) -> Exchange | None:
     told = form.get("exchange")
     if told is None:
         return None
-    head = _bytes(told["request"]) if "request" in told else _asked(*told["asked"]) if "asked" in told else b""
+    head = _head(told, "request", "asked", _asked)
     request = parse_request(head) if head else None
     exchange = Exchange(request, 0.0, 0.0, False, 0, 0)
-    head = _bytes(told["response"]) if "response" in told else _answered(*told["answered"]) if "answered" in told else b""
+    head = (
+        _bytes(told["response"]) if "response" in told else _answered(*told["answered"]) if "answered" in told else b""
+    )
     if head:
         exchange.response = parse_response(head)
     for name, usual in _FIELDS.items():
@@ -158,6 +161,12 @@ def _exchange(form: dict[str, Any], now: float) -> Exchange | None:
 
 def _body(words: Any) -> Body:
     return NOTHING if words is None else Body.of(tuple(int(word) for word in words))
+
+
+def _head(told: dict[str, Any], whole: str, short: str, make: Callable[..., bytes]) -> bytes:
+    if whole in told:
+        return _bytes(told[whole])
+    return make(*told[short]) if short in told else b""
 
 
 def _asked(method: str, target: str, version: int, keep: int) -> bytes:

@@ -26,7 +26,7 @@ Proxies = dict[str, dict[str, Any]]
 
 _FRONTEND = ("mode", "tcplog", "dontlognull", "migrate", "shutdown_on_reload")
 _BACKEND = ("mode", "balance", "retries", "redispatch", "migrate", "shutdown_on_reload")
-_SERVER = ("name", "sid", "weight", "backup", "disabled", "maxconn")
+_SERVER = ("name", "sid", "weight", "backup", "disabled", "maxconn", "send_proxy")
 
 
 def frontend_record(frontend: Frontend) -> dict[str, Any]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hitlessd.worker.connection import Connection
     from hitlessd.worker.counters import Row
 
-__all__ = ["address_text", "log_line"]
+__all__ = ["accept_date", "address_text", "log_line"]
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -23,7 +23,8 @@ def address_text(address: Any, listener: int = 1) -> str:
     return f"unix:{listener}"
 
 
-def _accept_date(at: float) -> str:
+def accept_date(at: float) -> str:
+    """A time of CLOCK_REALTIME as HAProxy logs it."""
     local = time.localtime(at)
     return (
         f"{local.tm_mday:02d}/{_MONTHS[local.tm_mon - 1]}/{local.tm_year}:"
@@ -50,7 +51,7 @@ def log_line(conn: Connection) -> str:
     answered = conn.server.received if conn.server is not None else 0
     # As with HAProxy, the connection itself counts on its frontend still, and on its backend and server no more.
     return (
-        f"{address_text(conn.address)} [{_accept_date(worker.realtime(conn.started))}] {frontend.name} "
+        f"{address_text(conn.address)} [{accept_date(worker.realtime(conn.started))}] {frontend.name} "
         f"{backend.name}/{target.name if target else '<NOSRV>'} "
         f"{waited}/{_milliseconds(conn.assigned_at, conn.connected_at)}/"
         f"{_milliseconds(conn.started, worker.now)} {answered} {conn.cause or '--'} "

@@ -158,9 +158,9 @@ class Worker:
             frontend.name: LiveFrontend(self, frontend, self.backends[frontend.default_backend])
             for frontend in setup.config.frontends
         }
-        for number, (name, _, sock) in enumerate(setup.listeners):
+        for number, (name, bind, sock) in enumerate(setup.listeners):
             frontend = self.frontends[name]
-            frontend.listeners.append(LiveListener(self, frontend, sock, number))
+            frontend.listeners.append(LiveListener(self, frontend, sock, number, bind.accept_proxy))
         self.orders = Orders(self, setup.channel)
         self._wake_fd = setup.wake[setup.index]
         self.handlers[self._wake_fd] = self._on_wake

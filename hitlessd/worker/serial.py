@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from hitlessd.errors import PeerError
 from hitlessd.parking.park import reset
+from hitlessd.proxyprotocol import Header
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.http import HttpConnection
 from hitlessd.worker.httpserial import check_http, http_form, restore_http
 from hitlessd.worker.httpside import HttpSide
 from hitlessd.worker.pipes import Pipe
+from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import EVENTS, Side, ignore
 from hitlessd.worker.timers import NEVER
 
@@ -75,6 +77,8 @@ class SerialConnection:
     server: str = ""  # "" while none is assigned
     state: str = str(State.ESTABLISHED)
     client_address: tuple[str, int] | None = None  # None: a unix socket
+    preface: int = 0  # bytes of the PROXY header with which the client began
+    destination: tuple[str, int] | None = None  # where that one says that the client connected to
     frontend_address: str = ""  # where the client connected to
     source_address: str = ""  # where we connect to the server from
     server_address: str = ""
@@ -118,6 +122,9 @@ class SerialConnection:
             if known.get("client_address") is not None:
                 host, port = known["client_address"]
                 known["client_address"] = (str(host), int(port))
+            if known.get("destination") is not None:
+                host, port = known["destination"]
+                known["destination"] = (str(host), int(port))
             serial = cls(**known)
             State(serial.state)
             if serial.http is not None:
@@ -218,7 +225,7 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
     tells the addresses that the sockets have, which are for people."""
     worker, client, server, now = conn.worker, conn.client, conn.server, conn.worker.now
     deadline = conn.deadline()
-    address = conn.address
+    address, header = conn.address, conn.header
     return SerialConnection(
         generation=worker.setup.generation,
         worker=worker.index,
@@ -228,6 +235,8 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
         server=conn.target.name if conn.target is not None else "",
         state=str(conn.state),
         client_address=(str(address[0]), int(address[1])) if isinstance(address, tuple) else None,
+        preface=header.length if header is not None else 0,
+        destination=header.destination if header is not None and isinstance(header.destination, tuple) else None,
         frontend_address=_name(client.sock, False) if names else "",
         source_address=_name(server.sock, False) if names and server is not None else "",
         server_address=_name(server.sock, True) if names and server is not None else "",
@@ -352,6 +361,8 @@ def resume(
     conn = frontend.connection(worker, frontend, frozen.client, address)
     if backend is not frontend.backend:
         conn.backend, conn.route = backend, frontend.route_to(backend)
+    if serial.preface:
+        conn.header = Header(serial.preface, 0, serial.client_address, serial.destination)
     conn.number = serial.number or conn.number
     conn.started = now - serial.age
     conn.assigned_at = conn.started + serial.assigned_after if serial.assigned_after >= 0 else -1.0
@@ -391,6 +402,8 @@ def resume(
             worker.handlers[conn.dead.fd] = ignore
             worker.handlers[conn.dead.peer.fd] = conn.on_tarrying
         worker.epoll.register(server.fd, EVENTS)
+    if state is State.HEADER:
+        await_header(conn)
     if isinstance(conn, HttpConnection) and serial.http is not None:
         restore_http(conn, serial.http, now)
     # What has come or become possible meanwhile is an event of the registration itself.
