@@ -49,7 +49,7 @@ class Death:
         for backend in self.old.worker.backends.values():
             for server in backend.servers:
                 if server.pool is not None:
-                    server.pool._sides.clear()
+                    server.pool.idle.clear()
         self.old.die()
         report = take_over(self.old, self.new, cold=True)
         assert {name: report[name] for name in ("resumed", "ended", "lost")} == {

@@ -107,7 +107,8 @@ class Connection:
     )
 
     #: What its sockets are made of.
-    side: ClassVar[type[Side]] = Side
+    client_side: ClassVar[type[Side]] = Side
+    server_side: ClassVar[type[Side]] = Side
 
     def __init__(self, worker: Worker, frontend: LiveFrontend, sock: socket.SocketType, address: Any) -> None:
         now = worker.now
@@ -121,7 +122,7 @@ class Connection:
         self.number = worker.next_number()
         self.started = self.due = now
         self.state = _CONNECTING
-        self.client = self.side(worker, self, sock, sock.fileno(), now)
+        self.client = self.client_side(worker, self, sock, sock.fileno(), now)
         self.server: Side | None = None
         self.target: LiveServer | None = None  # the server of which we hold a slot
         self.assigned_at = self.connected_at = -1.0
@@ -259,7 +260,7 @@ class Connection:
             self.connect_failed(failure.errno or errno.EIO)
             return
         worker.handlers[fd] = self.on_connecting
-        server = self.server = self.side(worker, self, sock, fd, now)
+        server = self.server = self.server_side(worker, self, sock, fd, now)
         server.peer = client
         client.peer = server
 

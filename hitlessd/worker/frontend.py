@@ -196,6 +196,27 @@ class LiveFrontend(Tally):
         self.name = config.name
         self.codes = [0] * 10 if config.mode == "http" else None
         self.config = config
+        #: Of HTTP: requests need no more than to be passed on to the one backend.
+        self.direct = (
+            config.mode == "http"
+            and not (
+                config.http_request
+                or config.http_response
+                or config.use_backend
+                or config.forwardfor
+                or config.httpclose
+            )
+            and not (
+                backend.config.http_request
+                or backend.config.http_response
+                or backend.config.forwardfor
+                or backend.config.httpclose
+                or backend.config.cookie
+                or backend.config.http_reuse == "never"
+            )
+        )
+        self.first_is_fresh = backend.config.http_reuse not in ("aggressive", "always")
+        self.logging = config.httplog
         self.connection = HttpConnection if config.mode == "http" else Connection
         #: What a connection does as soon as its client is known.
         self.first: Callable[[Any], None] = self.connection.start

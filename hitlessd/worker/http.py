@@ -10,14 +10,14 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hitlessd.http.body import NOTHING, Body
+from hitlessd.http.body import FULL, NOTHING, Body
 from hitlessd.http.heads import Refused, Request, Response, head_end, parse_request, parse_response
 from hitlessd.parking.park import farewell
 from hitlessd.proxyprotocol import build
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.counters import CONNECTS, OTHER, REQUESTS, REUSES
 from hitlessd.worker.exchange import Exchange
-from hitlessd.worker.httpside import HttpSide
+from hitlessd.worker.httpside import ClientSide, HttpSide, ServerSide
 from hitlessd.worker.relay import READABLE, SCRATCH, TROUBLE, WRITABLE, Side
 from hitlessd.worker.timers import GRAIN, NEVER
 
@@ -45,6 +45,7 @@ class HttpConnection(Connection):
     __slots__ = (
         "began_at",
         "buffer",
+        "direct",
         "exchange",
         "exchanges",
         "given",
@@ -52,7 +53,8 @@ class HttpConnection(Connection):
         "reply",
     )
 
-    side: ClassVar[type[Side]] = HttpSide
+    client_side: ClassVar[type[Side]] = ClientSide
+    server_side: ClassVar[type[Side]] = ServerSide
     client: HttpSide
     server: HttpSide | None
 
@@ -64,6 +66,7 @@ class HttpConnection(Connection):
         self.buffer = b""  # of the client: read, and part of no message yet
         self.reply = b""  # of the server: the beginning of a response's head
         self.outgoing = b""  # what a server is told first; kept as long as it may have to be told again
+        self.direct = False  # the exchange needs no edits, and no looking at what is read
         self.given = 0  # bytes for the client, ever
         self.began_at = self.started  # the first byte of the request that is coming
 
@@ -177,6 +180,135 @@ class HttpConnection(Connection):
         worker.complain(f"refused a request to {frontend.name}: {refused.reason}")
         self.answer(refused.status)
 
+    def begin_directly(self, request: Request) -> None:
+        """As begin_exchange(), for the common case, spelt out: nothing is to be changed or decided, and there is no
+        body."""
+        worker, frontend, client, backend = self.worker, self.frontend, self.client, self.backend
+        now = worker.now
+        client.held = True
+        if self.slot >= 0:
+            worker.parking.busy[self] = None
+        exchanges = self.exchanges
+        self.exchange = exchange = Exchange(request, now, now, not exchanges, self.accounted_in, self.given)
+        self.exchanges = exchanges + 1
+        self.assigned_at = self.connected_at = -1.0
+        self.retries = self.queue_position = 0
+        self.direct = True
+        self.outgoing = request.forward
+        self.entered = True
+        backend.opened += 1
+        sessions = backend.sessions = backend.sessions + 1
+        if sessions > backend.peak:
+            backend.peak = sessions
+        if not backend.dirty:
+            backend.dirty = True
+            backend.ledger.dirty.append(backend)
+        target = backend.only
+        if target is None or (not exchanges and frontend.first_is_fresh):
+            self.assign()
+            return
+        sides = target.pool.idle  # type: ignore[union-attr]
+        if not sides:
+            self.assign()
+            return
+        target.count(1)
+        self.target = target
+        target.opened += 1
+        if target.sessions > target.peak:
+            target.peak = target.sessions
+        pool = target.pool
+        server, _ = sides.popitem()
+        if len(sides) < pool.unneeded:  # type: ignore[union-attr]
+            pool.unneeded = len(sides)  # type: ignore[union-attr]
+        worker.idle -= 1
+        exchange.reused = exchange.sent = True
+        self.assigned_at = self.connected_at = server.last = client.last = now
+        self.server = server
+        server.conn = self
+        server.peer = client
+        client.peer = server
+        self.state = _EXCHANGING
+        server.uses += 1
+        server.held = False
+        raw = request.forward
+        try:
+            sent = _send(server.sock, raw)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            exchange.sent = False
+            self.unwritable(server, error)
+            return
+        if now + self.route.least < self.bucket * GRAIN:
+            self.sooner(now + self.route.least)
+        if sent != len(raw):
+            server.block(memoryview(raw)[sent:])
+
+    def end_directly(self, response: Response, data: bytes) -> None:
+        """As begin_response() and end_exchange(), for the common case, spelt out: `data` is all of the response, and
+        both connections stay."""
+        worker, client, server, target, exchange = self.worker, self.client, self.server, self.target, self.exchange
+        backend, frontend = self.backend, self.frontend
+        assert exchange is not None and server is not None and target is not None
+        size = len(data)
+        now = server.last = client.last = worker.now
+        exchange.response, exchange.answered_at = response, now
+        status = exchange.status = response.status
+        self.given += size
+        try:
+            sent = _send(client.sock, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.unwritable(client, error)
+            return
+        server.body = FULL
+        server.held = True
+        if sent != size:
+            client.block(memoryview(data)[sent:])
+            return
+        came, went = client.received - self.accounted_in, self.given - self.accounted_out
+        self.accounted_in += came
+        self.accounted_out += went
+        place = status // 100
+        for tally in (frontend, backend, target):
+            tally.bin += came
+            tally.bout += went
+            codes = tally.codes
+            codes[0] += 1  # type: ignore[index]
+            codes[place] += 1  # type: ignore[index]
+        target.codes[REUSES if exchange.reused else CONNECTS] += 1  # type: ignore[index]
+        if not frontend.dirty:
+            frontend.dirty = True
+            frontend.ledger.dirty.append(frontend)
+        if not backend.dirty:
+            backend.dirty = True
+            backend.ledger.dirty.append(backend)
+        if target.observer7 is not None or frontend.logging:
+            self._observe()
+            self.log_exchange()
+        self.server = None
+        client.peer = server.peer = server.conn = None  # type: ignore[assignment]
+        self.target = None
+        target.count(-1)
+        if target.maxconn:
+            backend.freed()
+        target.pool.give(server)  # type: ignore[union-attr]
+        self.entered = False
+        backend.sessions -= 1
+        self.exchange = None
+        self.outgoing = b""
+        self.state = _WAITING
+        if self.slot >= 0:
+            self._parked_on()
+        self.began_at = now
+        due = self.due = now + self.route.keep_alive
+        if due < self.bucket * GRAIN:
+            self.sooner(due)
+        client.held = False
+        if client.ready:
+            client.release()
+
     def begin_exchange(self, request: Request, rest: bytes) -> None:
         """A request: find out what is to be done with it."""
         client = self.client
@@ -188,7 +320,7 @@ class HttpConnection(Connection):
         self.exchanges += 1
         self.assigned_at = self.connected_at = -1.0
         self.retries = self.queue_position = 0
-        self.redispatched = False
+        self.redispatched = self.direct = False
         if request.framing:
             body = client.body = Body(request.framing, request.length)
             try:
@@ -235,7 +367,6 @@ class HttpConnection(Connection):
         side.conn = self
         side.peer = self.client
         self.client.peer = side
-        worker.handlers[side.fd] = side.on_event
         self.send_request()
 
     def on_connecting(self, events: int) -> None:
@@ -463,12 +594,17 @@ class HttpConnection(Connection):
         target = self.target
         if exchange.sent and target is not None and target.codes is not None:
             target.codes[REUSES if exchange.reused else CONNECTS] += 1
-            if target.observer7 is not None:
-                # 501 and 505 are the client's doing.
-                if exchange.status < 500 or exchange.status in (501, 505):
-                    target.observer7.passed()
-                elif not self.cause.startswith(("C", "c")):
-                    target.observer7.failed("Wrong http response" if exchange.response else "No HTTP response")
+            self._observe()
+
+    def _observe(self) -> None:
+        """`observe layer7`: what the exchange says of the server's health."""
+        exchange, target = self.exchange, self.target
+        if exchange is not None and target is not None and target.observer7 is not None:
+            # 501 and 505 are the client's doing.
+            if exchange.status < 500 or exchange.status in (501, 505):
+                target.observer7.passed()
+            elif not self.cause.startswith(("C", "c")):
+                target.observer7.failed("Wrong http response" if exchange.response else "No HTTP response")
 
     def _parked_on(self) -> None:
         """An exchange of a parked client is over."""

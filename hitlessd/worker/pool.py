@@ -26,27 +26,27 @@ class Pool:
     def __init__(self, worker: Worker, server: LiveServer) -> None:
         self._worker = worker
         self.server = server
-        self._sides: dict[HttpSide, None] = {}  # the latest at the end
+        self.idle: dict[HttpSide, None] = {}  # the latest at the end
         most = server.config.pool_max_conn
         # The configured limit is for all workers together.
         self._most = -(-most // worker.table.workers) if most >= 0 else 1 << 60
         self._delay = server.config.pool_purge_delay
-        self._unneeded = 0  # so many were idle all the time since the last purge
+        self.unneeded = 0  # so many were idle all the time since the last purge
         self.bucket = 0
         self._due = NEVER
 
     def __len__(self) -> int:
-        return len(self._sides)
+        return len(self.idle)
 
     def __contains__(self, side: HttpSide) -> bool:
-        return side in self._sides
+        return side in self.idle
 
     def sides(self) -> list[HttpSide]:
-        return list(self._sides)
+        return list(self.idle)
 
     def take(self, proven: bool) -> HttpSide | None:
         """One that is idle, or None. `proven`: only one that was reused before (http-reuse aggressive)."""
-        sides = self._sides
+        sides = self.idle
         if not sides:
             return None
         if proven:
@@ -56,8 +56,8 @@ class Pool:
             del sides[side]
         else:
             side, _ = sides.popitem()
-        if len(sides) < self._unneeded:
-            self._unneeded = len(sides)
+        if len(sides) < self.unneeded:
+            self.unneeded = len(sides)
         self._worker.idle -= 1
         return side
 
@@ -66,33 +66,32 @@ class Pool:
         if not self._most or not self._delay:
             self._close(side)
             return
-        self._sides[side] = None
+        self.idle[side] = None
         side.pool = self
         worker = self._worker
         worker.idle += 1
-        worker.handlers[side.fd] = side.on_idle
-        if len(self._sides) > self._most:
-            self.drop(next(iter(self._sides)))
+        if len(self.idle) > self._most:
+            self.drop(next(iter(self.idle)))
         if not self.bucket:
-            self._unneeded = len(self._sides)
+            self.unneeded = len(self.idle)
             self._due = worker.now + self._delay
             worker.wheel.add(self, self._due)
 
     def drop(self, side: HttpSide) -> None:
         """It is useless: its server has ended it, or there is no room."""
-        if side in self._sides:
+        if side in self.idle:
             self.take_out(side)
             self._close(side)
 
     def take_out(self, side: HttpSide) -> None:
         """It is somebody else's."""
-        del self._sides[side]
+        del self.idle[side]
         self._worker.idle -= 1
-        self._unneeded = min(self._unneeded, len(self._sides))
+        self.unneeded = min(self.unneeded, len(self.idle))
 
     def drop_oldest(self) -> bool:
         """Make room; False when there is none to drop."""
-        for side in self._sides:
+        for side in self.idle:
             self.drop(side)
             return True
         return False
@@ -116,9 +115,9 @@ class Pool:
 
     def expired(self) -> None:
         """As HAProxy's pool-purge-delay: half of those that nobody has needed are closed."""
-        for _ in range((self._unneeded + 1) // 2):
+        for _ in range((self.unneeded + 1) // 2):
             self.drop_oldest()
-        self._unneeded = len(self._sides)
-        if self._sides:
+        self.unneeded = len(self.idle)
+        if self.idle:
             self._due = self._worker.now + self._delay
             self._worker.wheel.add(self, self._due)

@@ -31,6 +31,7 @@ class Route:
     keep_alive: float  # for the next request to begin
     client_idle: float  # of an HTTP client that is to send or take a body
     server_idle: float  # of a server that is to answer, or to send or take a body
+    least: float  # the shorter of these two
     first: float  # the shortest of all: the first look at a connection
     fin_nearer: bool  # a FIN may bring the deadline nearer
 
@@ -51,4 +52,4 @@ class Route:
         of_http = (http_request, keep_alive, client, server)
         first = min(every if frontend.mode == "tcp" else every + of_http)
         fin_nearer = client_fin < client_open or server_fin < server_open
-        return cls(*every, min(connect, 1.0), *of_http, first, fin_nearer)
+        return cls(*every, min(connect, 1.0), *of_http, min(client, server), first, fin_nearer)

@@ -20,7 +20,7 @@ from hitlessd.proxyprotocol import Header
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.http import HttpConnection
 from hitlessd.worker.httpserial import check_http, http_form, restore_http
-from hitlessd.worker.httpside import HttpSide
+from hitlessd.worker.httpside import HttpSide, ServerSide
 from hitlessd.worker.pipes import Pipe
 from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import EVENTS, Side, ignore
@@ -308,7 +308,8 @@ def resume_idle(worker: Worker, frozen: Frozen) -> None:
     if server is None or server.pool is None or not worker.room_for_idle or not _leads_to(frozen.client, server):
         frozen.close()
         return
-    side = HttpSide.idle(worker, frozen.client, int((serial.http or {}).get("uses", 1)))
+    side = ServerSide.idle(worker, frozen.client, int((serial.http or {}).get("uses", 1)))
+    worker.handlers[side.fd] = side.on_event
     server.pool.give(side)
     worker.epoll.register(side.fd, EVENTS)
 
@@ -387,7 +388,7 @@ def resume(
     worker.handlers[client.fd] = client.on_event
     if frozen.server is not None and serial.server_side is not None:
         frozen.server.setblocking(False)
-        server = conn.server = conn.side(worker, conn, frozen.server, frozen.server.fileno(), now)
+        server = conn.server = conn.server_side(worker, conn, frozen.server, frozen.server.fileno(), now)
         client.peer, server.peer = server, client
         _restore(server, serial.server_side, frozen.to_client, now)
         worker.handlers[server.fd] = conn.on_connecting if state is State.CONNECTING else server.on_event
