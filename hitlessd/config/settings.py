@@ -25,7 +25,7 @@ from hitlessd.samples import Mistake
 from . import values
 from .acl import acl
 from .attached import Attached
-from .formats import check_format
+from .formats import check_log_format
 from .ini import Option
 from .lines import bind_line
 from .problems import Place, Problems
@@ -194,7 +194,7 @@ class Reader:
             case "log-format":
                 format_ = one_text(place, text)
                 if format_ is not None:
-                    settings.log_format = _try(place, lambda: check_format(format_))
+                    settings.log_format = _try(place, lambda: check_log_format(format_))
             case "errorfile":
                 self._each(settings, option, lambda line, place: self._errorfile(settings, line, place))
             case "default-server":
