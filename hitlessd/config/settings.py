@@ -206,7 +206,8 @@ class Reader:
                 self._each(settings, option, lambda line, place: self._http_check(settings, line))
 
     def _http_check(self, settings: Settings, line: list[str]) -> None:
-        http_checks(HttpCheck(), [line])  # says what is wrong with it
+        sends = [each for each in settings.http_checks if each[:1] == ["send"]] if line[:1] == ["send"] else []
+        http_checks(HttpCheck(), [*sends, line])  # says what is wrong with it
         settings.http_checks.append(line)
 
     def _valued(self, settings: Settings, place: Place, name: str, option: Option) -> None:
