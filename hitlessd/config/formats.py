@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from hitlessd.samples import Mistake
 
-__all__ = ["check_format", "check_header", "check_log_format"]
+__all__ = ["check_format", "check_header", "log_format_problem"]
 
 _TOKEN = frozenset("!#$%&'*+.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-")
 #: What says where a message ends and how long its connection lasts is decided by the relay, on both sides.
@@ -33,14 +33,12 @@ def check_header(name: str, value: str, stages: Collection[int] | None = None) -
     return name, check_format(value, stages)
 
 
-def check_log_format(text: str) -> str:
-    """The format of a log line. Raises Mistake."""
+def log_format_problem(text: str, *, http: bool) -> str:
+    """What is wrong with the format of a log line, "cannot ...", or ""; without `http`, what only HTTP mode has is."""
     import importlib  # only who uses it pays for it
 
     try:
-        problem = importlib.import_module("hitlessd.logformat").problem_of(text)
+        found: str = importlib.import_module("hitlessd.logformat").problem_of(text, http=http)
     except ModuleNotFoundError:
-        return text
-    if problem:
-        raise Mistake("use this format", text, f"one that can be read ({problem.removeprefix('cannot ')})")
-    return text
+        return ""
+    return found

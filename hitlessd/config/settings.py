@@ -25,7 +25,7 @@ from hitlessd.samples import Mistake
 from . import values
 from .acl import acl
 from .attached import Attached
-from .formats import check_log_format
+from .formats import log_format_problem
 from .ini import Option
 from .lines import bind_line
 from .problems import Place, Problems
@@ -194,7 +194,10 @@ class Reader:
             case "log-format":
                 format_ = one_text(place, text)
                 if format_ is not None:
-                    settings.log_format = _try(place, lambda: check_log_format(format_))
+                    settings.log_format = format_
+                    if problem := log_format_problem(format_, http=True):
+                        settings.log_format = ""
+                        place.fail(problem)
             case "errorfile":
                 self._each(settings, option, lambda line, place: self._errorfile(settings, line, place))
             case "default-server":
