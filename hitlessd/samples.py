@@ -13,6 +13,7 @@ from typing import Protocol
 __all__ = [
     "BACKEND",
     "CONNECTION",
+    "CONVERTERS",
     "FETCHES",
     "HELLO",
     "REQUEST",
@@ -22,6 +23,7 @@ __all__ = [
     "Mistake",
     "Sample",
     "Value",
+    "expression",
     "fetcher",
     "find",
     "split_call",
@@ -35,6 +37,7 @@ CONNECTION, HELLO, REQUEST, BACKEND, RESPONSE = range(5)
 
 _TEXT, _NUMBER, _ADDRESS, _SWITCH, _METHOD = "text", "number", "address", "switch", "method"
 _CALL = re.compile(r"([A-Za-z0-9_.]+)(?:\((.*)\))?")
+_CALL_BEFORE = re.compile(r"([A-Za-z0-9_.]+)(?:\(([^()]*)\))?(?=,|$)")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -135,6 +138,32 @@ def fetcher(name: str, argument: str = "") -> Callable[[Sample], Value | None]:
         return values[-1] if values else None
 
     return last
+
+
+def expression(word: str) -> tuple[Fetch, Callable[[Sample], Value | None]]:
+    """What stands in `%[...]`: a fetch, and the converters after it. Raises Mistake."""
+    match = _CALL_BEFORE.match(word)
+    if not match:
+        raise Mistake("read this sample fetch", word, "NAME or NAME(ARGUMENT), and perhaps converters after commas")
+    name, argument = match[1], (match[2] or "").replace(" ", "")
+    fetch = find(name, argument)
+    get = fetcher(name, argument)
+    for converter in filter(None, word[match.end() :].split(",")):
+        get = _converted(get, converter)
+    return fetch, get
+
+
+def _converted(get: Callable[[Sample], Value | None], name: str) -> Callable[[Sample], Value | None]:
+    convert = CONVERTERS.get(name)
+    if convert is None:
+        raise Mistake("use this converter", name, "one of " + ", ".join(CONVERTERS), CONVERTERS)
+    function = convert
+
+    def converted(sample: Sample) -> Value | None:
+        value = get(sample)
+        return None if value is None else function(value)
+
+    return converted
 
 
 def find(name: str, argument: str = "") -> Fetch:
@@ -289,6 +318,17 @@ def _client_port(sample: Sample) -> int | None:
 def _local_port(sample: Sample) -> int | None:
     return sample.local[1] if sample.local else None
 
+
+def _bytes(value: Value) -> bytes:
+    return value if isinstance(value, bytes) else b"%d" % value
+
+
+#: What may follow a fetch in `%[...]`.
+CONVERTERS: dict[str, Callable[[Value], Value]] = {
+    "lower": lambda value: _bytes(value).lower(),
+    "upper": lambda value: _bytes(value).upper(),
+    "length": lambda value: len(_bytes(value)),
+}
 
 _SNI = Fetch(_TEXT, HELLO, _simple(lambda sample: _name(sample.sni)))
 _REQUEST_HEADER = Fetch(_TEXT, REQUEST, _header(_request), True)

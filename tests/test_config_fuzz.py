@@ -18,6 +18,11 @@ from hitlessd.model import Config, SourceFile
 
 EXAMPLE = (Path(__file__).parent.parent / "examples" / "hitlessd.conf").read_text()
 
+_RULES = """acl x path_beg /a hdr(host) -i -m reg ( if unless or || ! { } src 10.0.0.0/8 TRUE x http-request deny
+set-header X-A %[src] %[ redirect location return status 404 content-type string lf-string hdr mode http tcp insert
+rewrite domain uri len hdr(x) random(2) consistent expect send connection reject inspect-delay 5s 503 /dev/null
+" ' \\"""
+
 WORDS = sorted(
     {
         *OPTIONS,
@@ -30,6 +35,7 @@ WORDS = sorted(
         "daemon",
         "cookie",
         "check",
+        *_RULES.split(),
     }
 )
 PIECES = st.one_of(
@@ -44,7 +50,7 @@ PIECES = st.one_of(
 LINES = st.builds(
     "{}{} = {}".format,
     st.sampled_from(["", "  ", "\t"]),
-    st.sampled_from([*OPTIONS, "server a", "server b"]),
+    st.sampled_from([*OPTIONS, "server a", "server b", "acl x", "acl y"]),
     st.lists(st.one_of(st.sampled_from(WORDS), st.text(string.printable, max_size=12)), max_size=6).map(" ".join),
 )
 SECTIONS = st.builds(
@@ -142,6 +148,22 @@ def test_random_bytes_in_a_file(scratch: Path, data: bytes, start: int) -> None:
         "[listen " + "a" * 1_000_000 + "]\nbind = x\n" * 2,
         "[listen a]\nbind = :1\n" + " y\n" * 49_000,
         "[global]\nmaxconn = " + "9" * 1_000_000,
+        *(
+            f"[listen a]\nmode = http\n{line}\n"
+            for line in (
+                "http-request = set-header A " + '"\\' * 400_000,
+                "http-request = set-header A '" + "%[path]" * 100_000 + "'",
+                "http-request = deny if " + "!" * 900_000,
+                "http-request = deny if " + "{ path a } " * 80_000,
+                "http-request = deny if { path_reg " + "(" * 400_000 + " }",
+                "http-request = deny\n" + " deny if x\n" * 40_000,
+                "http-request = return" + " hdr a b" * 100_000,
+                "http-check = send" + " hdr a b" * 100_000,
+                "http-check = expect status " + "200," * 200_000 + "\n expect status 200" * 40_000,
+                "acl b = " + "a." * 400_000,
+                "use_backend = a if " + "TRUE or " * 100_000,
+            )
+        ),
     ],
 )
 def test_hostile_text(text: str) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from hitlessd.config import load, parse
 from hitlessd.errors import ConfigError
+from hitlessd.main.store import State
 from hitlessd.model import (
     Acl,
     Backend,
@@ -403,7 +406,7 @@ def test_pages_are_kept_with_the_text(tmp_path: Path) -> None:
     assert len(config.files) == 3
     page.unlink()
     body.write_bytes(b"other")
-    again = parse(config.files)
+    again = parse(State.load(State(1, config.files).dump()).files)
     assert again == config
     with pytest.raises(ConfigError) as caught:
         load([str(path)])
@@ -421,6 +424,25 @@ def test_a_drop_in_replaces_rules_as_a_whole() -> None:
     assert rule.status == 404
     assert rule.condition is not None
     assert rule.condition.alternatives[0][0].tests[0].values == ("/b",)
+
+
+def test_log_formats_are_checked_for_their_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("hitlessd.logformat")
+    module.problem_of = (  # type: ignore[attr-defined]
+        lambda text, *, http: "" if http and text != "%x" else f'cannot use the variable "{text}": http {http}'
+    )
+    monkeypatch.setitem(sys.modules, "hitlessd.logformat", module)
+    assert frontend("log-format = %HM").log_format == "%HM"
+    with pytest.raises(ConfigError) as caught:
+        read(
+            "[defaults]\nlog-format = %a\n[listen l]\nbind = :1\nserver s = /run/x\n[listen m]\nmode = http\n"
+            "bind = :2\nlog-format = %x\nserver s = /run/x\n[listen n]\nbind = :3\nserver s = /run/x\nlog-format = %b\n"
+        )
+    assert caught.value.problems == [
+        '1.conf:3: [listen l] log-format: cannot use the variable "%a": http False',
+        '1.conf:9: [listen m] log-format: cannot use the variable "%x": http True',
+        '1.conf:14: [listen n] log-format: cannot use the variable "%b": http False',
+    ]
 
 
 def test_quotes_in_a_line() -> None:

@@ -18,7 +18,7 @@ def told(line: str, mode: str = "http") -> str:
     """The one message about a line of a [listen]."""
     (problem,) = problems_of(HEAD.format(mode=mode) + line + "\n")
     option = line.partition(" =")[0]
-    place = f"1.conf:7: [listen l] {option}: cannot "
+    place = f"1.conf:{7 + line.count(chr(10))}: [listen l] {option}: cannot "
     assert problem.startswith(place)
     return problem.removeprefix(place)
 
@@ -121,6 +121,8 @@ def told(line: str, mode: str = "http") -> str:
         ("http-check = expect string a b", 'expect this: found "string a b", expected string and one value; with blanks it stands in quotes'),
         ("http-check = expect hdr X Y", 'expect this header: found "X Y", expected hdr name NAME, or hdr name NAME value VALUE'),
         ("http-check = send method GET", 'use this word: found "method", expected meth, uri, ver, hdr or body; did you mean "meth"?'),
+        ("http-check = send uri /a\n  send uri /b", 'check like this: found "send uri /b", expected one send in a section'),
+        ("use_backend = l if" + " api" * 4096, "read this line: found 4098 words, expected at most 4096"),
         ("http-check = send hdr A", 'use this word: found "hdr", expected a value after it'),
         ("http-check = send hdr A %[src]", 'use this value: found "%[src]", expected text without variables in a check'),
         ("rate-limit sessions = x", 'use this number: found "x", expected a number from 0 to 2147483647'),

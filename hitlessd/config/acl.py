@@ -81,8 +81,9 @@ def condition(words: Sequence[str], acls: Acls, scope: Scope, where: Where) -> C
                 raise Mistake("read this condition", word, "a term on both sides of it")
             alternatives.append([])
             continue
-        while word.startswith("!"):
-            negated, word = not negated, word[1:]
+        bare = word.lstrip("!")
+        negated ^= bool(len(word) - len(bare) & 1)
+        word = bare
         if not word:
             continue
         tests = _anonymous(rest, where) if word == "{" else _named(word, acls)

@@ -20,6 +20,7 @@ from hitlessd.model import (
 from . import values
 from .attached import Attached
 from .checks import check_addresses, check_whole
+from .formats import log_format_problem
 from .lines import log_line, stats_socket_line
 from .problems import Place, Problems
 from .proxies import Balancing, http_checks
@@ -132,6 +133,10 @@ def _fit_to_mode(proxy: Settings, place: Place) -> None:
         proxy.http_checks = []
     if proxy.mode == "http":
         return
+    if proxy.log_format and kind != "backend" and (problem := log_format_problem(proxy.log_format, http=False)):
+        option = proxy.entry.options.get("log-format")
+        where = option.where if option else place.where  # it may be that of [defaults]
+        Place(place.problems, where, proxy.entry.title, "log-format").fail(problem)
     ignored = []
     for name, rules in (("http-request", proxy.http_request), ("http-response", proxy.http_response)):
         if rules:

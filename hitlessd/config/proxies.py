@@ -170,15 +170,19 @@ def http_check(words: Sequence[str]) -> HttpCheck:
 
 def http_checks(check: HttpCheck, lines: Sequence[Sequence[str]]) -> HttpCheck:
     """One more line of `http-check` each: `send ...`, which replaces what `option httpchk` says, or `expect ...`."""
+    expect: list[Expectation] = []
+    sent = False
     for words in lines:
         kind, *rest = words or [""]
         if kind == "send":
-            check = _send(check, rest)
+            if sent:
+                raise Mistake("check like this", " ".join(words), "one send in a section")
+            check, sent = _send(check, rest), True
         elif kind == "expect":
-            check = replace(check, expect=(*check.expect, _expect(rest)))
+            expect.append(_expect(rest))
         else:
             raise Mistake("check like this", kind, "send or expect", ("send", "expect"))
-    return check
+    return replace(check, expect=tuple(expect))
 
 
 def _send(check: HttpCheck, rest: list[str]) -> HttpCheck:

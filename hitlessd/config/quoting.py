@@ -9,7 +9,10 @@ import re
 
 from .problems import Place
 
-__all__ = ["one_text", "words"]
+__all__ = ["WORDS_LIMIT", "one_text", "words"]
+
+#: Words of one line; what has more values than this has further lines. HAProxy's limit is 64.
+WORDS_LIMIT = 4096
 
 _PIECE = re.compile(r"""( )|\\(x[0-9A-Fa-f]{2}|[\\ #"'$nrt])|"((?:[^"\\]|\\.)*)"|'([^']*)'|([^ "'\\]+|\\)|(.)""", re.S)
 _ESCAPED = re.compile(r"""\\(x[0-9A-Fa-f]{2}|[\\ #"'$nrt])""")
@@ -37,6 +40,9 @@ def words(place: Place, text: str) -> list[str] | None:
         word.append(_unescape(escape) if escape else _ESCAPED.sub(_replace, double) or single or plain)
     if word is not None:
         found.append("".join(word))
+    if len(found) > WORDS_LIMIT:
+        place.fail(f"cannot read this line: found {len(found)} words, expected at most {WORDS_LIMIT}")
+        return None
     return found
 
 

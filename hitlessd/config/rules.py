@@ -9,7 +9,7 @@ from typing import Literal, cast
 from hitlessd.model import HttpRule, TcpRule, UseBackend, Where
 from hitlessd.samples import Mistake
 
-from .acl import HTTP_BACKEND, HTTP_FRONTEND, HTTP_RESPONSE, TCP_ACCEPT, TCP_ROUTE, Acls, condition
+from .acl import HTTP_BACKEND, HTTP_FRONTEND, HTTP_RESPONSE, TCP_ACCEPT, TCP_ROUTE, Acls, Scope, condition
 from .formats import check_format, check_header
 
 __all__ = ["Lines", "inspect_delay", "tcp_request"]
@@ -46,8 +46,8 @@ class Lines:
         action, *rest = words or [""]
         if action not in _ACTIONS:
             raise Mistake("use this action", action, "one of " + ", ".join(_ACTIONS), _ACTIONS)
-        rule, after = self._action(cast(_Action, action), rest, where)
         scope = HTTP_RESPONSE if response else HTTP_BACKEND if self._kind == "backend" else HTTP_FRONTEND
+        rule, after = self._action(cast(_Action, action), rest, where, scope)
         found = condition(after, self._acls, scope, where)
         if found is None:
             return rule
@@ -55,7 +55,9 @@ class Lines:
             rule.action, rule.name, rule.value, rule.status, rule.content_type, rule.headers, rule.body, found, where
         )
 
-    def _action(self, action: _Action, rest: Sequence[str], where: Where) -> tuple[HttpRule, Sequence[str]]:
+    def _action(
+        self, action: _Action, rest: Sequence[str], where: Where, scope: Scope
+    ) -> tuple[HttpRule, Sequence[str]]:
         """The rule without its condition, and the words after it."""
         match action:
             case "allow":
@@ -63,7 +65,7 @@ class Lines:
             case "set-header" | "add-header":
                 if len(rest) < 2:
                     raise Mistake("change a header like this", " ".join((action, *rest)), f"{action} NAME VALUE")
-                name, value = check_header(rest[0], rest[1])
+                name, value = check_header(rest[0], rest[1], scope.stages)
                 if rest[2:] and rest[2] not in ("if", "unless"):
                     raise Mistake("use this word", rest[2], "if or unless: a value that has blanks stands in quotes")
                 return HttpRule(action, name, value, where=where), rest[2:]
@@ -74,12 +76,16 @@ class Lines:
                     raise Mistake("use this word", "-m", "the whole name of a header, and no method to match names by")
                 return HttpRule(action, check_header(rest[0], "")[0], where=where), rest[1:]
             case "redirect":
-                return _redirect(rest, where)
-        return self._answer(action, rest, where)
+                return _redirect(rest, where, scope)
+        return self._answer(action, rest, where, scope)
 
-    def _answer(self, action: _Action, rest: Sequence[str], where: Where) -> tuple[HttpRule, Sequence[str]]:
+    def _answer(
+        self, action: _Action, rest: Sequence[str], where: Where, scope: Scope
+    ) -> tuple[HttpRule, Sequence[str]]:
         """deny, return: `[status N] [content-type T] [string S|lf-string S|file F|lf-file F] [hdr NAME VALUE]...`."""
-        status, content_type, value = 403 if action == "deny" else 200, "", ""
+        status, content_type, value = 200, "", ""
+        if action == "deny":
+            status = 502 if scope is HTTP_RESPONSE else 403
         body: bytes | None = None
         payload = ""
         headers: list[tuple[str, str]] = []
@@ -95,17 +101,17 @@ class Lines:
             if len(rest) < (2 if word == "hdr" else 1):
                 raise Mistake("use this word", word, "a value after it")
             if word == "hdr":
-                headers.append(check_header(rest[0], rest[1]))
+                headers.append(check_header(rest[0], rest[1], scope.stages))
                 rest = rest[2:]
                 continue
             argument, *rest = rest
             if key == "status":
                 status = _status(argument)
             elif word == "content-type":
-                content_type = check_header(word, argument)[1]
+                content_type = check_header(word, argument.replace("%", "%%"))[1].replace("%%", "%")
             else:
                 payload = word
-                value, body = self._payload(word, argument)
+                value, body = self._payload(word, argument, scope)
         whole = bool(payload)
         if action == "deny" and not whole and status not in PAGES:
             raise Mistake("use this status", str(status), "one of " + ", ".join(map(str, PAGES)) + ", or a body for it")
@@ -114,16 +120,16 @@ class Lines:
         rule = HttpRule(action, "", value, status, content_type, tuple(headers), body, where=where)
         return rule, rest
 
-    def _payload(self, word: str, argument: str) -> tuple[str, bytes | None]:
+    def _payload(self, word: str, argument: str, scope: Scope) -> tuple[str, bytes | None]:
         """A log-format text, or bytes as they are."""
         if word == "lf-string":
-            return check_format(argument), None
+            return check_format(argument, scope.stages), None
         if word == "string":
             return "", argument.encode("utf-8", "surrogateescape")
         data = self._read(argument)
         if word == "file":
             return "", data
-        return check_format(data.decode("utf-8", "surrogateescape")), None
+        return check_format(data.decode("utf-8", "surrogateescape"), scope.stages), None
 
 
 def tcp_request(words: Sequence[str], acls: Acls, where: Where) -> TcpRule | None:
@@ -153,7 +159,7 @@ def inspect_delay(words: Sequence[str]) -> str | None:
     return words[1]
 
 
-def _redirect(rest: Sequence[str], where: Where) -> tuple[HttpRule, Sequence[str]]:
+def _redirect(rest: Sequence[str], where: Where, scope: Scope) -> tuple[HttpRule, Sequence[str]]:
     kind, target, code = "", "", 302
     while rest and rest[0] not in ("if", "unless"):
         word, *rest = rest
@@ -171,7 +177,9 @@ def _redirect(rest: Sequence[str], where: Where) -> tuple[HttpRule, Sequence[str
         elif kind:
             raise Mistake("redirect like this", word, "one of location, prefix and scheme")
         else:
-            kind, target = word, check_header("location", argument)[1]
+            kind, target = word, check_header("location", argument, scope.stages)[1]
+    if scope is HTTP_RESPONSE and kind in ("prefix", "scheme"):
+        raise Mistake("redirect like this", kind, "location: a response has no path to add")
     if not kind:
         raise Mistake("redirect like this", " ".join(rest), "location TARGET, prefix TARGET or scheme TARGET")
     return HttpRule("redirect", kind, target, code, where=where), rest

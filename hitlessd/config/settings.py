@@ -25,7 +25,7 @@ from hitlessd.samples import Mistake
 from . import values
 from .acl import acl
 from .attached import Attached
-from .formats import check_format
+from .formats import log_format_problem
 from .ini import Option
 from .lines import bind_line
 from .problems import Place, Problems
@@ -194,7 +194,10 @@ class Reader:
             case "log-format":
                 format_ = one_text(place, text)
                 if format_ is not None:
-                    settings.log_format = _try(place, lambda: check_format(format_))
+                    settings.log_format = format_
+                    if problem := log_format_problem(format_, http=True):
+                        settings.log_format = ""
+                        place.fail(problem)
             case "errorfile":
                 self._each(settings, option, lambda line, place: self._errorfile(settings, line, place))
             case "default-server":
@@ -206,7 +209,8 @@ class Reader:
                 self._each(settings, option, lambda line, place: self._http_check(settings, line))
 
     def _http_check(self, settings: Settings, line: list[str]) -> None:
-        http_checks(HttpCheck(), [line])  # says what is wrong with it
+        sends = [each for each in settings.http_checks if each[:1] == ["send"]] if line[:1] == ["send"] else []
+        http_checks(HttpCheck(), [*sends, line])  # says what is wrong with it
         settings.http_checks.append(line)
 
     def _valued(self, settings: Settings, place: Place, name: str, option: Option) -> None:
