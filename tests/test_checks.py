@@ -483,7 +483,16 @@ def test_who_was_not_checked_yet_keeps_its_turn() -> None:
 
 def test_who_is_retired_checks_on_in_silence() -> None:
     with Bench(backend(server(port=free_port(), on_marked_down="shutdown-sessions"))) as bench:
-        bench.checks.retire()
+        bench.checks.retire(True)
         bench.until_checked(3)
         assert (bench.health().health, bench.lines, bench.shut) == (Health.DOWN, [], [])
         assert (bench.number(Column.CHKFAIL), bench.number(Column.CHKDOWN)) == (0, 0)
+
+
+def test_whose_successor_failed_speaks_again() -> None:
+    with Bench(backend(server(port=free_port()))) as bench:
+        bench.checks.retire(True)
+        bench.checks.retire(False)
+        bench.until_checked()
+        assert [severity for severity, _ in bench.lines] == ["alert", "emerg"]
+        assert bench.number(Column.CHKDOWN) == 1

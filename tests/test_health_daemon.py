@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from hitlessd.config import parse
+from hitlessd.health import Result
+from hitlessd.model import SourceFile
 from tests.support.daemon import Daemon
 from tests.support.echo import exchange
-from tests.support.processes import free_port, free_ports, poll_until
+from tests.support.processes import ROOT, free_port, free_ports, poll_until
 from tests.support.restartable import Restartable
 from tests.support.sick import OK, SICK, Sick
 from tests.support.visitors import Conversation, Visitors
@@ -165,6 +169,16 @@ def exchange_or_nothing(port: int) -> bytes:
         return exchange(port)
     except OSError:
         return b""
+
+
+def test_what_the_documentation_shows_is_valid() -> None:
+    text = (ROOT / "docs" / "health-checks.md").read_text()
+    (block,) = re.findall(r"```ini\n(.*?)```", text, re.S)
+    (backend,) = parse(
+        [SourceFile("docs", f"{block}[frontend f]\nmode = http\nbind = 127.0.0.1:1\ndefault_backend = app\n")]
+    ).backends
+    assert backend.http_check and all(server.check for server in backend.servers)
+    assert all(f"`{result.name}`" in text for result in Result)
 
 
 # HAProxy beside

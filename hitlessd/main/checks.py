@@ -90,9 +90,10 @@ class Checks:
                 wait = each.patience * _HURRY
             self._schedule(each, wait)
 
-    def retire(self) -> None:
-        """Another generation speaks and counts for the servers now; those whom we still serve need to know on."""
-        self._retired = True
+    def retire(self, retired: bool) -> None:
+        """Another generation speaks and counts for the servers now, or not after all. We check on: those whom we still
+        serve need to know."""
+        self._retired = retired
 
     def stop(self) -> None:
         """Check no more."""
