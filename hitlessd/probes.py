@@ -19,9 +19,14 @@ _FIELD = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*"
 _LOCAL_V2 = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"  # the PROXY protocol's LOCAL command: no connection is relayed
 
 
-def proxy_header(version: int) -> bytes:
-    """The PROXY header of a check, which no client has asked for (proxy-protocol.txt, 2.1 and 2.2); 0: none."""
-    return {0: b"", 1: b"PROXY UNKNOWN\r\n"}.get(version, _LOCAL_V2)
+def proxy_header(version: int, ours: object, theirs: object) -> bytes:
+    """The PROXY header of a check, by its socket's own addresses (proxy-protocol.txt, 2.1 and 2.2); 0: none."""
+    if version != 1:
+        return _LOCAL_V2 if version else b""
+    if not (isinstance(ours, tuple) and isinstance(theirs, tuple)):
+        return b"PROXY UNKNOWN\r\n"
+    family = "TCP6" if ":" in ours[0] else "TCP4"
+    return f"PROXY {family} {ours[0].partition('%')[0]} {theirs[0]} {ours[1]} {theirs[1]}\r\n".encode()
 
 
 def request(check: HttpCheck) -> bytes:

@@ -49,7 +49,7 @@ backend empty
 #: Columns that haproxy fills and we have nothing for: averages and maxima of times, attempts to connect, the automatic
 #: fullconn, what counts transitions by checks, and what is for its own exporter.
 _UNKNOWN = (
-    "qtime ctime ttime qtime_max ctime_max ttime_max connect need_conn_est chkdown downtime "
+    "qtime ctime ttime qtime_max ctime_max ttime_max connect need_conn_est "
     "agg_server_status agg_server_check_status agg_check_status cache_lookups cache_hits"
 )
 UNKNOWN = frozenset(_UNKNOWN.split())

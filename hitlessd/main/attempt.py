@@ -34,10 +34,9 @@ class Attempt:
         self._loop = loop
         self._done = done
         self._probe = HttpProbe(backend.http_check) if backend.http_check else None
-        self._unsent = proxy_header(check.send_proxy)
-        self._bothers = bool(self._unsent or backend.http_check)  # the server will hear more than a handshake
-        if backend.http_check:
-            self._unsent += request(backend.http_check)
+        self._proxy_version = check.send_proxy
+        self._unsent = request(backend.http_check) if backend.http_check else b""
+        self._bothers = bool(check.send_proxy or backend.http_check)  # the server will hear more than a handshake
         self._connected = False
         self._fd = -1
         # The limit of a connection is only shorter than the interval where there is one for what follows
@@ -99,6 +98,7 @@ class Attempt:
             if error:
                 return self._end(Outcome(Result.L4CON, 0, os.strerror(error)))
             self._connected = True
+            self._unsent = self._proxy_header() + self._unsent
             if self._answer_within is not None:
                 self._timer.cancel()
                 self._timer = self._loop.call_later(self._answer_within, self._expired)
@@ -115,6 +115,12 @@ class Attempt:
             return self._end(Outcome(Result.L4OK))
         self._loop.remove(self._fd)
         self._loop.add(self._fd, READ, self._readable)
+
+    def _proxy_header(self) -> bytes:
+        try:
+            return proxy_header(self._proxy_version, self._sock.getsockname(), self._sock.getpeername())
+        except OSError:
+            return b""  # reset already, which sending will show
 
     def _met_itself(self) -> int:
         """Where nobody listens on an ephemeral port, a connection from that very port connects to itself."""

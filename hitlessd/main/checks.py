@@ -65,6 +65,7 @@ class Checks:
         self._wall = wall
         self._retired = False
         self._stopped = False
+        self._listens = {frontend.name for frontend in config.frontends}
         self._due: deque[_Checked] = deque()
         self._pump: Timer | None = None
         pairs = [(backend, server) for backend in config.backends for server in backend.servers if server.check]
@@ -89,9 +90,10 @@ class Checks:
                 wait = each.patience * _HURRY
             self._schedule(each, wait)
 
-    def retire(self) -> None:
-        """Another generation speaks and counts for the servers now; those whom we still serve need to know on."""
-        self._retired = True
+    def retire(self, retired: bool) -> None:
+        """Another generation speaks and counts for the servers now, or not after all. We check on: those whom we still
+        serve need to know."""
+        self._retired = retired
 
     def stop(self) -> None:
         """Check no more."""
@@ -135,7 +137,7 @@ class Checks:
     def _is_due(self, each: _Checked) -> None:
         self._due.append(each)
         if not self._pump:
-            self._begin_some()
+            self._pump = self._loop.call_soon(self._begin_some)
 
     def _begin_some(self) -> None:
         self._pump = None
@@ -177,7 +179,9 @@ class Checks:
         up = counter >= each.check.rise
         changed = up is (before.health == Health.DOWN)
         record = before._replace(counter=counter, result=outcome.result, code=outcome.code, identity=each.mark)
-        if took is not None:
+        if took is None:
+            record = record._replace(duration=0)
+        else:
             record = record._replace(duration=round(took * 1000), checked_at=round(now * 1000))
         if changed:
             record = record._replace(health=Health.UP if up else Health.DOWN, since=int(now))
@@ -208,7 +212,8 @@ class Checks:
             return
         self._count(key, Column.CHKDOWN, 1)
         if not self._retired:
-            self._log("emerg", f"backend {backend.name} has no server available!", backend=backend.name)
+            kind = "proxy" if backend.name in self._listens else "backend"  # of a [listen] section, as HAProxy says it
+            self._log("emerg", f"{kind} {backend.name} has no server available!", backend=backend.name)
 
     def _count(self, key: RowKey, column: Column, number: int) -> None:
         if not self._retired:

@@ -80,7 +80,7 @@ class Main:
         self._departure: Departure
         self._sessions: Sessions
         self._homecoming: Homecoming
-        self._checks: Checks | None = None
+        self._checks: Checks
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -133,9 +133,16 @@ class Main:
         equipment.pool.when_bereaved(self._bereaved, self._homecoming.give)
         self._departure = Departure(self.loop, self.log, self._manager, office, self._homecoming.lose)
         self._succession = Succession(
-            self.loop, self.log, self._manager, self._store, self._reloads, office, self._handover_ended
+            self.loop,
+            self.log,
+            self._manager,
+            self._store,
+            self._reloads,
+            office,
+            lambda: self._checks.retire(True),
+            self._handover_ended,
         )
-        checks = self._checks = Checks(
+        self._checks = Checks(
             self.loop,
             self.log,
             office.config,
@@ -143,8 +150,8 @@ class Main:
             office.tables,
             lambda backend, server: self.shut_down(0, (backend, server), lambda _result: None),
         )
-        equipment.pool.when_observed(checks.observed)
-        checks.start()
+        equipment.pool.when_observed(self._checks.observed)
+        self._checks.start()
         self._reloads.restore(born.inheritance.reloads)
         office.pidfile.write(self.log)
         self._predecessor = office.ancestors[-1].pid if office.ancestors else 0
@@ -364,8 +371,6 @@ class Main:
     def _handover_ended(self, handed_over: bool, by_hand: bool) -> None:
         if handed_over:
             self._succeeded = True
-            if self._checks:
-                self._checks.retire()
             outside = by_hand and self._manager.present
             self._exit_status = EXIT_REPLACED if outside else 0
             # The lines of older generations are the successor's, as is the one to us.
@@ -378,6 +383,7 @@ class Main:
                 LineServer(self.loop, self._serving.equipment.pool, line)
             self._departure.drain(awaits_ancestors=outside, kept=self._succession.kept)
         else:
+            self._checks.retire(False)
             self._tell_status()
         if self._stop_next:
             self._stop()
@@ -398,8 +404,7 @@ class Main:
         if not self._succession.abandon("it is being stopped"):
             self._stop_next = True
             return
-        if self._checks:
-            self._checks.stop()
+        self._checks.stop()
         self._departure.stop()
 
     def _pause(self, order: str) -> None:

@@ -38,7 +38,8 @@ class _Passage:
 
 
 class Succession:
-    """At most one handover at a time. `ended(handed_over, by_hand)` is called at the end of each."""
+    """At most one handover at a time. `committing()` is called when the successor becomes the main process, and
+    `ended(handed_over, by_hand)` at the end of each."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Succession:
         store: Store,
         reloads: Reloads,
         office: Office,
+        committing: Callable[[], object],
         ended: Callable[[bool, bool], object],
     ) -> None:
         self._loop = loop
@@ -56,6 +58,7 @@ class Succession:
         self._store = store
         self._reloads = reloads
         self._office = office
+        self._committing = committing
         self._ended = ended
         self._handover: Predecessor | None = None
         self._exported: list[tuple[socket.socket, dict[str, Any]]] = []
@@ -175,6 +178,7 @@ class Succession:
 
     def announce(self, successor: int, kept: Sequence[int]) -> None:
         equipment = self._office.equipment
+        self._committing()
         self.kept = [index for index in kept if index < len(equipment.listeners)]
         ours = [listener for _, listener in (*equipment.listeners, *equipment.runtime)]
         keep = set(kept)

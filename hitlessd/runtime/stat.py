@@ -212,7 +212,8 @@ def _check(
     row: _Row, key: RowKey, server: Server, check: Check, state: _ServerNow, tables: Sequence[Table], now: float
 ) -> None:
     _count(row, key, tables, "chkfail chkdown")
-    row.set(downtime=_downtime(key, state.health, tables, now))
+    gone = state.admin is ServerState.MAINT or state.health.health == Health.DOWN
+    row.set(downtime=_downtime(key, state.since if gone else 0, tables, now))
     if server.observe:
         _count(row, key, tables, "hanafail")
     if state.admin is ServerState.MAINT:
@@ -222,7 +223,7 @@ def _check(
     row.set(
         check_status=result.name,
         check_code=record.code or "",
-        check_duration=record.duration if result else "",
+        check_duration=record.duration if record.checked_at and result is not health.Result.HANA else "",
         last_chk=state.text,
         check_desc=health.DESCRIPTIONS[result],
         check_rise=check.rise,
@@ -231,10 +232,9 @@ def _check(
     )
 
 
-def _downtime(key: RowKey, record: HealthRecord, tables: Sequence[Table], now: float) -> int:
-    """Seconds ever, those that it is down now included."""
-    down = max(0, int(now) - record.since) if record.health == Health.DOWN else 0
-    return sum_over(tables, key, Column.DOWNTIME) + down
+def _downtime(key: RowKey, since: int, tables: Sequence[Table], now: float) -> int:
+    """Seconds ever, with those since it went, if it is away now."""
+    return sum_over(tables, key, Column.DOWNTIME) + (max(0, int(now) - since) if since else 0)
 
 
 def _backend(
@@ -273,7 +273,7 @@ def _backend(
     )
     if states:
         _count(row, key, tables, "chkdown")
-        row.set(downtime=_downtime(key, record, tables, now))
+        row.set(downtime=_downtime(key, 0 if status.startswith("UP") else record.since, tables, now))
     if wanted.addresses:
         row.set(algo=backend.balance)
     return row.line()
