@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, get_args
 from hitlessd.errors import PeerError
 from hitlessd.model import Backend, Balance, Frontend, InetAddress, Server, Timeouts, UnixAddress
 from hitlessd.worker.backend import LiveBackend, LiveServer
+from hitlessd.worker.connection import UNDECIDED
 from hitlessd.worker.frontend import LiveFrontend
 
 if TYPE_CHECKING:
     from hitlessd.worker.loop import Worker
+    from hitlessd.worker.serial import SerialConnection
 
 __all__ = ["Lanes", "Proxies", "backend_record", "frontend_record"]
 
@@ -86,14 +88,18 @@ class Lanes:
         self._pairs: dict[tuple[str, str], LiveFrontend] = {}
         self._servers: dict[tuple[str, str], LiveServer] = {}
 
-    def find(self, frontend: str, backend: str, frontends: Proxies, backends: Proxies) -> LiveFrontend:
-        """The frontend with that backend, made of the records where the configuration has no such thing.
+    def find(self, serial: SerialConnection, frontends: Proxies, backends: Proxies) -> tuple[LiveFrontend, LiveBackend]:
+        """The connection's frontend and its backend, made of the records where the configuration has no such thing.
 
         Raises PeerError when there is no record either.
         """
+        frontend, backend = serial.frontend, serial.backend
         live = self._worker.frontends.get(frontend)
-        if live is not None and live.backend.name == backend:
-            return live
+        if live is not None:
+            if live.backend.name == backend or serial.state in UNDECIDED:
+                return live, live.backend
+            if not live.bound and backend in self._worker.backends:
+                return live, self._worker.backends[backend]
         pair = self._pairs.get((frontend, backend))
         if pair is None:
             try:
@@ -109,7 +115,7 @@ class Lanes:
                 ) from None
             self._worker.backends[backend] = target
             self._pairs[frontend, backend] = pair
-        return pair
+        return pair, pair.backend
 
     def server(self, backend: LiveBackend, name: str, backends: Proxies) -> LiveServer | None:
         """The server of that name, which balancing does not choose if it is no longer configured; None if nothing is

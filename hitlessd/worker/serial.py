@@ -21,6 +21,7 @@ from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.pipes import Pipe
 from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import EVENTS, Side, ignore
+from hitlessd.worker.routing import AwaitsHello
 from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class SerialConnection:
     dead: str = ""  # "client" or "server": its socket has failed, the other side only takes what is left for it
     accounted_in: int = 0
     accounted_out: int = 0
+    entered: bool = False  # the backend counts it by itself
     shared: bool = False  # duplicates of its sockets may be held by nobody who would close them soon
     counted: bool = False  # the kernel's counters of its sockets are known to agree with `received` and what is kept
     client: SerialSide = field(default_factory=SerialSide)
@@ -234,6 +236,7 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
         dead="" if conn.dead is None else "client" if conn.dead is client else "server",
         accounted_in=conn.accounted_in,
         accounted_out=conn.accounted_out,
+        entered=conn.entered,
         shared=conn.shared,
         # A version that knows of no shift shall look itself, and find that it cannot park this one.
         counted=conn.counted and not client.shift and (server is None or not server.shift),
@@ -294,15 +297,16 @@ def resume(
     or backend, or a pipe is missing.
     """
     serial, now = frozen.serial, worker.now - elapsed
-    frontend = worker.lanes.find(serial.frontend, serial.backend, frontends or {}, backends or {})
+    frontend, backend = worker.lanes.find(serial, frontends or {}, backends or {})
     for form, pipe in ((serial.client, frozen.to_server), (serial.server_side, frozen.to_client)):
         if form is not None and form.piped and pipe is None:
             raise PeerError("cannot resume a connection: its pipe is missing")
-    backend = frontend.backend
     state = State(serial.state)
     address: Any = serial.client_address if serial.client_address is not None else ""
     frozen.client.setblocking(False)
     conn = Connection(worker, frontend, frozen.client, address)
+    if backend is not frontend.backend:
+        conn.backend, conn.route = backend, frontend.route_to(backend)
     if serial.preface:
         conn.header = Header(serial.preface, 0, serial.client_address, serial.destination)
     conn.number = serial.number or conn.number
@@ -322,6 +326,10 @@ def resume(
             conn.target.count(1)
     conn.state = state
     conn.count_in()
+    if serial.entered and not frontend.bound:
+        conn.entered = True
+        backend.sessions += 1
+        backend.touch()
     worker.handlers[client.fd] = client.on_event
     if frozen.server is not None and serial.server_side is not None:
         frozen.server.setblocking(False)
@@ -342,6 +350,8 @@ def resume(
         worker.epoll.register(server.fd, EVENTS)
     if state is State.HEADER:
         await_header(conn)
+    elif state is State.CONTENT:
+        AwaitsHello(conn).listen()
     # What has come or become possible meanwhile is an event of the registration itself.
     worker.epoll.register(client.fd, EVENTS)
     if state is State.QUEUED:
