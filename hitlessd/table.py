@@ -95,6 +95,7 @@ class Column(IntEnum):
     OBSERVED_OK = 40  # successes that `observe` has seen; see worker/observation.py, as for the next two
     OBSERVED_RUN = 41  # errors that this worker has seen since anybody's latest success
     OBSERVED_AT = 42  # everybody's successes when that began
+    RATE = 43  # new sessions of this second and the one before; see worker/gate.py
 
 
 _COLUMNS = 48  # some to spare, so that the next version can add counters without a new format
@@ -105,7 +106,9 @@ _FEWEST_COLUMNS = 23
 #: Where a row's HealthRecord begins among its state words, and the text of its latest check; the text's words.
 _HEALTH, _TEXT, _TEXT_WORDS = 3, 14, 10
 #: Columns that say "now": they belong to a living worker and are zeroed when it dies.
-GAUGES = frozenset({Column.SCUR, Column.QCUR, Column.PARKED, Column.IDLE, Column.OBSERVED_RUN, Column.OBSERVED_AT})
+GAUGES = frozenset(
+    {Column.SCUR, Column.QCUR, Column.PARKED, Column.IDLE, Column.OBSERVED_RUN, Column.OBSERVED_AT, Column.RATE}
+)
 #: Columns of which the greatest, not the sum, is meaningful across workers and generations.
 MAXIMA = frozenset({Column.SMAX, Column.QMAX, Column.LASTSESS})
 

@@ -162,8 +162,9 @@ def _frontend(control: Control, frontend: Frontend, tables: Sequence[Table]) -> 
     key = RowKey("frontend", frontend.name)
     rate, rate_max = control.rates(key)
     row = _Row(frontend.name, "FRONTEND", frontend.iid, 0, 0, _ZERO_FRONTEND)
-    _count(row, key, tables, "scur smax stot bin bout dreq dresp ereq")
+    _count(row, key, tables, "scur smax stot bin bout dreq dresp ereq dcon")
     row.set(
+        rate_lim=frontend.rate_limit,
         slim=frontend.maxconn or control.maxconn or "",
         status="STOP" if control.stopping else "OPEN",
         rate=rate,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hitlessd.worker.loop import Worker
     from hitlessd.worker.preface import Preface
 
-__all__ = ["UNPARKED", "Connection", "State"]
+__all__ = ["UNDECIDED", "UNPARKED", "Connection", "State"]
 
 #: Of a connection that has no slot in the book.
 UNPARKED = -1
@@ -55,6 +55,7 @@ class State(StrEnum):
     """Where a connection is in its life."""
 
     HEADER = "header"  # waits for a PROXY header; nothing was taken from the client
+    CONTENT = "content"  # waits for what rules ask about; nothing of it was taken from the client
     QUEUED = "queued"  # waits for a server's slot
     PAUSED = "paused"  # waits before the same server is tried again
     CONNECTING = "connecting"
@@ -66,6 +67,8 @@ class State(StrEnum):
     POOLED = "pooled"  # of a serial form only: a connection to a server that waits for a request
 
 
+#: It has no backend yet.
+UNDECIDED = frozenset({State.HEADER, State.CONTENT})
 # A member of an Enum is slow to look up.
 _QUEUED, _CONNECTING, _ESTABLISHED, _CLOSED = State.QUEUED, State.CONNECTING, State.ESTABLISHED, State.CLOSED
 

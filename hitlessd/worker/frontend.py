@@ -12,10 +12,12 @@ from hitlessd.model import Frontend
 from hitlessd.table import RowKey
 from hitlessd.worker.connection import Connection
 from hitlessd.worker.counters import Tally
+from hitlessd.worker.gate import Rate, Rules
 from hitlessd.worker.http import HttpConnection
 from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import ignore
 from hitlessd.worker.route import Route
+from hitlessd.worker.routing import Router, route
 from hitlessd.worker.timers import NEVER, Timed
 
 if TYPE_CHECKING:
@@ -132,7 +134,11 @@ class LiveListener:
         connections = worker.connections
         accepted = 0
         end = most or self.waiting()
+        rules, rate = frontend.rules, frontend.rate
         while accepted < end:
+            if rate is not None and most and rate.full():
+                worker.arm()
+                break
             try:
                 sock, address = accept()
             except BlockingIOError:
@@ -148,10 +154,15 @@ class LiveListener:
                 continue
             accepted += 1
             conn = frontend.connection(worker, frontend, sock, address)
+            if rules is not None and not rules.admit(conn):
+                sock.close()
+                continue
             try:
                 conn.begin(first)
             except Exception:
                 worker.crashed(conn)
+            if rate is not None:
+                rate.count()
             if len(connections) >= worker.limit or frontend.sessions >= frontend.limit:
                 worker.throttled = True
                 worker.arm()
@@ -220,6 +231,14 @@ class LiveFrontend(Tally):
         self.connection = HttpConnection if config.mode == "http" else Connection
         #: What a connection does as soon as its client is known.
         self.first: Callable[[Any], None] = self.connection.start
+        self.router: Router | None = None
+        if config.use_backend:
+            self.router = Router(config.use_backend, worker.backends, backend, config.inspect_delay)
+            if config.mode == "tcp":
+                self.first = route
+        #: Who is let in, and how many a second.
+        self.rules = Rules(config.tcp_rules, row) if config.tcp_rules else None
+        self.rate = Rate(worker, row, config.rate_limit) if config.rate_limit else None
         self.tcplog = config.tcplog
         # The wheel's bucket for those who come in this turn; see Connection.begin().
         self.bucket_turn = -1

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from hitlessd.errors import PeerError
 from hitlessd.model import Backend, Balance, Frontend, InetAddress, Server, Timeouts, UnixAddress
 from hitlessd.worker.backend import LiveBackend, LiveServer
+from hitlessd.worker.connection import UNDECIDED
 from hitlessd.worker.frontend import LiveFrontend
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class Lanes:
         if live is not None and live.config.mode != ("tcp" if serial.http is None else "http"):
             live = None
         if live is not None:
-            if live.backend.name == backend or (serial.http is not None and not serial.entered):
+            undecided = serial.state in UNDECIDED or (serial.http is not None and not serial.entered)
+            if live.backend.name == backend or undecided:
                 return live, live.backend
             if not live.bound and backend in self._worker.backends:
                 return live, self._worker.backends[backend]

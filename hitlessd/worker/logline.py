@@ -41,6 +41,8 @@ def log_line(conn: Connection) -> str:
     worker, frontend = conn.worker, conn.frontend
     backend, target, table = conn.backend, conn.target, worker.table
     worker.write_counters()
+    # Without a backend of its own yet, it is the frontend that is shown, as with HAProxy.
+    routed = conn.entered or frontend.bound
 
     def now_on(row: Row) -> int:
         return table.value(row.number, Column.SCUR) if row.number >= 0 else row.scur
@@ -52,10 +54,10 @@ def log_line(conn: Connection) -> str:
     # As with HAProxy, the connection itself counts on its frontend still, and on its backend and server no more.
     return (
         f"{address_text(conn.address)} [{accept_date(worker.realtime(conn.started))}] {frontend.name} "
-        f"{backend.name}/{target.name if target else '<NOSRV>'} "
+        f"{backend.name if routed else frontend.name}/{target.name if target else '<NOSRV>'} "
         f"{waited}/{_milliseconds(conn.assigned_at, conn.connected_at)}/"
         f"{_milliseconds(conn.started, worker.now)} {answered} {conn.cause or '--'} "
-        f"{now_on(worker.process.row)}/{now_on(frontend.row)}/{now_on(backend.row) - 1}/"
+        f"{now_on(worker.process.row)}/{now_on(frontend.row)}/{now_on(backend.row) - 1 if routed else 0}/"
         f"{now_on(target.row) - 1 if target else 0}/{'+' if conn.redispatched else ''}{conn.retries} "
         f"0/{conn.queue_position}"
     )

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Container, Sequence
 from typing import NoReturn
 
+from hitlessd.model import Backend, Frontend
 from hitlessd.table import PROCESS
 from hitlessd.worker.backend import LiveBackend
 from hitlessd.worker.connection import Connection, State
@@ -155,8 +156,7 @@ class Worker:
         self.backends = {backend.name: LiveBackend(self, backend) for backend in setup.config.backends}
         self._epoch = self.table.epoch
         self.frontends = {
-            frontend.name: LiveFrontend(self, frontend, self.backends[frontend.default_backend])
-            for frontend in setup.config.frontends
+            frontend.name: LiveFrontend(self, frontend, self._default(frontend)) for frontend in setup.config.frontends
         }
         for number, (name, bind, sock) in enumerate(setup.listeners):
             frontend = self.frontends[name]
@@ -169,6 +169,14 @@ class Worker:
         self.arrivals: set[Immigration] = set()
         self.emigrating = False
         self.write_counters()
+
+    def _default(self, frontend: Frontend) -> LiveBackend:
+        """Its default backend; without one, a backend without servers that is shown under its own name."""
+        if frontend.default_backend:
+            return self.backends[frontend.default_backend]
+        nobody = LiveBackend(self, Backend("", 0, mode=frontend.mode))
+        nobody.name = frontend.name
+        return nobody
 
     # -- turns -------------------------------------------------------------------------------------------------------
 
@@ -278,7 +286,7 @@ class Worker:
             below = frontend.sessions < frontend.limit
             throttled = throttled or (self.accepting and not below)
             for listener in frontend.listeners:
-                listener.arm(wanted and below)
+                listener.arm(wanted and below and (frontend.rate is None or frontend.rate.until <= self.now))
         self.throttled = throttled
 
     def exhausted(self, message: str) -> None:
@@ -383,6 +391,8 @@ class Worker:
         for frontend in self.frontends.values():
             for listener in frontend.listeners:
                 listener.close()
+            if frontend.rate is not None:
+                self.wheel.remove(frontend.rate)
         self.settle()
         self.pipes.close()
         self.epoll.close()

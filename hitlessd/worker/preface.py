@@ -1,4 +1,4 @@
-"""What a client says before it is served: a PROXY header.
+"""What a client says before it is served: a PROXY header; and see routing.py.
 
 Its socket is only looked into (MSG_PEEK) until the header is complete, then exactly the header is taken out. So a
 connection in this state moves to another process as it is.
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import select
 import socket
+from typing import TYPE_CHECKING
 
 from hitlessd.proxyprotocol import MOST, TRUNCATED, Header, Malformed, parse
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.logline import accept_date, address_text
 from hitlessd.worker.relay import READABLE, TROUBLE, WRITABLE
 from hitlessd.worker.timers import NEVER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Preface", "await_header", "proceed"]
 
@@ -66,7 +70,7 @@ class _AwaitsHeader(Preface):
         if header is not None:
             self._take(header)
             more = events & TROUBLE or len(data) > header.length
-            proceed(conn, events & READABLE | select.EPOLLIN if more else 0)
+            proceed(conn, events & READABLE | select.EPOLLIN if more else 0, conn.frontend.first)
         elif not data:
             self._refuse(_CLOSED, silent=True)
         elif events & TROUBLE:
@@ -105,14 +109,14 @@ class _AwaitsHeader(Preface):
         conn.leave()
 
 
-def proceed(conn: Connection, ready: int) -> None:
-    """The client is known: go on as if it had just been accepted. `ready`: events that nobody will see again."""
+def proceed(conn: Connection, ready: int, step: Callable[[Connection], None]) -> None:
+    """The client need not be looked into any more. `ready`: events that nobody will see again; `step`: what is next."""
     client = conn.client
     conn.waiting = None
     conn.worker.handlers[client.fd] = client.on_event
     client.ready |= ready
-    conn.frontend.first(conn)
-    if not client.live:
+    step(conn)
+    if not client.live or conn.waiting is not None:
         return
     if client.held:
         if ready & TROUBLE:

@@ -24,6 +24,7 @@ from hitlessd.worker.httpside import HttpSide, ServerSide
 from hitlessd.worker.pipes import Pipe
 from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import EVENTS, Side, ignore
+from hitlessd.worker.routing import AwaitsHello
 from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ class SerialConnection:
     dead: str = ""  # "client" or "server": its socket has failed, the other side only takes what is left for it
     accounted_in: int = 0
     accounted_out: int = 0
-    shared: bool = False  # duplicates of its sockets may be held by nobody who would close them soon
     entered: bool = False  # the backend counts it by itself
+    shared: bool = False  # duplicates of its sockets may be held by nobody who would close them soon
     counted: bool = False  # the kernel's counters of its sockets are known to agree with `received` and what is kept
     http: dict[str, Any] | None = None  # see httpserial.py
     client: SerialSide = field(default_factory=SerialSide)
@@ -253,8 +254,8 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
         dead="" if conn.dead is None else "client" if conn.dead is client else "server",
         accounted_in=conn.accounted_in,
         accounted_out=conn.accounted_out,
-        shared=conn.shared,
         entered=conn.entered,
+        shared=conn.shared,
         # A version that knows of no shift shall look itself, and find that it cannot park this one.
         counted=conn.counted and not client.shift and (server is None or not server.shift),
         http=http_form(conn, data) if isinstance(conn, HttpConnection) else None,
@@ -381,7 +382,7 @@ def resume(
             conn.target.count(1)
     conn.state = state
     conn.count_in()
-    if serial.entered:
+    if serial.entered and not frontend.bound:
         conn.entered = True
         backend.sessions += 1
         backend.touch()
@@ -405,6 +406,8 @@ def resume(
         worker.epoll.register(server.fd, EVENTS)
     if state is State.HEADER:
         await_header(conn)
+    elif state is State.CONTENT:
+        AwaitsHello(conn).listen()
     if isinstance(conn, HttpConnection) and serial.http is not None:
         restore_http(conn, serial.http, now)
     # What has come or become possible meanwhile is an event of the registration itself.
