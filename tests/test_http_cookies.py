@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -38,7 +38,7 @@ def cookie_of(words: str) -> Cookie:
     """The model of a line's words."""
     mode, *rest = words.split()
     flags = ("indirect", "nocache", "httponly", "secure", "postonly", "preserve")
-    pairs = list(zip(rest, rest[1:], strict=False))
+    pairs = list(pairwise(rest))
     return Cookie(
         "SRV",
         mode,  # type: ignore[arg-type]
@@ -190,12 +190,9 @@ _token = st.sampled_from([b"SRV", b"a", b"b", b"c", b"d", b"x", b"$P", b"~", b"t
 _glue = st.sampled_from([b"=", b"=", b"; ", b";", b";", b", ", b"~", b'"'])
 
 
-@st.composite
-def _fields(draw: Callable[[st.SearchStrategy[bytes]], bytes], first: bytes = b"") -> bytes:
-    text = first + draw(_token)
-    for _ in range(draw(st.integers(0, 9))):  # type: ignore[arg-type]
-        text += draw(_glue) + draw(_token)
-    return text
+def _fields(first: bytes = b"") -> st.SearchStrategy[bytes]:
+    rest = st.lists(st.tuples(_glue, _token).map(b"".join), max_size=9).map(b"".join)
+    return st.tuples(st.just(first), _token, rest).map(b"".join)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,7 +1,7 @@
 """Cookies that keep a client at its server (HAProxy configuration manual, "cookie"), without I/O.
 
-from_client() reads a request's Cookie fields, from_server() a response's Set-Cookie fields. Both say what is to be changed
-in the head, byte for byte as HAProxy 2.6 does, and the letter for the log's termination state.
+from_client() reads a request's Cookie fields, from_server() a response's Set-Cookie fields. Both say what is to be
+changed in the head, byte for byte as HAProxy 2.6 does, and the letter for the log's termination state.
 """
 
 from __future__ import annotations
@@ -173,8 +173,8 @@ def from_server(
 ) -> Answered:
     """What becomes of the Set-Cookie fields of a final response, and of 101.
 
-    `ident`: the `cookie` of the server that it is from, "" for none; `stays`: the request named that server; `dated`: as
-    Presented has it.
+    `ident`: the `cookie` of the server that it is from, "" for none; `stays`: the request named that server; `dated`:
+    as Presented has it.
     """
     name, own = cookie.name.encode(), ident.encode()
     letter = "N"
