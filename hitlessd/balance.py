@@ -1,27 +1,42 @@
 """Server selection: pure algorithms without I/O, rebuilt whenever the set of usable servers or a weight changes.
 
 Each knows its servers by their positions 0..n-1 and their weights (at least 1), and answers
-`choose(key, loads, full)` with a position, or None when all are full.
+`choose(key, loads, full)` with a position, or None when all are full. docs/balancing.md has the rules in words.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
 from functools import reduce
+from itertools import accumulate
 from typing import Protocol
 
-from hitlessd.model import Balance
+from hitlessd.hashing import Hash, MapBased, Rendezvous, mix, server_map, source_hash, text_hash
+from hitlessd.model import Backend
 
-__all__ = ["NOBODY", "Chooser", "LeastConn", "Loads", "RoundRobin", "Source", "chooser"]
+__all__ = [
+    "NOBODY",
+    "Chooser",
+    "First",
+    "Hashed",
+    "LeastConn",
+    "Loads",
+    "Random",
+    "RoundRobin",
+    "StaticRoundRobin",
+    "chooser",
+    "is_hashed",
+    "is_static",
+    "unscaled",
+]
 
 NOBODY: frozenset[int] = frozenset()
 #: Connections of the server at a position, over all workers.
 Loads = Callable[[int], int]
 
 _LONGEST_CYCLE = 8192
-_MOST_REMEMBERED = 65536
 _MASK = (1 << 64) - 1
 
 
@@ -29,7 +44,7 @@ class Chooser(Protocol):
     """One `balance` algorithm over a fixed set of servers."""
 
     def choose(self, key: bytes, loads: Loads, full: Collection[int] = NOBODY) -> int | None:
-        """The position for a client of that address (packed, see inet_pton(3)), or None if all are in `full`."""
+        """The position for that key, or None if all who could take it are in `full`."""
 
 
 class RoundRobin:
@@ -80,6 +95,25 @@ class RoundRobin:
                 return position
 
 
+class StaticRoundRobin:
+    """Each in turn by weight, along HAProxy's table of its static algorithms."""
+
+    def __init__(self, entries: Sequence[int], start: int = 0) -> None:
+        """`entries`: see server_map()."""
+        self._entries = entries
+        self._at = start % len(entries)
+
+    def choose(self, key: bytes, loads: Loads, full: Collection[int] = NOBODY) -> int | None:
+        entries, at = self._entries, self._at
+        for _ in entries:
+            position = entries[at]
+            at = at + 1 if at + 1 < len(entries) else 0
+            if position not in full:
+                self._at = at
+                return position
+        return None
+
+
 class LeastConn:
     """The fewest connections for its weight; among equals each in turn."""
 
@@ -103,49 +137,99 @@ class LeastConn:
         return best
 
 
-class Source:
-    """By the client's address: the same server as long as it is usable, and only clients of a lost server move.
+class First:
+    """The first that is not full, whatever the weights: as few servers as possible are busy."""
 
-    Weighted rendezvous hashing (Thaler and Ravishankar 1998; logarithmic weighting). A client whose server is full
-    waits for it.
-    """
-
-    def __init__(self, weights: Sequence[int], names: Sequence[str]) -> None:
-        self._servers = [
-            (weight, zlib.crc32(name.encode()) * 0x9E3779B97F4A7C15 & _MASK)
-            for weight, name in zip(weights, names, strict=True)
-        ]
-        self._known: dict[bytes, int] = {}
+    def __init__(self, count: int) -> None:
+        self._count = count
 
     def choose(self, key: bytes, loads: Loads, full: Collection[int] = NOBODY) -> int | None:
-        position = self._known.get(key)
-        if position is None:
-            if len(self._known) >= _MOST_REMEMBERED:
-                self._known.clear()
-            position = self._known[key] = self._search(key)
-        return None if position in full else position
+        for position in range(self._count):
+            if position not in full:
+                return position
+        return None
 
-    def _search(self, key: bytes) -> int:
-        base = _mix(zlib.crc32(key) << 32 | zlib.adler32(key))
-        best, best_score = 0, -1.0
-        for position, (weight, seed) in enumerate(self._servers):
-            score = weight / -math.log((_mix(base ^ seed) + 0.5) / (_MASK + 1))
-            if score > best_score:
-                best, best_score = position, score
+
+class Random:
+    """Some drawn by weight, and of these the one with the fewest connections for its weight (Mitzenmacher 2001, "The
+    Power of Two Choices in Randomized Load Balancing"). Full ones are not drawn."""
+
+    def __init__(self, weights: Sequence[int], draws: int, seed: int) -> None:
+        self._weights = list(weights)
+        self._draws = draws
+        self._state = mix(seed)
+        self._all = (list(range(len(weights))), list(accumulate(weights)))
+
+    def choose(self, key: bytes, loads: Loads, full: Collection[int] = NOBODY) -> int | None:
+        positions, sums = self._all
+        weights = self._weights
+        if full:
+            positions = [position for position in positions if position not in full]
+            if not positions:
+                return None
+            sums = list(accumulate([weights[position] for position in positions]))
+        total = sums[-1]
+        best = best_load = -1
+        for _ in range(self._draws):
+            # SplitMix64; its top 32 bits, since a remainder of all 64 would cost a long division.
+            self._state = state = self._state + 0x9E3779B97F4A7C15 & _MASK
+            position = positions[bisect_right(sums, (mix(state) >> 32) * total >> 32)]
+            if self._draws == 1:
+                return position
+            if position != best:
+                load = loads(position)
+                if best < 0 or load * weights[best] < best_load * weights[position]:
+                    best, best_load = position, load
         return best
 
 
-def _mix(value: int) -> int:
-    """Spread 64 bits so that each depends on all (the finaliser of SplitMix64, Steele et al. 2014)."""
-    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-    value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK
-    return value ^ value >> 31
+class Hashed:
+    """By a hash of the key; without a key, in turn. One whose server is full waits for it."""
+
+    def __init__(self, mapping: MapBased | Rendezvous, others: Chooser) -> None:
+        self.home = mapping.position
+        self._others = others
+
+    def choose(self, key: bytes, loads: Loads, full: Collection[int] = NOBODY) -> int | None:
+        if not key:
+            return self._others.choose(key, loads, full)
+        position = self.home(key)
+        return None if position in full else position
 
 
-def chooser(balance: Balance, weights: Sequence[int], names: Sequence[str], start: int) -> Chooser:
-    """The algorithm of that name; `start` is the worker's index."""
-    if balance == "leastconn":
-        return LeastConn(weights, start)
-    if balance == "source":
-        return Source(weights, names)
-    return RoundRobin(weights, start)
+def is_hashed(backend: Backend) -> bool:
+    """Whether a key decides."""
+    return backend.balance in ("source", "uri", "hdr")
+
+
+def is_static(backend: Backend) -> bool:
+    """Whether the weights are those of the configuration, whatever is said at run time: neither slowstart nor a
+    `set weight` changes them (HAProxy configuration manual, "balance")."""
+    return backend.balance == "static-rr" or (is_hashed(backend) and not backend.hash_consistent)
+
+
+def unscaled(backend: Backend, weights: Sequence[int]) -> list[int]:
+    """Weights of some of its servers as HAProxy's static algorithms count them: without the divisor of all."""
+    divisor = reduce(math.gcd, [server.weight for server in backend.servers], 0)
+    return [-(-weight // divisor) if divisor else weight for weight in weights]
+
+
+def chooser(backend: Backend, weights: Sequence[int], names: Sequence[str], start: int, seed: int = 0) -> Chooser:
+    """The algorithm of a backend for these of its servers; `start` is the worker's index, `seed` any number."""
+    if is_hashed(backend):
+        if backend.hash_consistent:
+            return Hashed(Rendezvous(weights, names), RoundRobin(weights, start))
+        hashed: Hash = source_hash if backend.balance == "source" else text_hash
+        mapping = MapBased(weights, hashed)
+        return Hashed(mapping, StaticRoundRobin(mapping.entries, start))
+    match backend.balance:
+        case "static-rr":
+            return StaticRoundRobin(server_map(weights), start)
+        case "leastconn":
+            return LeastConn(weights, start)
+        case "first":
+            return First(len(weights))
+        case "random":
+            return Random(weights, backend.balance_draws, seed)
+        case _:
+            return RoundRobin(weights, start)

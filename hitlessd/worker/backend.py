@@ -3,25 +3,74 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
-from hitlessd.balance import NOBODY, Chooser, chooser
+from hitlessd.balance import NOBODY, Chooser, Hashed, chooser, is_hashed, is_static, unscaled
+from hitlessd.hashing import uri_key
 from hitlessd.model import Backend, InetAddress, Server
-from hitlessd.table import Column, RowKey, ServerState
-from hitlessd.worker.counters import Tally
+from hitlessd.table import Column, RowKey, ServerState, Table
+from hitlessd.worker.counters import Row, Tally
 from hitlessd.worker.observation import Observation
 from hitlessd.worker.pool import Pool
-from hitlessd.worker.timers import NEVER
+from hitlessd.worker.timers import GRAIN, NEVER
 
 if TYPE_CHECKING:
     from hitlessd.worker.connection import Connection
     from hitlessd.worker.loop import Worker
 
-__all__ = ["LiveBackend", "LiveServer"]
+__all__ = ["Asked", "LiveBackend", "LiveServer"]
 
 _SCUR, _QCUR, _LBTOT = int(Column.SCUR), int(Column.QCUR), int(Column.LBTOT)
 #: Seconds between two looks at the queue when nobody has woken us; a lost wake-up costs no more than this.
 _RECHECK = 0.1
+#: Steps of `slowstart`; it begins at the second, which is a tenth.
+_STEPS = 20
+_FIRST_STEP = 2
+
+
+def _since(head: tuple[Connection, object]) -> float:
+    return head[0].waiting_since
+
+
+class Asked(Protocol):
+    """A request, as far as balancing asks about it."""
+
+    @property
+    def target(self) -> bytes: ...
+
+    def values(self, name: bytes) -> list[bytes]: ...
+
+
+def _source(conn: Connection) -> bytes:
+    return conn.source_key()
+
+
+def _uri(config: Backend, conn: Connection) -> bytes:
+    request = conn.request
+    if request is None:
+        return b""
+    return uri_key(request.target, config.balance_uri_len, config.balance_uri_depth, config.balance_uri_whole)
+
+
+def _header(name: bytes, conn: Connection) -> bytes:
+    request = conn.request
+    if request is None:
+        return b""
+    # As with HAProxy, what stands before the first comma.
+    for value in request.values(name):
+        return value.partition(b",")[0].strip()
+    return b""
+
+
+def _key_of(config: Backend) -> Callable[[Connection], bytes]:
+    """What a connection is hashed by; b"" for none."""
+    if config.balance == "uri":
+        return partial(_uri, config)
+    if config.balance == "hdr":
+        return partial(_header, config.balance_header.lower().encode())
+    return _source
 
 
 class LiveServer(Tally):
@@ -34,7 +83,6 @@ class LiveServer(Tally):
         self.config = server
         self.maxconn = server.maxconn
         self.state = ServerState.READY
-        self.running = True  # neither down nor in maintenance
         #: Of failures to connect; of connections, too, where only these count as successes; of HTTP.
         self.observer: Observation | None = None
         self.observer4: Observation | None = None
@@ -46,6 +94,10 @@ class LiveServer(Tally):
             else:
                 self.observer7 = self.observer
         self.weight = server.weight
+        self.usable = server.weight > 0  # balancing may choose it
+        self.running = True  # those who belong to it may go there, though it drains
+        self._up_since = 0
+        self._up_at = -NEVER
         self.family = int(server.address.family)
         self.inet = isinstance(server.address, InetAddress)
         self.address = server.address.sockaddr
@@ -56,6 +108,34 @@ class LiveServer(Tally):
         self._slots = worker.slots
         self._slot = self.row.slot
         self._scur_at = self.row.start + _SCUR
+
+    def look(self, table: Table, now: float, wall: float) -> None:
+        """Bring state and weight up to date. `now` is of the worker's clock, `wall` the CLOCK_REALTIME of it."""
+        row = self.row.number
+        if row >= 0:
+            self.state = table.state(row)
+            self.weight = table.weight(row)
+            self.running = table.running(row)
+            self.usable = table.usable(row)
+            since = table.up_since(row)
+            if since != self._up_since:
+                # Once only: if somebody sets the time of day later, the server does not grow older by that.
+                self._up_since = since
+                self._up_at = now - max(0.0, wall - since) if since else -NEVER
+
+    def warmth(self, now: float) -> int:
+        """How many of _STEPS parts of its weight and maxconn the server may have by `slowstart`."""
+        age, whole = now - self._up_at, self.config.slowstart
+        if age >= whole:
+            return _STEPS
+        return max(_FIRST_STEP, int(age / whole * _STEPS))
+
+    def warmer_at(self, now: float) -> float:
+        """When warmth() will give more, NEVER if it is complete."""
+        step = self.warmth(now)
+        if step == _STEPS:
+            return NEVER
+        return max(self._up_at + self.config.slowstart * (step + 1) / _STEPS, now + GRAIN)
 
     def total(self) -> int:
         """Connections of all workers of this generation."""
@@ -86,8 +166,32 @@ class LiveServer(Tally):
         super().collect(wall)
 
 
+class _Warming:
+    """The next step of a `slowstart`, as a member of the wheel."""
+
+    def __init__(self, backend: LiveBackend) -> None:
+        self.backend = backend
+        self.bucket = 0
+        self.at = NEVER
+
+    def deadline(self) -> float:
+        return self.at
+
+    looked_at = deadline
+
+    def expired(self) -> None:
+        backend = self.backend
+        self.at = NEVER
+        backend.refresh()
+        backend.worker.dispatch.add(backend)
+
+
 class LiveBackend(Tally):
-    """A backend: its usable servers, its algorithm and its queue."""
+    """A backend: its usable servers, its algorithm and its queue.
+
+    Who must have a certain server waits for that one, who may have any for the first free slot. Of two for whom the
+    same slot would do, the one who has waited longer gets it.
+    """
 
     def __init__(self, worker: Worker, config: Backend) -> None:
         super().__init__(worker.ledger, worker.ledger.row(RowKey("backend", config.name)), [])
@@ -96,40 +200,77 @@ class LiveBackend(Tally):
         self.config = config
         self.codes = [0] * 10 if config.mode == "http" else None
         self.servers = [LiveServer(worker, self, server) for server in config.servers]
+        self.by_cookie: dict[bytes, list[LiveServer]] = {}  # see from_client() in http/cookies.py
+        for server in self.servers:
+            if server.config.cookie:
+                self.by_cookie.setdefault(server.config.cookie.encode(), []).append(server)
         self.usable: list[LiveServer] = []
         self.only: LiveServer | None = None  # the one to choose, when there is no choice
-        self.by_source = config.balance == "source"
         self.limited = False  # a usable server has a maxconn
-        self.queue: dict[Connection, None] = {}
+        self.queue: dict[Connection, LiveServer | None] = {}  # who waits, first come first, and for whom
         self.bucket = 0
+        self._queues: dict[LiveServer | None, dict[Connection, None]] = {}  # the same by whom they wait for
+        self._hashed = is_hashed(config)
+        self._static = is_static(config)
+        self._pinning = config.cookie is not None and config.mode == "http"
+        self._key_of = _key_of(config)
         self._recheck_at = NEVER
         self._handed = 0
+        self._warming = _Warming(self)
         self._chooser: Chooser | None = None
         self._made_of: list[tuple[int, int]] = []
         self.refresh()
 
     def refresh(self) -> None:
-        """States or weights have changed: look at the table."""
-        table = self.worker.table
+        """States or weights have changed, or a slowstart goes on: look at the table."""
+        worker, now = self.worker, self.worker.now
+        wall = worker.realtime(now)
         for server in self.servers:
-            if server.row.number >= 0:
-                server.state = table.state(server.row.number)
-                server.weight = table.weight(server.row.number)
-                server.running = table.running(server.row.number)
-        ready = [s for s in self.servers if s.running and s.state is ServerState.READY and s.weight]
+            server.look(worker.table, now, wall)
+        ready = [server for server in self.servers if server.usable]
         # As with HAProxy, backup servers count only when nothing else is left, and then only the first.
-        usable = [s for s in ready if not s.config.backup] or ready[:1]
-        made_of = [(self.servers.index(s), s.weight) for s in usable]
-        if made_of == self._made_of:
-            return
-        self._made_of = made_of
-        self.usable = usable
-        self.limited = any(s.maxconn for s in usable)
-        self._chooser = None
-        self.only = usable[0] if len(usable) == 1 and not self.limited else None
-        if usable:
-            weights, names = [s.weight for s in usable], [s.name for s in usable]
-            self._chooser = chooser(self.config.balance, weights, names, self.worker.index)
+        usable = [server for server in ready if not server.config.backup] or ready[:1]
+        self._warm(now)
+        weights = self._weights(usable, now)
+        made_of = [(self.servers.index(server), weight) for server, weight in zip(usable, weights, strict=True)]
+        if made_of != self._made_of:
+            self._made_of = made_of
+            self.usable = usable
+            self._chooser = None
+            if usable:
+                names = [server.name for server in usable]
+                seed = int.from_bytes(os.urandom(8), "little") if self.config.balance == "random" else 0
+                self._chooser = chooser(self.config, weights, names, worker.index, seed)
+        self.limited = any(server.maxconn for server in usable)
+        self.only = usable[0] if len(usable) == 1 and not self.limited and not self._pinning else None
+        if self.queue:
+            self.sort_queue()  # some may belong to another server now
+
+    def _warm(self, now: float) -> None:
+        """Apply `slowstart` to the limits, and see to its next step."""
+        soonest = NEVER
+        for server in self.servers:
+            if server.config.slowstart:
+                limit = server.config.maxconn
+                server.maxconn = max(1, limit * server.warmth(now) // _STEPS) if limit else 0
+                soonest = min(soonest, server.warmer_at(now))
+        warming = self._warming
+        if soonest != warming.at:
+            self.worker.wheel.remove(warming)
+            warming.at = soonest
+            self.worker.wheel.add(warming, soonest)
+
+    def _weights(self, usable: list[LiveServer], now: float) -> list[int]:
+        if self._static:
+            return unscaled(self.config, [server.config.weight or server.weight for server in usable])
+        steps = [server.warmth(now) for server in usable]
+        if min(steps, default=_STEPS) == _STEPS:
+            return [server.weight for server in usable]
+        return [server.weight * step for server, step in zip(usable, steps, strict=True)]
+
+    def _key(self, conn: Connection) -> bytes:
+        """What it is hashed by. Nothing, once it has been redispatched: the hash would find the same server again."""
+        return b"" if conn.redispatched else self._key_of(conn)
 
     def _load(self, position: int) -> int:
         return self.usable[position].total()
@@ -140,11 +281,15 @@ class LiveBackend(Tally):
         if only is not None:
             only.count(1)
             return only
+        if self._pinning:
+            pinned = conn.pinned
+            if pinned is not None and pinned.running and not conn.redispatched:
+                return pinned if pinned.claim() else None
         algorithm = self._chooser
         if algorithm is None:
             return None
         usable = self.usable
-        key = conn.source_key() if self.by_source else b""
+        key = self._key(conn) if self._hashed else b""
         if not self.limited and avoid is None:
             position = algorithm.choose(key, self._load, NOBODY)
             if position is None:
@@ -155,10 +300,6 @@ class LiveBackend(Tally):
         full: set[int] = set()
         if avoid is not None and len(usable) > 1 and avoid in usable:
             full.add(usable.index(avoid))
-            if self.by_source:
-                # The hash knows one server only; another one is the next in turn.
-                others = [s for s in usable[min(full) :] + usable[: min(full)] if s is not avoid]
-                return next((s for s in others if s.claim()), None)
         while True:
             position = algorithm.choose(key, self._load, full)
             if position is None:
@@ -167,49 +308,96 @@ class LiveBackend(Tally):
                 return usable[position]
             full.add(position)
 
-    def enqueue(self, conn: Connection) -> None:
-        """Let it wait for a slot, at the end of the queue."""
-        self.queue[conn] = None
-        self._count_queue()
+    def home(self, conn: Connection) -> LiveServer | None:
+        """The server that this connection must have, by its cookie or a hash; None if any will do."""
+        if self._pinning:
+            pinned = conn.pinned
+            if pinned is not None and pinned.running and not conn.redispatched:
+                return pinned
+        if self._hashed and isinstance(self._chooser, Hashed):
+            key = self._key(conn)
+            if key:
+                return self.usable[self._chooser.home(key)]
+        return None
+
+    # -- the queue ---------------------------------------------------------------------------------------------------
+
+    def must_wait(self, conn: Connection) -> bool:
+        """Whether somebody waits whom a newcomer would overtake."""
+        queues = self._queues
+        if not queues:
+            return False
+        # Who waits for any server does so because all are full; what was freed in this turn is given away at its end.
+        return None in queues or self in self.worker.dispatch or self.home(conn) in queues
+
+    def enqueue(self, conn: Connection) -> int:
+        """Let it wait for a slot, at the end of the queue; returns its position there, from 1."""
+        home = self.home(conn)
+        self._append(conn, home)
         if not self.bucket:
             self._recheck_at = self.worker.now + _RECHECK
             self.worker.wheel.add(self, self._recheck_at)
         # A slot that was freed before others could see us waiting would wake nobody: look once more.
         self.worker.dispatch.add(self)
+        return len(self._queues[home])
+
+    def _append(self, conn: Connection, home: LiveServer | None) -> None:
+        self.queue[conn] = home
+        waiting = self._queues.get(home)
+        if waiting is None:
+            waiting = self._queues[home] = {}
+        waiting[conn] = None
+        self._count_queue(home, len(waiting))
 
     def sort_queue(self) -> None:
-        """Some have come from another worker: who came first is served first."""
-        self.queue = dict.fromkeys(sorted(self.queue, key=lambda conn: conn.started))
+        """Some have come from another worker, or servers have come or gone: who came first is served first."""
+        waiting = sorted(self.queue, key=lambda conn: conn.waiting_since)
+        for home in self._queues:
+            self._count_queue(home, 0)
+        self.queue.clear()
+        self._queues.clear()
+        for conn in waiting:
+            self._append(conn, self.home(conn))
 
     def dequeue(self, conn: Connection) -> None:
         """It waits no more, for whatever reason."""
-        del self.queue[conn]
-        self._count_queue()
+        home = self.queue.pop(conn)
+        waiting = self._queues[home]
+        del waiting[conn]
+        if not waiting:
+            del self._queues[home]
+        self._count_queue(home, len(waiting))
         if not self.queue:
             self.worker.wheel.remove(self)
 
-    def _count_queue(self) -> None:
-        row = self.row
-        row.qcur = len(self.queue)
-        row.qmax = max(row.qmax, row.qcur)
-        row.slot[row.start + _QCUR] = row.qcur
+    def _count_queue(self, home: LiveServer | None, length: int) -> None:
+        """As with HAProxy, each is counted where it waits, at its server or at the backend."""
+        row: Row = self.row if home is None else home.row
+        row.qcur = length
+        row.qmax = max(row.qmax, length)
+        row.slot[row.start + _QCUR] = length
         row.change()
 
-    def freed(self) -> None:
+    def freed(self, server: LiveServer) -> None:
         """A slot of a limited server is free again: whoever waits, here or in another worker, may have it."""
         if self.row.number < 0:
             self.worker.dispatch.add(self)
             return
-        at = self.row.start + _QCUR
+        any_at, own_at = self.row.start + _QCUR, server.row.start + _QCUR
         index = self.worker.index
-        waiting = [(i, slot[at]) for i, slot in enumerate(self.worker.slots) if i != index and slot[at]]
-        others = sum(count for _, count in waiting)
-        mine = len(self.queue)
+        others = 0
+        waiting = []
+        for i, slot in enumerate(self.worker.slots):
+            if i != index and (count := slot[any_at] + (slot[own_at] if server.row.number >= 0 else 0)):
+                waiting.append(i)
+                others += count
+        queues = self._queues
+        mine = len(queues.get(None, ())) + len(queues.get(server, ())) if queues else 0
         if others:
             # Taking turns in proportion, so that a long queue here does not starve a short one there.
             self._handed = (self._handed + 1) % (mine + others)
             if self._handed < others:
-                for i, _ in waiting:
+                for i in waiting:
                     try:
                         os.eventfd_write(self.worker.setup.wake[i], 1)
                     except BlockingIOError:
@@ -220,12 +408,14 @@ class LiveBackend(Tally):
 
     def serve_queue(self) -> None:
         """Give slots to those who wait, first come first served."""
-        for conn in list(self.queue):
+        queues = self._queues
+        full: set[LiveServer | None] = set()  # nobody who waits for these finds a slot
+        while heads := [(next(iter(queue)), home) for home, queue in queues.items() if home not in full]:
+            conn, home = min(heads, key=_since)
             server = self.choose(conn)
             if server is None:
-                if self.by_source and self.usable:
-                    continue  # its own server is full; another one's may have a slot
-                return
+                full.add(home)
+                continue
             self.dequeue(conn)
             try:
                 conn.connect(server)

@@ -24,7 +24,7 @@ from hitlessd.worker.timers import NEVER
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hitlessd.worker.backend import LiveBackend, LiveServer
+    from hitlessd.worker.backend import Asked, LiveBackend, LiveServer
     from hitlessd.worker.frontend import LiveFrontend
     from hitlessd.worker.loop import Worker
     from hitlessd.worker.preface import Preface
@@ -143,6 +143,23 @@ class Connection:
         self.bucket = 0
         self.waiting: Preface | None = None  # who listens to the client, until it is known where it belongs
 
+    # -- what balancing asks about; in HTTP mode there are better answers --------------------------------------------
+
+    @property
+    def request(self) -> Asked | None:
+        """The request that needs a server."""
+        return None
+
+    @property
+    def pinned(self) -> LiveServer | None:
+        """The server that the client's cookie names."""
+        return None
+
+    @property
+    def waiting_since(self) -> float:
+        """When it began to need a server."""
+        return self.started
+
     # -- to a server -------------------------------------------------------------------------------------------------
 
     def begin(self, first: Callable[[Connection], None]) -> None:
@@ -205,14 +222,13 @@ class Connection:
     def assign(self, avoid: LiveServer | None = None) -> None:
         """Ask balancing for a server; wait if all are full, give up if there is none."""
         backend = self.backend
-        target = None if backend.queue else backend.choose(self, avoid)
+        target = None if backend.queue and backend.must_wait(self) else backend.choose(self, avoid)
         if target is not None:
             self.connect(target)
-        elif backend.usable:
+        elif backend.usable or backend.home(self) is not None:
             self.state = _QUEUED
             self.due = self.worker.now + self.route.queue
-            backend.enqueue(self)
-            self.queue_position = len(backend.queue)
+            self.queue_position = backend.enqueue(self)
             self.rearm()
         else:
             backend.row.econ += 1
@@ -381,7 +397,7 @@ class Connection:
             self.target = None
             target.count(-1)
             if target.maxconn:
-                self.backend.freed()
+                self.backend.freed(target)
 
     def abandon(self) -> None:
         """The client has left before there was a server."""
@@ -401,6 +417,10 @@ class Connection:
             return
         if self.state is State.TARRYING:
             return
+        if self.backend.config.abortonclose:
+            # Not even what the client has sent before may count any more (HAProxy, "option abortonclose").
+            self.abandon()
+            return
         if not self.client_left():
             return
         if self.state is _CONNECTING and not events & select.EPOLLERR:
@@ -411,9 +431,11 @@ class Connection:
             self.abandon()
 
     def client_left(self) -> bool:
-        """Whether the client, while there is no server, has sent FIN without data, or was reset."""
+        """Whether the client, while there is no server, has sent FIN without data, or was reset. One that has made a
+        request may want its answer still."""
         try:
-            return not self.client.sock.recv(1, socket.MSG_PEEK)
+            left = not self.client.sock.recv(1, socket.MSG_PEEK)
+            return left and (self.request is None or self.backend.config.abortonclose)
         except BlockingIOError:
             return False
         except OSError:
@@ -625,7 +647,7 @@ class Connection:
         if target is not None:
             target.count(-1)
             if target.maxconn:
-                self.backend.freed()
+                self.backend.freed(target)
         if self.entered:
             self.exit()
         frontend.sessions -= 1

@@ -26,7 +26,21 @@ __all__ = ["Lanes", "Proxies", "backend_record", "frontend_record"]
 Proxies = dict[str, dict[str, Any]]
 
 _FRONTEND = ("mode", "tcplog", "dontlognull", "migrate", "shutdown_on_reload")
-_BACKEND = ("mode", "balance", "retries", "redispatch", "migrate", "shutdown_on_reload")
+_BACKEND = (
+    "mode",
+    "balance",
+    "balance_header",
+    "balance_draws",
+    "balance_uri_len",
+    "balance_uri_depth",
+    "balance_uri_whole",
+    "hash_consistent",
+    "retries",
+    "redispatch",
+    "abortonclose",
+    "migrate",
+    "shutdown_on_reload",
+)
 _SERVER = ("name", "sid", "weight", "backup", "disabled", "maxconn", "send_proxy")
 
 
