@@ -15,7 +15,7 @@ import termios
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from hitlessd.worker.logline import log_line
+from hitlessd.worker.logline import ConnectionRecord
 from hitlessd.worker.observation import L4_ERROR
 from hitlessd.worker.relay import EVENTS, READABLE, SCRATCH, TROUBLE, WRITABLE, Side, ignore
 from hitlessd.worker.timers import NEVER
@@ -528,8 +528,9 @@ class Connection:
             self.backend.bin += client.received - self.accounted_in
             if server is not None:
                 self.backend.bout += server.received - self.accounted_out
-        if frontend.tcplog and (client.received or not frontend.config.dontlognull):
-            self.worker.log("info", log_line(self))
+        access_log = frontend.access_log
+        if access_log is not None and (client.received or not frontend.config.dontlognull):
+            access_log(ConnectionRecord(self))
         if self.shared:
             self.worker.parking.end(self)
         self.leave()

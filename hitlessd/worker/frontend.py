@@ -8,6 +8,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from hitlessd.accesslog import access_log, plain_writer
 from hitlessd.model import Frontend
 from hitlessd.table import RowKey
 from hitlessd.worker.connection import Connection
@@ -187,7 +188,9 @@ class LiveFrontend(Tally):
         super().__init__(worker.ledger, row, [worker.process, backend] if self.bound else [worker.process])
         self.name = config.name
         self.config = config
-        self.tcplog = config.tcplog
+        setup = worker.setup
+        #: Logs what has ended; None: this frontend logs nothing.
+        self.access_log = access_log(config, setup.access or plain_writer(setup.log))
         # The wheel's bucket for those who come in this turn; see Connection.begin().
         self.bucket_turn = -1
         self.bucket_key = 0
