@@ -1,7 +1,7 @@
-"""Where log lines go: the journal with fields when systemd started us, else a stream with the fields in the text.
+"""Where log lines go: the journal with fields when systemd started us, a syslog server, or a stream.
 
-Severities are syslog(3)'s, as in HAProxy's `log` line. Logging never raises, and a stream that nobody reads costs
-lines, not time: a worker that waits for its log relays nothing.
+Severities are syslog(3)'s, as in HAProxy's `log` line. Logging never raises, and a reader that does not read costs
+lines, which are counted and told later, but no time: a worker that waits for its log relays nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TextIO
 
+from hitlessd.journal import SOCKET as journal_socket
+from hitlessd.journal import Journal
+from hitlessd.logrecord import LogRecord, journal_fields
 from hitlessd.model import LogTarget
+from hitlessd.syslog import Syslog
 
 __all__ = ["SEVERITIES", "Log", "Logger"]
 
 SEVERITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
+_WARNING, _INFO = SEVERITIES.index("warning"), SEVERITIES.index("info")
 
 
 class Logger(Protocol):
@@ -54,62 +59,155 @@ def _write_at_once(fd: int, data: bytes) -> bool:
     return True
 
 
-class Log:
-    """A Logger. `generation` appears in every line, so that two generations can be told apart."""
+class _Sink(Protocol):
+    """Somewhere to write to. Both methods tell whether it was taken; they may raise OSError or ValueError."""
 
-    def __init__(self, target: LogTarget, generation: int = 0, name: str = "hitlessd") -> None:
-        self.generation = generation
-        self.name = name
-        self.configure(target)
+    def message(self, priority: int, text: str, fields: dict[str, object], generation: int) -> bool: ...
+    def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool: ...
+    def close(self) -> None: ...
 
-    def configure(self, target: LogTarget) -> None:
-        """Log there from now on."""
-        self._threshold = SEVERITIES.index(target.level)
-        self._write: Callable[[int, str, dict[str, str]], None]
-        if target.target == "journal" or (target.target == "auto" and _journal_is(2)):
-            self._write = self._to_journal
-        else:
-            # None if the descriptor was closed when Python started.
-            self._stream: TextIO | None = sys.stdout if target.target == "stdout" else sys.stderr
-            self._write = self._to_stream
-        self._lost = 0
 
-    def __call__(self, severity: str, message: str, /, **fields: object) -> None:
-        priority = SEVERITIES.index(severity)
-        if priority > self._threshold:
-            return
-        try:
-            self._write(priority, _printable(message), {name: _printable(value) for name, value in fields.items()})
-        except (OSError, ValueError):
-            # A full disk or a closed stream is no reason to stop serving.
-            return
+class _Stream:
+    """Standard output or error."""
 
-    def _to_journal(self, priority: int, message: str, fields: dict[str, str]) -> None:
-        from systemd import journal  # imports much; only who logs to the journal pays
+    def __init__(self, stream: TextIO | None, name: str) -> None:
+        self._stream = stream  # None if the descriptor was closed when Python started
+        self._name = name
+        self._second = -1
+        self._stamp = ""
 
-        journal.send(
-            message,
-            PRIORITY=priority,
-            SYSLOG_IDENTIFIER=self.name,
-            HITLESSD_GENERATION=self.generation,
-            **{f"HITLESSD_{name.upper()}": value for name, value in fields.items()},
-        )
+    def message(self, priority: int, text: str, fields: dict[str, object], generation: int) -> bool:
+        details = _details(fields)
+        return self._write(f"{self._head(priority, generation)}{text}{details}\n")
 
-    def _to_stream(self, priority: int, message: str, fields: dict[str, str]) -> None:
-        if self._stream is None:
-            return
+    def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool:
+        # A line of JSON is of use only when nothing else stands in it.
+        return self._write(f"{line}\n" if whole else f"{self._head(_INFO, generation)}{line}\n")
+
+    def close(self) -> None:
+        """The stream is Python's."""
+
+    def _head(self, priority: int, generation: int) -> str:
         now = time.time()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)) + f".{int(now * 1000) % 1000:03d}"
-        details = "".join(f" {name}={value}" for name, value in fields.items())
-        who = f"generation {self.generation}" if self.generation else "starting"
-        line = f"{stamp} {self.name}[{os.getpid()}] {who} {SEVERITIES[priority]}: {message}"
-        data = f"{line}{' |' if details else ''}{details}\n".encode(errors="backslashreplace")
-        if self._lost:
-            data = f"{stamp} {self.name}[{os.getpid()}] {self._lost} lines are lost: nobody reads\n".encode() + data
+        second = int(now)
+        if second != self._second:
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(second))
+            self._second = second
+        who = f"generation {generation}" if generation else "starting"
+        stamp = f"{self._stamp}.{int(now * 1000) % 1000:03d}"
+        return f"{stamp} {self._name}[{os.getpid()}] {who} {SEVERITIES[priority]}: "
+
+    def _write(self, text: str) -> bool:
+        if self._stream is None:
+            return True
         try:
             fd = self._stream.fileno()
         except (OSError, ValueError):
             # Not a file: somebody has put another object in its place.
-            self._stream.write(data.decode())
+            self._stream.write(text)
+            return True
+        return _write_at_once(fd, text.encode(errors="backslashreplace"))
+
+
+class _Journal:
+    """journald, with fields."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self._journal = Journal(path)
+        self._name = name
+
+    def message(self, priority: int, text: str, fields: dict[str, object], generation: int) -> bool:
+        entry = self._entry(priority, text, generation)
+        entry += [(f"HITLESSD_{name.upper()}", _printable(value)) for name, value in fields.items()]
+        return self._journal.send(entry)
+
+    def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool:
+        entry = self._entry(_INFO, line, generation)
+        entry += journal_fields(record).items()
+        return self._journal.send(entry)
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def _entry(self, priority: int, text: str, generation: int) -> list[tuple[str, str]]:
+        return [
+            ("MESSAGE", text),
+            ("PRIORITY", str(priority)),
+            ("SYSLOG_IDENTIFIER", self._name),
+            ("HITLESSD_GENERATION", str(generation)),
+        ]
+
+
+class _Syslog:
+    """A syslog server."""
+
+    def __init__(self, server: Syslog) -> None:
+        self._server = server
+
+    def message(self, priority: int, text: str, fields: dict[str, object], generation: int) -> bool:
+        return self._server.send(priority, f"{text}{_details(fields)}")
+
+    def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool:
+        return self._server.send(_INFO, line, whole)
+
+    def close(self) -> None:
+        self._server.close()
+
+
+def _details(fields: dict[str, object]) -> str:
+    text = "".join(f" {name}={_printable(value)}" for name, value in fields.items())
+    return f" |{text}" if text else ""
+
+
+class Log:
+    """A Logger. `generation` appears in every line, so that two generations can be told apart."""
+
+    def __init__(
+        self, target: LogTarget, generation: int = 0, name: str = "hitlessd", journal: str = journal_socket
+    ) -> None:
+        self.generation = generation
+        self.name = name
+        self._journal = journal
+        self._sink: _Sink | None = None
+        self.configure(target)
+
+    def configure(self, target: LogTarget) -> None:
+        """Log there from now on."""
+        if self._sink is not None:
+            self._sink.close()
+        self._threshold = SEVERITIES.index(target.level)
+        self._lost = 0
+        self._sink = self._open(target)
+
+    def _open(self, target: LogTarget) -> _Sink:
+        if target.target == "journal" or (target.target == "auto" and _journal_is(2)):
+            return _Journal(self.name, self._journal)
+        if target.target == "syslog" and target.address is not None:
+            return _Syslog(Syslog(target.address, target.facility, self.name))
+        return _Stream(sys.stdout if target.target == "stdout" else sys.stderr, self.name)
+
+    def __call__(self, severity: str, message: str, /, **fields: object) -> None:
+        priority = SEVERITIES.index(severity)
+        if priority <= self._threshold:
+            self._deliver(lambda sink: sink.message(priority, _printable(message), fields, self.generation))
+
+    def access(self, line: str, record: LogRecord, whole: bool = False, /) -> None:
+        """An access log entry, of severity info: `line` is its text, `record` gives the fields where there are fields.
+        Nothing is put before, and nothing cut off, what must stay `whole`."""
+        if self._threshold >= _INFO:
+            self._deliver(lambda sink: sink.access(line, record, whole, self.generation))
+
+    def _deliver(self, write: Callable[[_Sink], bool]) -> None:
+        sink = self._sink
+        assert sink is not None
+        try:
+            if self._lost:
+                if not sink.message(_WARNING, f"{self._lost} lines are lost: nobody reads", {}, self.generation):
+                    self._lost += 1
+                    return
+                self._lost = 0
+            if not write(sink):
+                self._lost += 1
+        except (OSError, ValueError):
+            # A full disk or a closed stream is no reason to stop serving.
             return
-        self._lost = 0 if _write_at_once(fd, data) else self._lost + 1

@@ -13,6 +13,7 @@ import pytest
 from hitlessd.log import SEVERITIES, Log
 from hitlessd.model import LogTarget, Severity
 from tests.support.processes import ROOT
+from tests.support.records import Record
 
 _LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3} hitlessd\[\d+\] generation 3 (\w+): (.*)")
 
@@ -73,24 +74,28 @@ def test_descriptors_that_were_closed_at_the_start_do_not_raise(redirection: str
 
 
 _SENT = """
-import os, sys
-import systemd.journal as journal
+import os, socket, sys
 from hitlessd.log import Log
 from hitlessd.model import LogTarget
 
-journal.send = lambda message, **fields: print("journal", message, sorted(fields.items()))
 status = os.fstat(2)
-target, stream = sys.argv[1:]
+target, stream, path = sys.argv[1:]
 os.environ["JOURNAL_STREAM"] = {"ours": f"{status.st_dev}:{status.st_ino}", "another": "1:2"}.get(stream, stream)
-Log(LogTarget(target), 3)("err", "words", pid=4, reason="\\udcff")
+journald = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+journald.bind(path)
+Log(LogTarget(target), 3, journal=path)("err", "words", pid=4, reason="\\udcff")
+try:
+    print(journald.recv(65536).decode(), end="")
+except BlockingIOError:
+    pass
 """
-_FIELDS = [
-    ("HITLESSD_GENERATION", 3),
-    ("HITLESSD_PID", "4"),
-    ("HITLESSD_REASON", "\\udcff"),
-    ("PRIORITY", 3),
-    ("SYSLOG_IDENTIFIER", "hitlessd"),
-]
+_ENTRY = r"""MESSAGE=words
+PRIORITY=3
+SYSLOG_IDENTIFIER=hitlessd
+HITLESSD_GENERATION=3
+HITLESSD_PID=4
+HITLESSD_REASON=\udcff
+"""
 
 
 @pytest.mark.parametrize(
@@ -104,11 +109,11 @@ _FIELDS = [
         ("stderr", "ours", False),
     ],
 )
-def test_the_journal_is_recognised_by_its_stream(target: str, stream: str, journal: bool) -> None:
+def test_the_journal_is_recognised_by_its_stream(tmp_path: Path, target: str, stream: str, journal: bool) -> None:
     """$JOURNAL_STREAM, systemd.exec(5)."""
-    argv = [sys.executable, "-c", _SENT, target, stream]
+    argv = [sys.executable, "-c", _SENT, target, stream, str(tmp_path / "journal")]
     done = subprocess.run(argv, cwd=ROOT, timeout=20, check=True, capture_output=True, text=True)
-    assert done.stdout == (f"journal words {_FIELDS}\n" if journal else "")
+    assert done.stdout == (_ENTRY if journal else "")
     assert bool(done.stderr) is not journal
 
 
@@ -128,3 +133,18 @@ def test_a_pipe_that_nobody_reads_costs_lines_and_not_time(monkeypatch: pytest.M
         text = last.decode()
     assert "lines are lost: nobody reads" in text
     assert text.endswith("after\n")
+
+
+def test_an_access_log_line_has_the_head_of_a_message_but_json_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    log = Log(LogTarget("stdout"), 3)
+    log.access("a line", Record())
+    log.access("{}", Record(), True)
+    first, second = capsys.readouterr().out.splitlines()
+    found = _LINE.fullmatch(first)
+    assert found and found.groups() == ("info", "a line")
+    assert second == "{}"
+
+
+def test_an_access_log_below_the_threshold(capsys: pytest.CaptureFixture[str]) -> None:
+    Log(LogTarget("stdout", "notice"), 3).access("a line", Record())
+    assert capsys.readouterr().out == ""

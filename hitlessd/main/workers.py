@@ -306,6 +306,7 @@ class Pool:
                     channel=sock,
                     wake=self._wake,
                     log=self._log,
+                    access=self._log.access,
                     maxconn=self._share,
                     generation=self._table.generation,
                     park=park,
@@ -446,7 +447,7 @@ class Pool:
 def _close_all_but(keep: set[int]) -> None:
     """Close main's descriptors in a worker, or a client of main would not see us close it.
 
-    Datagram sockets stay: libsystemd keeps its journal socket to itself, and would write to whatever got its number.
+    Datagram sockets stay: that of the log is among them.
     """
     with os.scandir("/proc/self/fd") as entries:
         fds = [int(entry.name) for entry in entries]

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hitlessd.proxyprotocol import Header, build
-from hitlessd.worker.logline import log_line
+from hitlessd.worker.logline import ConnectionRecord
 from hitlessd.worker.observation import L4_ERROR
 from hitlessd.worker.relay import EVENTS, READABLE, SCRATCH, TROUBLE, WRITABLE, Side, ignore
 from hitlessd.worker.timers import NEVER
@@ -601,8 +601,9 @@ class Connection:
             self.backend.bin += client.received - self.accounted_in
             if server is not None:
                 self.backend.bout += server.received - self.accounted_out
-        if frontend.tcplog and (self.said_something() or not frontend.config.dontlognull):
-            self.worker.log("info", log_line(self))
+        access_log = frontend.access_log
+        if access_log is not None and (self.said_something() or not frontend.config.dontlognull):
+            access_log(ConnectionRecord(self))
         if self.shared:
             self.worker.parking.end(self)
         self.leave()

@@ -8,6 +8,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
+from hitlessd.accesslog import access_log, plain_writer
 from hitlessd.model import Frontend
 from hitlessd.table import RowKey
 from hitlessd.worker.connection import Connection
@@ -227,7 +228,6 @@ class LiveFrontend(Tally):
             )
         )
         self.first_is_fresh = backend.config.http_reuse not in ("aggressive", "always")
-        self.logging = config.httplog
         self.connection = HttpConnection if config.mode == "http" else Connection
         #: What a connection does as soon as its client is known.
         self.first: Callable[[Any], None] = self.connection.start
@@ -239,7 +239,9 @@ class LiveFrontend(Tally):
         #: Who is let in, and how many a second.
         self.rules = Rules(config.tcp_rules, row) if config.tcp_rules else None
         self.rate = Rate(worker, row, config.rate_limit) if config.rate_limit else None
-        self.tcplog = config.tcplog
+        setup = worker.setup
+        #: Logs what has ended; None: this frontend logs nothing.
+        self.access_log = access_log(config, setup.access or plain_writer(setup.log))
         # The wheel's bucket for those who come in this turn; see Connection.begin().
         self.bucket_turn = -1
         self.bucket_key = 0

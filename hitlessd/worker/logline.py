@@ -1,8 +1,8 @@
-"""The log line of a connection, in HAProxy's TCP log format (configuration manual, section 8.2.2)."""
+"""What the access log says of a connection in TCP mode."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hitlessd.table import Column
@@ -11,53 +11,142 @@ if TYPE_CHECKING:
     from hitlessd.worker.connection import Connection
     from hitlessd.worker.counters import Row
 
-__all__ = ["accept_date", "address_text", "log_line"]
-
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+__all__ = ["ConnectionRecord"]
 
 
-def address_text(address: Any, listener: int = 1) -> str:
-    """IP:PORT as HAProxy logs it, without brackets; `unix:N` for a client of a unix socket."""
-    if isinstance(address, tuple):
-        return f"{address[0]}:{address[1]}"
-    return f"unix:{listener}"
+class ConnectionRecord:
+    """A LogRecord (hitlessd.logrecord) of a connection that is about to be closed.
 
+    What costs nothing is copied; what asks the kernel or adds up counters of all workers waits until a format wants it.
+    """
 
-def accept_date(at: float) -> str:
-    """A time of CLOCK_REALTIME as HAProxy logs it."""
-    local = time.localtime(at)
-    return (
-        f"{local.tm_mday:02d}/{_MONTHS[local.tm_mon - 1]}/{local.tm_year}:"
-        f"{local.tm_hour:02d}:{local.tm_min:02d}:{local.tm_sec:02d}.{int(at * 1000) % 1000:03d}"
+    __slots__ = (
+        "_routed",
+        "accepted",
+        "assigned",
+        "backend_name",
+        "backend_queue",
+        "bytes_read",
+        "bytes_uploaded",
+        "cause",
+        "client",
+        "conn",
+        "connected",
+        "ended",
+        "frontend_name",
+        "number",
+        "redispatched",
+        "request_began",
+        "request_done",
+        "retries",
+        "server_name",
+        "wall",
     )
 
+    conn: Connection
+    wall: Callable[[float], float]
+    client: tuple[str, int] | None
+    server_name: str
+    ended: float
+    bytes_read: int
+    accepted: float
+    assigned: float
+    backend_name: str
+    backend_queue: int
+    bytes_uploaded: int
+    cause: str
+    connected: float
+    frontend_name: str
+    number: int
+    redispatched: bool
+    request_began: float
+    request_done: float
+    retries: int
 
-def _milliseconds(start: float, end: float) -> int:
-    return int((end - start) * 1000) if end >= 0 else -1
+    handshake = 0.0
+    response_began = -1.0
+    http = False
+    listener = 1
+    request = response = None
+    request_captures: tuple[str, ...] = ()
+    response_captures: tuple[str, ...] = ()
+    server_queue = status = 0
+    sni = cookie_state = ""
+
+    def __init__(self, conn: Connection) -> None:
+        worker, address, target, server = conn.worker, conn.address, conn.target, conn.server
+        worker.write_counters()
+        self.conn = conn
+        self.wall = worker.realtime
+        self.client = address if isinstance(address, tuple) else None
+        self.frontend_name = conn.frontend.name
+        # Without a backend of its own yet, it is the frontend that is shown, as with HAProxy.
+        self._routed = conn.entered or conn.frontend.bound
+        self.backend_name = conn.backend.name if self._routed else conn.frontend.name
+        self.server_name = target.name if target is not None else ""
+        self.accepted = self.request_began = self.request_done = conn.started
+        self.assigned = conn.assigned_at
+        if self.assigned < 0.0 and conn.queue_position:
+            self.assigned = worker.now
+        self.connected = conn.connected_at
+        self.ended = worker.now
+        self.bytes_read = server.received if server is not None else 0
+        self.bytes_uploaded = conn.client.received
+        self.cause = conn.cause
+        self.retries = conn.retries
+        self.redispatched = conn.redispatched
+        self.backend_queue = conn.queue_position
+        self.number = conn.number
+
+    # -- asked of the kernel -----------------------------------------------------------------------------------------
+
+    @property
+    def local(self) -> tuple[str, int] | None:
+        return self.conn.local()
+
+    @property
+    def server_address(self) -> tuple[str, int] | None:
+        target, server = self.conn.target, self.conn.server
+        if target is None:
+            return None
+        if target.inet and not target.any_port:
+            return str(target.address[0]), int(target.address[1])
+        return _name(server.sock.getpeername) if server is not None else None
+
+    @property
+    def server_source(self) -> tuple[str, int] | None:
+        server = self.conn.server
+        return _name(server.sock.getsockname) if server is not None else None
+
+    # -- added up over all workers: as with HAProxy, the connection itself counts on its frontend still, and on its
+    # backend and server no more ---------------------------------------------------------------------------------------
+
+    @property
+    def process_connections(self) -> int:
+        return self._now_on(self.conn.worker.process.row)
+
+    @property
+    def frontend_connections(self) -> int:
+        return self._now_on(self.conn.frontend.row)
+
+    @property
+    def backend_connections(self) -> int:
+        return self._now_on(self.conn.backend.row) - 1 if self._routed else 0
+
+    @property
+    def server_connections(self) -> int:
+        target = self.conn.target
+        return self._now_on(target.row) - 1 if target is not None else 0
+
+    def _now_on(self, row: Row) -> int:
+        number = row.number
+        return self.conn.worker.table.value(number, Column.SCUR) if number >= 0 else row.scur
 
 
-def log_line(conn: Connection) -> str:
-    """The line for a connection that is about to be closed."""
-    worker, frontend = conn.worker, conn.frontend
-    backend, target, table = conn.backend, conn.target, worker.table
-    worker.write_counters()
-    # Without a backend of its own yet, it is the frontend that is shown, as with HAProxy.
-    routed = conn.entered or frontend.bound
-
-    def now_on(row: Row) -> int:
-        return table.value(row.number, Column.SCUR) if row.number >= 0 else row.scur
-
-    waited = _milliseconds(conn.started, conn.assigned_at)
-    if waited < 0 and conn.queue_position:
-        waited = _milliseconds(conn.started, worker.now)
-    answered = conn.server.received if conn.server is not None else 0
-    # As with HAProxy, the connection itself counts on its frontend still, and on its backend and server no more.
-    return (
-        f"{address_text(conn.address)} [{accept_date(worker.realtime(conn.started))}] {frontend.name} "
-        f"{backend.name if routed else frontend.name}/{target.name if target else '<NOSRV>'} "
-        f"{waited}/{_milliseconds(conn.assigned_at, conn.connected_at)}/"
-        f"{_milliseconds(conn.started, worker.now)} {answered} {conn.cause or '--'} "
-        f"{now_on(worker.process.row)}/{now_on(frontend.row)}/{now_on(backend.row) - 1 if routed else 0}/"
-        f"{now_on(target.row) - 1 if target else 0}/{'+' if conn.redispatched else ''}{conn.retries} "
-        f"0/{conn.queue_position}"
-    )
+def _name(ask: Any) -> tuple[str, int] | None:
+    """An address that the kernel tells; None where there is none, or none any more."""
+    try:
+        name = ask()
+    except OSError:
+        return None
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None

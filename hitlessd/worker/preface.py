@@ -10,9 +10,10 @@ import select
 import socket
 from typing import TYPE_CHECKING
 
+from hitlessd.logformat import compile_format
 from hitlessd.proxyprotocol import MOST, TRUNCATED, Header, Malformed, parse
 from hitlessd.worker.connection import Connection, State
-from hitlessd.worker.logline import accept_date, address_text
+from hitlessd.worker.logline import ConnectionRecord
 from hitlessd.worker.relay import READABLE, TROUBLE, WRITABLE
 from hitlessd.worker.timers import NEVER
 
@@ -102,8 +103,8 @@ class _AwaitsHeader(Preface):
         conn = self.conn
         worker, frontend = conn.worker, conn.frontend
         if not (silent and frontend.config.dontlognull):
-            date = accept_date(worker.realtime(conn.started))
-            worker.log("info", f"{address_text(conn.address)} [{date}] {frontend.name}/1: {why}")
+            who = compile_format("%ci:%cp [%t] %f", log=True)(ConnectionRecord(conn))
+            worker.log("info", f"{who}/1: {why}")
         if conn.shared:
             worker.parking.end(conn)
         conn.leave()
