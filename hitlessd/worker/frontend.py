@@ -152,10 +152,10 @@ class LiveListener:
                 accepted += 1  # it has left again, or the network had an error for it (accept(2))
                 continue
             accepted += 1
-            conn = Connection(worker, frontend, sock, address)
-            if rules is not None and not rules.admit(conn):
+            if rules is not None and not rules.admit(sock, address):
                 sock.close()
                 continue
+            conn = Connection(worker, frontend, sock, address)
             try:
                 conn.begin(first)
             except Exception:
@@ -212,7 +212,7 @@ class LiveFrontend(Tally):
             self.first = route
             self.router = Router(config.use_backend, worker.backends, backend, config.inspect_delay)
         #: Who is let in, and how many a second.
-        self.rules = Rules(config.tcp_rules, row) if config.tcp_rules else None
+        self.rules = Rules(config.tcp_rules, config.name, row) if config.tcp_rules else None
         self.rate = Rate(worker, row, config.rate_limit) if config.rate_limit else None
         self.tcplog = config.tcplog
         # The wheel's bucket for those who come in this turn; see Connection.begin().
