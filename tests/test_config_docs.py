@@ -32,7 +32,8 @@ def test_example_is_valid_with_everything_that_is_commented_out() -> None:
 
 
 def test_configurations_in_the_reference_are_valid() -> None:
-    blocks = re.findall(r"```ini\n(.*?)```", REFERENCE.read_text(), re.S)
+    pages = [REFERENCE, REFERENCE.with_name("routing.md"), REFERENCE.with_name("proxy-protocol.md")]
+    blocks = [block for page in pages for block in re.findall(r"```ini\n(.*?)```", page.read_text(), re.S)]
     assert blocks
     for block in blocks:
         parse([SourceFile("reference", block)], resolver=lambda host: ["192.0.2.1"])

@@ -169,14 +169,17 @@ def test_haproxy_and_we_tell_each_other_the_client(word: str, address: str, we_a
         else:
             theirs = f"listen t\n bind {end}:{first}\n server s 127.0.0.1:{second} {word}\n"
             ours = f"[listen t]\nbind = 127.0.0.1:{second} accept-proxy\nserver s = 127.0.0.1:{echo.port} send-proxy\n"
-        with Daemon(tmp_path, ours, workers=1), haproxy(tmp_path, theirs, *[second] * we_are_first):
-            with _connect(address, first) as client:
-                client.settimeout(20)
-                (host, port), (to_host, to_port) = client.getsockname()[:2], client.getpeername()[:2]
-                family = "TCP6" if ":" in address else "TCP4"
-                expected = f"PROXY {family} {host} {to_host} {port} {to_port}\r\n".encode()
-                client.sendall(b"hello")
-                assert hear(client, len(expected) + 5) == expected + b"hello"
+        with (
+            Daemon(tmp_path, ours, workers=1),
+            haproxy(tmp_path, theirs, *[second] * we_are_first),
+            _connect(address, first) as client,
+        ):
+            client.settimeout(20)
+            (host, port), (to_host, to_port) = client.getsockname()[:2], client.getpeername()[:2]
+            family = "TCP6" if ":" in address else "TCP4"
+            expected = f"PROXY {family} {host} {to_host} {port} {to_port}\r\n".encode()
+            client.sendall(b"hello")
+            assert hear(client, len(expected) + 5) == expected + b"hello"
 
 
 def _connect(address: str, port: int) -> socket.socket:

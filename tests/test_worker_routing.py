@@ -377,6 +377,8 @@ def test_whom_a_rule_turns_away_is_closed_at_once_and_without_a_line(farm: Farm)
         assert not lab.lines and not lab.worker.connections
         assert _value(lab, "frontend", "www", Column.DCON) == 1
         assert _value(lab, "frontend", "www", Column.STOT) == 0
+        # Numbers go on from the sessions that were counted, should the worker die.
+        assert lab.worker.next_number() == lab.worker.setup.first_number
 
 
 @pytest.mark.parametrize(

@@ -154,10 +154,10 @@ class LiveListener:
                 accepted += 1  # it has left again, or the network had an error for it (accept(2))
                 continue
             accepted += 1
-            conn = frontend.connection(worker, frontend, sock, address)
-            if rules is not None and not rules.admit(conn):
+            if rules is not None and not rules.admit(sock, address):
                 sock.close()
                 continue
+            conn = frontend.connection(worker, frontend, sock, address)
             try:
                 conn.begin(first)
             except Exception:
@@ -237,7 +237,7 @@ class LiveFrontend(Tally):
             if config.mode == "tcp":
                 self.first = route
         #: Who is let in, and how many a second.
-        self.rules = Rules(config.tcp_rules, row) if config.tcp_rules else None
+        self.rules = Rules(config.tcp_rules, config.name, row) if config.tcp_rules else None
         self.rate = Rate(worker, row, config.rate_limit) if config.rate_limit else None
         setup = worker.setup
         #: Logs what has ended; None: this frontend logs nothing.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hitlessd.conditions import Test, compile_condition
 from hitlessd.model import TcpRule
 from hitlessd.table import Column
-from hitlessd.worker.routing import TcpSample
+from hitlessd.worker.routing import plain
 from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
-    from hitlessd.worker.connection import Connection
     from hitlessd.worker.counters import Row
     from hitlessd.worker.loop import Worker
 
@@ -27,20 +27,42 @@ _SECONDS = (1 << 64 - 2 * _BITS) - 1
 _GRAIN = 0.001
 
 
+class _Arrival:
+    """Somebody who was just accepted, as conditions see it (hitlessd/samples.py)."""
+
+    request = response = None
+    sni = backend_name = server_name = ""
+
+    def __init__(self, sock: socket.SocketType, address: Any, frontend_name: str) -> None:
+        self._sock = sock
+        self.client = plain(address)
+        self.frontend_name = frontend_name
+
+    @property
+    def local(self) -> tuple[str, int] | None:
+        try:
+            return plain(self._sock.getsockname())
+        except OSError:
+            return None
+
+
 class Rules:
     """The rules about a connection that was just accepted, by the addresses that it has itself."""
 
-    def __init__(self, rules: Sequence[TcpRule], row: Row) -> None:
-        """`row`: where those are counted that are turned away."""
+    def __init__(self, rules: Sequence[TcpRule], name: str, row: Row) -> None:
+        """`name` is the frontend's, `row` where those are counted that are turned away."""
+        self._name = name
         self._rules: list[tuple[Test, bool]] = [
             (compile_condition(rule.condition), rule.action == "accept") for rule in rules
         ]
         self._row = row
 
-    def admit(self, conn: Connection) -> bool:
-        """Whether it may stay; counted if not. As with HAProxy, whom no rule names may."""
-        sample = TcpSample(conn)
-        sample.tell("")
+    def admit(self, sock: socket.SocketType, address: Any) -> bool:
+        """Whether whom accept(2) gave may stay; counted if not. As with HAProxy, whom no rule names may.
+
+        It is no connection of ours yet and has no number, for those tell how many sessions there were.
+        """
+        sample = _Arrival(sock, address, self._name)
         for test, accept in self._rules:
             if test(sample):
                 if not accept:

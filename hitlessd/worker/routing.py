@@ -9,7 +9,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hitlessd.conditions import Test, compile_condition
 from hitlessd.model import UseBackend
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from hitlessd.worker.backend import LiveBackend
 
-__all__ = ["AwaitsHello", "Router", "TcpSample", "Unknown", "route"]
+__all__ = ["AwaitsHello", "Router", "TcpSample", "Unknown", "plain", "route"]
 
 _PEEK = int(socket.MSG_PEEK)
 #: Of so many bytes it is always known whether a server name is in them.
@@ -48,11 +48,11 @@ class TcpSample:
 
     @property
     def client(self) -> tuple[str, int] | None:
-        return _plain(self._conn.source())
+        return plain(self._conn.address)
 
     @property
     def local(self) -> tuple[str, int] | None:
-        return _plain(self._conn.local())
+        return plain(self._conn.local())
 
     @property
     def sni(self) -> str:
@@ -65,9 +65,9 @@ class TcpSample:
         self._sni = name
 
 
-def _plain(address: tuple[str, int] | None) -> tuple[str, int] | None:
-    """A client of IPv4 that came to a socket of IPv6 is one of IPv4."""
-    return (address[0].removeprefix("::ffff:"), address[1]) if address is not None else None
+def plain(address: Any) -> tuple[str, int] | None:
+    """What socket(7) gives, as conditions see it: a client of IPv4 that came to a socket of IPv6 is one of IPv4."""
+    return (str(address[0]).removeprefix("::ffff:"), int(address[1])) if isinstance(address, tuple) else None
 
 
 class Router:
