@@ -39,7 +39,8 @@ VALUE = rb"[\t\x20-\x7e\x80-\xff]"
 
 
 class Refused(HitlessdError):
-    """A message that is not passed on. `status` is what its sender is told, if it was a request; `reason` is for the log."""
+    """A message that is not passed on. `status` is what its sender is told, if it was a request; `reason` is for the
+    log."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(f"cannot pass the message on: {reason}")

@@ -10,7 +10,7 @@ from hitlessd.http.texts import Text, compile_text
 from hitlessd.model import HttpRule
 from hitlessd.samples import RequestHead, ResponseHead, Sample
 
-__all__ = ["NOTHING", "Answer", "Edit", "Rules", "Verdict", "compile_rules"]
+__all__ = ["NOTHING", "Answer", "Edit", "Rules", "Verdict", "compile_rules", "seen_through"]
 
 #: ("set"|"add"|"del", name, value): `set` removes every field of that name and adds one at the end, `del` has no value.
 Edit = tuple[Literal["set", "add", "del"], bytes, bytes]
@@ -77,11 +77,11 @@ class Rules:
         """In order, until one answers or allows. Each sees the changes of those before it, `earlier` ones included,
         which the verdict leaves out."""
         edits: list[Edit] = []
-        view: Sample = _changed(sample, earlier, self._response) if earlier else sample
+        view: Sample = seen_through(sample, earlier, self._response) if earlier else sample
         stale = False
         for test, step in self._steps:
             if stale:
-                view = _changed(sample, [*earlier, *edits], self._response)
+                view = seen_through(sample, [*earlier, *edits], self._response)
                 stale = False
             if test is not None and not test(view):
                 continue
@@ -171,7 +171,8 @@ def _path_and_query(request: RequestHead | None) -> bytes:
     return b"/"
 
 
-def _changed(sample: Sample, edits: Sequence[Edit], response: bool) -> Sample:
+def seen_through(sample: Sample, edits: Sequence[Edit], response: bool = False) -> Sample:
+    """The sample as it is after these changes of its request, or of its response."""
     return cast(Sample, _Changed(sample, edits, response))
 
 

@@ -12,8 +12,9 @@ from hitlessd.hashing import uri_key
 from hitlessd.model import Backend, InetAddress, Server
 from hitlessd.table import Column, RowKey, ServerState, Table
 from hitlessd.worker.counters import Row, Tally
+from hitlessd.worker.http.policy import Policy
+from hitlessd.worker.http.pool import Pool
 from hitlessd.worker.observation import Observation
-from hitlessd.worker.pool import Pool
 from hitlessd.worker.timers import GRAIN, NEVER
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class LiveServer(Tally):
         super().__init__(worker.ledger, worker.ledger.row(RowKey("server", backend.name, server.name)), [])
         self.backend = backend
         self.name = server.name
-        self.config = server
+        self.config: Server = server
         self.maxconn = server.maxconn
         self.state = ServerState.READY
         #: Of failures to connect; of connections, too, where only these count as successes; of HTTP.
@@ -196,9 +197,10 @@ class LiveBackend(Tally):
     def __init__(self, worker: Worker, config: Backend) -> None:
         super().__init__(worker.ledger, worker.ledger.row(RowKey("backend", config.name)), [])
         self.worker = worker
-        self.name = config.name
+        self.name: str = config.name
         self.config = config
         self.codes = [0] * 10 if config.mode == "http" else None
+        self.policy = Policy(config)
         self.servers = [LiveServer(worker, self, server) for server in config.servers]
         self.by_cookie: dict[bytes, list[LiveServer]] = {}  # see from_client() in http/cookies.py
         for server in self.servers:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hitlessd.worker.frontend import LiveFrontend
     from hitlessd.worker.loop import Worker
     from hitlessd.worker.preface import Preface
+    from hitlessd.worker.route import Route
 
 __all__ = ["UNDECIDED", "UNPARKED", "Connection", "State"]
 
@@ -117,22 +118,24 @@ class Connection:
         now = worker.now
         self.worker = worker
         self.frontend = frontend
-        self.backend = frontend.backend
-        self.route = frontend.route
-        self.entered = False  # the backend counts us by ourselves, see LiveFrontend.bound
-        self.address = address  # the client's, as accept() gave it, or a PROXY header
+        self.backend: LiveBackend = frontend.backend
+        self.route: Route = frontend.route
+        self.entered: bool = False  # the backend counts us by ourselves, see LiveFrontend.bound
+        self.address: Any = address  # the client's, as accept() gave it, or a PROXY header
         self.header: Header | None = None  # the PROXY header with which it began
-        self.number = worker.next_number()
-        self.started = self.due = now
+        self.number: int = worker.next_number()
+        self.started: float = now
+        self.due: float = now
         self.state = _CONNECTING
-        self.client = self.client_side(worker, self, sock, sock.fileno(), now)
+        self.client: Side = self.client_side(worker, self, sock, sock.fileno(), now)
         self.server: Side | None = None
         self.target: LiveServer | None = None  # the server of which we hold a slot
-        self.assigned_at = self.connected_at = -1.0
-        self.retries = 0  # connection attempts repeated so far
-        self.redispatched = False
-        self.queue_position = 0
-        self.cause = ""  # HAProxy's termination state once something went wrong
+        self.assigned_at: float = -1.0
+        self.connected_at: float = -1.0
+        self.retries: int = 0  # connection attempts repeated so far
+        self.redispatched: bool = False
+        self.queue_position: int = 0
+        self.cause: str = ""  # HAProxy's termination state once something went wrong
         self.dead: Side | None = None  # the side whose socket failed
         self.account_at = now + _ACCOUNT
         self.accounted_in = self.accounted_out = 0

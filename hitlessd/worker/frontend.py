@@ -14,7 +14,8 @@ from hitlessd.table import RowKey
 from hitlessd.worker.connection import Connection
 from hitlessd.worker.counters import Tally
 from hitlessd.worker.gate import Rate, Rules
-from hitlessd.worker.http import HttpConnection
+from hitlessd.worker.http.connection import HttpConnection
+from hitlessd.worker.http.policy import Policy
 from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import ignore
 from hitlessd.worker.route import Route
@@ -205,27 +206,17 @@ class LiveFrontend(Tally):
         # With one backend for all, its row follows from ours; else every connection enters the one that it gets.
         self.bound = config.mode == "tcp" and not config.use_backend
         super().__init__(worker.ledger, row, [worker.process, backend] if self.bound else [worker.process])
-        self.name = config.name
+        self.name: str = config.name
         self.codes = [0] * 10 if config.mode == "http" else None
         self.config = config
+        self.policy = Policy(config)
         #: Of HTTP: requests need no more than to be passed on to the one backend.
         self.direct = (
             config.mode == "http"
-            and not (
-                config.http_request
-                or config.http_response
-                or config.use_backend
-                or config.forwardfor
-                or config.httpclose
-            )
-            and not (
-                backend.config.http_request
-                or backend.config.http_response
-                or backend.config.forwardfor
-                or backend.config.httpclose
-                or backend.config.cookie
-                or backend.config.http_reuse == "never"
-            )
+            and self.policy.idle
+            and backend.policy.idle
+            and not (config.use_backend or backend.config.cookie or backend.config.http_reuse == "never")
+            and not any(server.send_proxy for server in backend.servers)
         )
         self.first_is_fresh = backend.config.http_reuse not in ("aggressive", "always")
         self.connection = HttpConnection if config.mode == "http" else Connection
@@ -246,9 +237,9 @@ class LiveFrontend(Tally):
         self.bucket_turn = -1
         self.bucket_key = 0
         self.bucket: dict[Timed, None] = {}
-        self.backend = backend
+        self.backend: LiveBackend = backend
         self.retired = False  # the configuration has it no more: its connections end as soon as they can
-        self.route = Route.of(config, backend.config)
+        self.route: Route = Route.of(config, backend.config)
         self._routes = {backend: self.route}
         # The configured limit is for all workers together.
         self.limit = -(-config.maxconn // worker.table.workers) if config.maxconn else 1 << 60

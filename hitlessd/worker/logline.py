@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hitlessd.logrecord import RequestHead
 from hitlessd.table import Column
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class ConnectionRecord:
     response_began = -1.0
     http = False
     listener = 1
-    request = response = None
+    request: RequestHead | None = None
+    response: Any = None
     request_captures: tuple[str, ...] = ()
     response_captures: tuple[str, ...] = ()
     server_queue = status = 0

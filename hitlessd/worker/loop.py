@@ -23,7 +23,7 @@ from hitlessd.worker.backend import LiveBackend
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.counters import Ledger, Tally
 from hitlessd.worker.frontend import LiveFrontend, LiveListener
-from hitlessd.worker.httpside import HttpSide
+from hitlessd.worker.http.side import HttpSide
 from hitlessd.worker.immigration import Immigration
 from hitlessd.worker.lanes import Lanes
 from hitlessd.worker.orders import Orders

@@ -17,9 +17,9 @@ from hitlessd.parking.book import LABEL_MARK, SlotState, mark_of
 from hitlessd.parking.park import ROOM, Kind, Park, Record, farewell, reset
 from hitlessd.table import PROCESS, Column
 from hitlessd.worker.connection import UNPARKED, Connection, State
-from hitlessd.worker.http import HttpConnection
-from hitlessd.worker.httpserial import http_form
-from hitlessd.worker.httpside import HttpSide
+from hitlessd.worker.http.serial import http_form
+from hitlessd.worker.http.side import HttpSide
+from hitlessd.worker.http.state import HttpState
 from hitlessd.worker.lanes import backend_record, frontend_record
 from hitlessd.worker.parkpipes import ParkedPipes
 from hitlessd.worker.parkqueue import Queue
@@ -35,6 +35,11 @@ __all__ = ["Parking"]
 
 #: A connection that cannot be parked while it runs, whatever becomes of it.
 _UNFIT = -2
+#: Fields of a form that its slot or its note have, or nobody needs there: a slot has little room for text.
+_ELSEWHERE = (
+    *("frontend", "backend", "server"),
+    *("version", "generation", "worker", "number", "accounted_in", "accounted_out", "expires_in"),
+)
 #: Connections parked in one turn, which takes some 5 ms.
 _BURST = 252
 #: Seconds between two looks for those that have come of age, and between two signs of life.
@@ -58,7 +63,7 @@ class Parking:
             self._pipes = ParkedPipes(park.book, self.queue)
         self._connections: dict[int, Connection] = {}  # by slot
         #: Parked clients that have an exchange, the longest first.
-        self.busy: dict[HttpConnection, None] = {}
+        self.busy: dict[HttpState, None] = {}
         self._free_slots: list[int] = []
         #: By slot, the number of a connection that was parked in it and has another one now. As long as its record is
         #: in the queue, the slot is nobody's: the two would be taken for one.
@@ -172,7 +177,7 @@ class Parking:
             return False
         if one.closed or other.closed:
             return False  # we shall soon hear of it
-        if isinstance(conn, HttpConnection):
+        if isinstance(conn, HttpState):
             return self._fit_http(conn, one, other)
         assert server is not None
         conn.counted = (
@@ -186,7 +191,7 @@ class Parking:
             self._worker.complain("cannot park a connection: the kernel's counters are not what went through it")
         return conn.counted
 
-    def _fit_http(self, conn: HttpConnection, one: counters.Counters, other: counters.Counters) -> bool:
+    def _fit_http(self, conn: HttpState, one: counters.Counters, other: counters.Counters) -> bool:
         """As _fit(). The sockets have had other partners before, so only the kernel knows how much they differ by."""
         client, server = conn.client, conn.server
         if one.consumed != client.received or (server is not None and other.consumed != server.received):
@@ -299,11 +304,11 @@ class Parking:
     def _fill(self, conn: Connection, slot: int, state: SlotState, lane: int) -> bool:
         assert self._park
         form = to_serial(conn, data=False).as_dict()
-        for name in ("frontend", "backend", "server", "expires_in"):
+        for name in _ELSEWHERE:
             form.pop(name, None)
         form["lane"] = lane
         shifts = (conn.client.shift, conn.server.shift if conn.server is not None else 0)
-        if isinstance(conn, HttpConnection):
+        if isinstance(conn, HttpState):
             if state is SlotState.FROZEN:
                 # Heads are long; and of those that run a short form will do.
                 if not self._park.book.add_note({"http": conn.number, "form": http_form(conn)}):
@@ -317,13 +322,13 @@ class Parking:
         self._park.book.write(slot, state, conn.number, text, (conn.accounted_in, conn.accounted_out), shifts)
         return True
 
-    def boundary(self, conn: HttpConnection) -> None:
+    def boundary(self, conn: HttpState) -> None:
         """A parked client without a server has had an answer: nothing of it is on its way, once more."""
         assert self._park
         self._park.book.shift(mark_of(conn.slot, False), conn.client.received)
         self._park.book.shift(mark_of(conn.slot, True), conn.given)
 
-    def unpark(self, conn: HttpConnection) -> None:
+    def unpark(self, conn: HttpState) -> None:
         """Its server goes its own way: it is parked anew without it."""
         self._forget(conn, for_another=True)
         if self.asleep:
@@ -331,7 +336,8 @@ class Parking:
 
     def _lasting(self) -> None:
         """Clients that are parked alone, and have an exchange that takes its time: park them together."""
-        worker, found = self._worker, []
+        worker = self._worker
+        found: list[HttpState] = []
         for conn in self.busy:
             exchange = conn.exchange
             if exchange is None or worker.now - exchange.requested_at < self._after or len(found) == _BURST:
@@ -406,7 +412,7 @@ class Parking:
         """It is parked no more, or `for_another` time with other sockets."""
         assert self._park
         slot, conn.slot = conn.slot, UNPARKED
-        if isinstance(conn, HttpConnection):
+        if isinstance(conn, HttpState):
             self.busy.pop(conn, None)
         for side in (conn.client, conn.server):
             if side is not None:
@@ -447,7 +453,7 @@ class Parking:
             return -1
         assert self._park
         slot, conn.slot = conn.slot, UNPARKED
-        if isinstance(conn, HttpConnection):
+        if isinstance(conn, HttpState):
             self.busy.pop(conn, None)
         self._park.book.set_state(slot, SlotState.MOVING)
         blocks = []
@@ -538,7 +544,7 @@ class Parking:
         loose: list[Connection] = []
         for conn in worker.connections:
             conn.account()
-            if conn.slot >= 0 and isinstance(conn, HttpConnection):
+            if conn.slot >= 0 and isinstance(conn, HttpState):
                 if conn.exchange is None and conn.parkable() and not conn.tunnel:
                     parked += 1  # as if we died
                     continue

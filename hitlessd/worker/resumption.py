@@ -26,7 +26,7 @@ from hitlessd.parking.arithmetic import Buffers, Fate, Hole, fate, rest
 from hitlessd.parking.book import LABEL_AT, LABEL_MARK, SlotState, mark_of
 from hitlessd.parking.park import PARTS, Kind, Park, Record, farewell, reset
 from hitlessd.worker.connection import Connection
-from hitlessd.worker.httpserial import count_on
+from hitlessd.worker.http.serial import count_on
 from hitlessd.worker.lanes import Proxies
 from hitlessd.worker.pipes import Pipe
 from hitlessd.worker.serial import Frozen, SerialConnection, SerialSide, encode, resume
@@ -295,6 +295,7 @@ class Resumption:
             form["http"] = self._http[self._book.number(slot)]
         form["frontend"], form["backend"], form["server"] = self._lanes[form.pop("lane")]
         serial = SerialConnection.from_dict(form)
+        serial.number = self._book.number(slot)
         serial.accounted_in, serial.accounted_out = self._book.accounted(slot)
         for side, from_server in ((serial.client, False), (serial.server_side, True)):
             if side is not None:

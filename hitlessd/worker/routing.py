@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hitlessd.conditions import Test, compile_condition
 from hitlessd.model import UseBackend
+from hitlessd.samples import Sample
 from hitlessd.tls import HELLO_LIMIT, server_name
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.preface import Preface, proceed
@@ -84,7 +85,7 @@ class Router:
         self._default = default
         self.delay = delay
 
-    def choose(self, sample: TcpSample) -> LiveBackend:
+    def choose(self, sample: Sample) -> LiveBackend:
         """The first backend whose rule holds, else the default one. Raises Unknown where that cannot be told yet."""
         for test, backend in self._rules:
             if test(sample):

@@ -65,6 +65,12 @@ class Web(Lab):
         self.until(lambda: peer.read() is not None and peer.eof, "the end of the stream")
         return forget(peer)
 
+    def is_told(self, peer: Peer, status: int) -> bytes:
+        """Wait for an answer of our own, and forget it."""
+        self.until(lambda: peer.read().endswith(b"</body></html>\n"), f"an answer {status}; got {peer.got[:200]!r}")
+        assert peer.got.startswith(b"HTTP/1.1 %d " % status)
+        return forget(peer)
+
     def exchange(self, client: Peer, server: Peer, request: bytes = b"", response: bytes = b"") -> None:
         """One request and its response, from end to end."""
         request = request or b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

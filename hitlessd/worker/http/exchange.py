@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hitlessd.http.heads import Request, Response
+    from hitlessd.worker.backend import LiveServer
 
 __all__ = ["Exchange"]
 
@@ -19,24 +20,29 @@ class Exchange:
     __slots__ = (
         "answered_at",
         "began_at",
-        "cookie_letters",
+        "cookie_state",
+        "dated",
         "down_at",
-        "edited",
         "first",
         "keep",
+        "pinned",
         "request",
         "requested_at",
         "response",
         "reused",
         "sent",
+        "since",
         "status",
         "surplus",
         "up_at",
     )
 
-    def __init__(self, request: Request | None, began_at: float, now: float, first: bool, up_at: int, down_at: int):
+    def __init__(
+        self, request: Request | None, since: float, began_at: float, now: float, first: bool, up_at: int, down_at: int
+    ) -> None:
         self.request = request  # None: none that could be understood
         self.response: Response | None = None
+        self.since = since  # the connection was accepted, or the answer before this was over
         self.began_at = began_at  # its first byte
         self.requested_at = now  # its whole head
         self.answered_at = -1.0  # the response's whole head
@@ -46,7 +52,8 @@ class Exchange:
         self.sent = False  # some of it has gone to a server, which may have acted on it
         self.reused = False  # on a connection that had served another exchange before
         self.surplus = False  # the server said more than its response
-        self.edited: tuple[bytes, ...] = ()
-        self.cookie_letters = "--"  # HAProxy's third and fourth letter of the termination state
+        self.pinned: LiveServer | None = None  # the server that the client's cookie names
+        self.dated = False  # that cookie has a date
+        self.cookie_state = ""  # HAProxy's third and fourth letter of the termination state
         self.up_at = up_at  # bytes of the client before this exchange
         self.down_at = down_at  # bytes given to the client before it

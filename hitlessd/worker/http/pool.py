@@ -14,7 +14,7 @@ from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
     from hitlessd.worker.backend import LiveServer
-    from hitlessd.worker.httpside import HttpSide
+    from hitlessd.worker.http.side import HttpSide
     from hitlessd.worker.loop import Worker
 
 __all__ = ["Pool"]

@@ -14,26 +14,29 @@ from hitlessd.errors import PeerError
 from hitlessd.http.body import NOTHING, Body
 from hitlessd.http.heads import LENGTH, Refused, parse_request, parse_response
 from hitlessd.worker.connection import State
-from hitlessd.worker.exchange import Exchange
-from hitlessd.worker.http import HttpConnection
+from hitlessd.worker.http.connection import HttpConnection
+from hitlessd.worker.http.exchange import Exchange
+from hitlessd.worker.http.state import HttpState
 
 __all__ = ["check_http", "count_on", "http_form", "restore_http"]
 
-_TIMES = ("began_at", "requested_at", "answered_at")
+_TIMES = ("since", "began_at", "requested_at", "answered_at")
 #: Fields of an exchange and what they are when nothing is said of them: a slot of the book has little room.
 _FIELDS: dict[str, Any] = {
     "status": -1, "first": False, "keep": True, "sent": True, "reused": False, "surplus": False, "up_at": 0,
-    "down_at": 0, "cookie_letters": "--",
+    "down_at": 0, "cookie_state": "", "dated": False,
 }  # fmt: skip
 #: Bytes of a parked request's target that go on, for the log.
 _LONGEST_TARGET = 100
 _BYTES = ("buffer", "reply", "outgoing")
 
 
-def http_form(conn: HttpConnection, data: bool = True) -> dict[str, Any]:
+def http_form(conn: HttpState, data: bool = True) -> dict[str, Any]:
     """The form; `data` False leaves out what is buffered, and the heads."""
     now = conn.worker.now
     form: dict[str, Any] = {"exchanges": conn.exchanges, "given": conn.given, "began": round(now - conn.began_at, 6)}
+    if conn.idle_since != conn.began_at:
+        form["idle"] = round(now - conn.idle_since, 6)
     if data:
         for name in _BYTES:
             if value := getattr(conn, name):
@@ -64,6 +67,8 @@ def http_form(conn: HttpConnection, data: bool = True) -> dict[str, Any]:
         if response is not None:
             length = response.length if response.framing == LENGTH else -1
             told["answered"] = [response.status, length, int(response.keep_alive)]
+    if exchange.pinned is not None:
+        told["pinned"] = exchange.pinned.name
     if data and conn.server is None and conn.client.out is not None:
         form["last_words"] = _text(bytes(conn.client.out))
     form["exchange"] = told
@@ -94,6 +99,10 @@ def restore_http(conn: HttpConnection, form: dict[str, Any], now: float) -> None
     conn.began_at = now - float(form.get("began", 0.0))
     conn.buffer, conn.reply, conn.outgoing = (_bytes(form.get(name, "")) for name in _BYTES)
     conn.exchange = _exchange(form, now)
+    conn.idle_since = now - float(form.get("idle", 0.0))
+    if conn.exchange is not None and "pinned" in form["exchange"]:
+        pinned = form["exchange"]["pinned"]
+        conn.exchange.pinned = next((server for server in conn.backend.servers if server.name == pinned), None)
     client, server = conn.client, conn.server
     client.body = _body(form.get("up"))
     client.tunnel = bool(form.get("tunnel"))
@@ -145,7 +154,7 @@ def _exchange(form: dict[str, Any], now: float) -> Exchange | None:
         return None
     head = _head(told, "request", "asked", _asked)
     request = parse_request(head) if head else None
-    exchange = Exchange(request, 0.0, 0.0, False, 0, 0)
+    exchange = Exchange(request, 0.0, 0.0, 0.0, False, 0, 0)
     head = (
         _bytes(told["response"]) if "response" in told else _answered(*told["answered"]) if "answered" in told else b""
     )

@@ -1,5 +1,5 @@
-"""The data plane of HTTP: one socket whose bytes are messages. What they mean is the connection's affair (http.py);
-bulky bodies go through a pipe as with TCP.
+"""The data plane of HTTP: one socket whose bytes are messages. What they mean is the connection's affair
+(connection.py); bulky bodies go through a pipe as with TCP.
 
 This is the hot path, as relay.py is.
 """
@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import select
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from hitlessd.http.body import NOTHING, Body
 from hitlessd.http.heads import MAX_HEAD, Refused, parse_request, parse_response
 from hitlessd.worker.connection import State
-from hitlessd.worker.pool import Pool
+from hitlessd.worker.http.pool import Pool
 from hitlessd.worker.relay import READABLE, SCRATCH, TROUBLE, TURN, WRITABLE, Side
 
 if TYPE_CHECKING:
-    from hitlessd.worker.http import HttpConnection
+    from hitlessd.worker.http.connection import HttpConnection
     from hitlessd.worker.loop import Worker
 
 __all__ = ["ClientSide", "HttpSide", "ServerSide"]
@@ -41,7 +41,7 @@ class HttpSide(Side):
 
     __slots__ = ("body", "pool", "shared", "tunnel", "uses")
 
-    conn: HttpConnection
+    conn: Any  # an HttpConnection; None while it rests in the pool
 
     def __init__(self, worker: Worker, conn: HttpConnection, sock: socket.SocketType, fd: int, now: float) -> None:
         super().__init__(worker, conn, sock, fd, now)
@@ -59,6 +59,11 @@ class HttpSide(Side):
         side = cls(worker, None, sock, sock.fileno(), worker.now)  # type: ignore[arg-type]
         side.uses = uses
         return side
+
+    @property
+    def partner(self) -> HttpSide:
+        """The other side, during an exchange."""
+        return cast(HttpSide, self.peer)
 
     def on_event(self, events: int) -> None:
         if self.conn is None:
@@ -273,7 +278,7 @@ class ServerSide(HttpSide):
                 pass
             else:
                 if response.direct and at + response.length == size:
-                    conn.end_directly(response, data)
+                    conn.end_directly(response, data, at)
                     return
         self.last = conn.worker.now
         if size == SCRATCH:

@@ -1,0 +1,527 @@
+"""An HTTP connection: requests from one client, each of which finds a server of its own.
+
+Between two exchanges it is a client alone; during one it is a pair of sockets as with TCP, whose bytes are messages:
+heads are read, checked and edited, bodies are counted and passed on as they are. Behind Upgrade and CONNECT it is TCP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hitlessd.http import answers
+from hitlessd.http.body import NOTHING, Body
+from hitlessd.http.cookies import from_client, from_server
+from hitlessd.http.edit import Change, changed, with_connection
+from hitlessd.http.heads import Refused, Request, Response, head_end, parse_request, parse_response
+from hitlessd.http.rules import Answer, Edit, seen_through
+from hitlessd.proxyprotocol import build
+from hitlessd.worker.connection import State
+from hitlessd.worker.http.direct import Direct
+from hitlessd.worker.http.exchange import Exchange
+from hitlessd.worker.http.sample import LiveSample
+from hitlessd.worker.http.side import HttpSide
+from hitlessd.worker.relay import READABLE, TROUBLE, WRITABLE
+
+if TYPE_CHECKING:
+    from hitlessd.worker.backend import LiveServer
+
+__all__ = ["HttpConnection"]
+
+_WAITING, _EXCHANGING = State.WAITING, State.EXCHANGING
+_SOL_SOCKET, _SO_ERROR = 1, 4
+#: Empty lines before a request that are passed over (RFC 9112, 2.2).
+_EMPTY_LINES = 2
+
+
+class HttpConnection(Direct):
+    """The way of an exchange."""
+
+    __slots__ = ()
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Its client is known."""
+        self.state = _WAITING
+        self.due = self.started + self.route.http_request
+        self.client.held = False
+
+    def take(self, side: HttpSide, size: int) -> None:
+        """So many bytes have come from a side; they lie in the scratch."""
+        exchange = self.exchange
+        if side is self.client:
+            if exchange is None:
+                self.request_bytes(bytes(self.worker.view[:size]))
+                return
+        elif exchange is not None and exchange.response is None:
+            self.response_bytes(bytes(self.worker.view[:size]))
+            return
+        body, view = side.body, self.worker.view[:size]
+        try:
+            used = body.take(view)
+        except Refused as refused:
+            self.garbled(side, refused)
+            return
+        if used:
+            self.relayed(side, used)
+            self.write(side.partner, view[:used])
+            if self.state is not _EXCHANGING:
+                return
+        if body.done:
+            self.message_done(side, view[used:] if used != size else None)
+
+    def request_bytes(self, data: bytes) -> None:
+        """The client has said something; whole heads are served."""
+        buffer, scanned = self.buffer, len(self.buffer)
+        if scanned:
+            buffer += data
+        else:
+            buffer = data
+            self.began_at = self.worker.now
+        if buffer.startswith(b"\r\n"):
+            for _ in range(_EMPTY_LINES):
+                buffer = buffer.removeprefix(b"\r\n")
+            scanned = 0
+        try:
+            end = head_end(buffer, scanned) if buffer else 0
+            if not end:
+                self.buffer = buffer
+                if self.exchanges and self.due > self.began_at + self.route.http_request:
+                    self.due = self.began_at + self.route.http_request
+                    self.sooner(self.due)
+                return
+            request = parse_request(buffer if end == len(buffer) else buffer[:end])
+        except Refused as refused:
+            self.buffer = b""
+            self.refuse(refused)
+            return
+        self.begin_exchange(request, buffer[end:])
+
+    def go_on(self) -> None:
+        """A turn of its own, which was asked for."""
+        if self.state is State.TARRYING:
+            self.on_lingering(READABLE)
+        elif self.state is _WAITING:
+            self.next_request()
+
+    def next_request(self) -> None:
+        """What was sent behind the last request is the next one's."""
+        data, self.buffer = self.buffer, b""
+        self.client.held = False
+        self.request_bytes(data)
+        if self.exchange is None and self.state is _WAITING:
+            self.client.release()
+
+    def begin_exchange(self, request: Request, rest: bytes) -> None:
+        """A request: find out what is to be done with it."""
+        client = self.client
+        client.held = True
+        if self.slot >= 0:
+            self.worker.parking.busy[self] = None
+        exchange = self.exchange = Exchange(
+            request,
+            self.idle_since,
+            self.began_at,
+            self.worker.now,
+            not self.exchanges,
+            self.accounted_in,
+            self.given,
+        )
+        if self.frontend.retired:
+            exchange.keep = False
+        self.exchanges += 1
+        self.assigned_at = self.connected_at = -1.0
+        self.retries = self.queue_position = 0
+        self.redispatched = self.direct = False
+        if request.framing:
+            body = client.body = Body(request.framing, request.length)
+            try:
+                used = body.take(rest)
+            except Refused as refused:
+                self.garbled(client, refused)
+                return
+            self.buffer = rest[used:]
+            rest = rest[:used]
+        else:
+            client.body = NOTHING
+            self.buffer = rest
+            rest = b""
+        head = self.decide(request)
+        if head:
+            self.outgoing = head + rest
+            self.assign()
+
+    def decide(self, request: Request) -> bytes:
+        """Apply the rules and find the backend: the head that its server shall get; b"" when we have answered."""
+        frontend, exchange = self.frontend, self.exchange
+        assert exchange is not None
+        front = frontend.policy
+        sample = LiveSample(self)
+        edits: tuple[Edit, ...] = ()
+        if front.request is not None:
+            verdict = front.request.apply(sample)
+            edits = verdict.edits
+            if verdict.answer is not None:
+                self.rule_answers(verdict.answer)
+                return b""
+        backend = frontend.backend
+        if frontend.router is not None:
+            backend = frontend.router.choose(seen_through(sample, edits) if edits else sample)
+        self.enter(backend)
+        _, back = self.policies()
+        if back.request is not None:
+            verdict = back.request.apply(sample, edits)
+            edits += verdict.edits
+            if verdict.answer is not None:
+                self.rule_answers(verdict.answer)
+                return b""
+        changes: list[Change] = []
+        cookie = backend.config.cookie
+        if cookie is not None:
+            said = from_client(cookie, request.values(b"cookie"), backend.by_cookie, lambda server: server.running)
+            exchange.pinned, exchange.dated = said.server, said.dated
+            exchange.cookie_state = said.letter + "N"
+            changes += said.edits
+        changes += edits
+        client = sample.client
+        if client is not None:
+            field = back.forwarded_for(request, client[0].encode(), front)
+            if field is not None:
+                changes.append(("add", *field))
+        head = changed(request.forward, changes) if changes else request.forward
+        if front.httpclose or back.httpclose:
+            exchange.keep = False
+            head = with_connection(head, b"close")
+        return head
+
+    def rule_answers(self, answer: Answer) -> None:
+        """A rule wants us to answer."""
+        if answer.kind == "redirect":
+            self.cause = "LR"
+            self.say(answer.status, answers.redirect(answer.status, answer.location))
+            return
+        if answer.kind == "deny":
+            denied = self.backend if self.entered else self.frontend
+            denied.row.dreq += 1
+            denied.row.change()
+            self.cause = "PR"
+        else:
+            self.cause = "LR"
+        if answer.kind == "deny" and answer.body is None:
+            self.answer(answer.status)
+        else:
+            self.say(
+                answer.status,
+                answers.answer(answer.status, answer.body or b"", answer.content_type, answer.headers),
+            )
+
+    # -- the server --------------------------------------------------------------------------------------------------
+
+    def connect(self, target: LiveServer) -> None:
+        """On a connection that is kept, if http-reuse allows it; else on a new one."""
+        worker, exchange = self.worker, self.exchange
+        assert exchange is not None
+        reuse = self.backend.config.http_reuse
+        side = None
+        if target.pool and not self.retries and (not exchange.first or reuse in ("aggressive", "always")):
+            side = target.pool.take(exchange.first and reuse == "aggressive")
+        if side is None:
+            if worker.idle and not worker.room_for_idle:
+                worker.spare_idle()
+            exchange.reused = False
+            super().connect(target)
+            return
+        if self.target is not target:
+            self.chosen(target)
+        exchange.reused = True
+        self.connected_at = worker.now
+        self.server = side
+        side.conn = self
+        side.peer = self.client
+        self.client.peer = side
+        self.send_request()
+
+    def on_connecting(self, events: int) -> None:
+        server, target = self.server, self.target
+        assert server is not None and target is not None
+        if events & TROUBLE:
+            error = server.sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
+            if error:
+                self.connect_failed(error)
+                return
+        if events & WRITABLE:
+            self.connected_at = self.worker.now
+            self.worker.handlers[server.fd] = server.on_event
+            server.ready = events & READABLE
+            if target.observer4 is not None:
+                target.observer4.passed()
+            if target.send_proxy:
+                self.outgoing = build(target.send_proxy, self.source(), self.local()) + self.outgoing
+            self.send_request()
+
+    def send_request(self) -> None:
+        """There is a connection: its server hears the request, as much of it as there is."""
+        client, server, now = self.client, self.server, self.worker.now
+        exchange = self.exchange
+        assert server is not None and exchange is not None
+        self.state = _EXCHANGING
+        server.body = NOTHING
+        server.uses += 1
+        server.held = False
+        server.last = client.last = now
+        outgoing = self.outgoing
+        try:
+            sent = server.sock.send(outgoing)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.unwritable(server, error)
+            return
+        exchange.sent = True
+        self.sooner(now + self.route.least)
+        if sent != len(outgoing):
+            server.block(memoryview(outgoing)[sent:])
+        elif not client.body.done:
+            client.release()
+            if self.server is not server:
+                return
+        if server.ready:
+            server.release()
+
+    # -- responses ---------------------------------------------------------------------------------------------------
+
+    def response_bytes(self, data: bytes) -> None:
+        """The server answers."""
+        exchange, server = self.exchange, self.server
+        assert exchange is not None and exchange.request is not None and server is not None
+        scanned = len(self.reply)
+        if scanned:
+            data = self.reply + data
+        while True:
+            try:
+                end = head_end(data, scanned)
+                if not end:
+                    self.reply = data
+                    return
+                response = parse_response(data if end == len(data) else data[:end])
+                self.reply = b""
+                if response.status >= 200 or response.status == 101:
+                    self.begin_response(response, data[end:] if end != len(data) else b"")
+                    return
+            except Refused as refused:
+                self.garbled(server, refused)
+                return
+            data, scanned = data[end:], 0
+            if exchange.request.version > 10:
+                self.given += end
+                self.write(self.client, response.raw)
+            if self.state is not _EXCHANGING or not data:
+                return
+
+    def begin_response(self, response: Response, rest: bytes) -> None:
+        """The final answer's head is here. Raises Refused."""
+        exchange, client, server = self.exchange, self.client, self.server
+        assert exchange is not None and exchange.request is not None and server is not None
+        request = exchange.request
+        kind, length = response.body_for(request.method)
+        tunnel = response.status == 101 or (request.connect and response.status < 300)
+        if response.status == 101 and not request.upgrade:
+            raise Refused(502, "the server switches protocols although nobody has asked it to")
+        body = NOTHING
+        if kind:
+            if kind == _CHUNKED and request.version < 11:
+                raise Refused(502, "chunks for a client of HTTP/1.0")
+            body = Body(kind, length)
+            used = body.take(rest)
+            if used != len(rest):
+                exchange.surplus = True
+                rest = rest[:used]
+        elif rest and not tunnel:
+            exchange.surplus = True
+            rest = b""
+        self.outgoing = b""
+        exchange.response, exchange.status = response, response.status
+        exchange.answered_at = self.worker.now
+        changes = self.decide_response(request, response)
+        if changes is None:
+            return
+        if body.until_close:
+            exchange.keep = False
+        head = changed(response.forward, changes) if changes else response.forward
+        if tunnel:
+            self.open_tunnel(head, rest)
+            return
+        if not exchange.keep:
+            head = with_connection(head, b"close")
+        elif request.version < 11 or response.version < 11:
+            head = with_connection(head, b"keep-alive")
+        server.body = body
+        self.given += len(head) + len(rest)
+        self.write(client, head + rest if rest else head)
+        if body.done and self.state is _EXCHANGING:
+            self.message_done(server)
+
+    def decide_response(self, request: Request, response: Response) -> Sequence[Change] | None:
+        """Apply the rules for responses: the changes of its head; None when we have answered instead."""
+        exchange, target = self.exchange, self.target
+        assert exchange is not None and target is not None
+        changes: list[Change] = []
+        edits: tuple[Edit, ...] = ()
+        front, back = self.policies()
+        for policy in (back, front):
+            if policy.response is None:
+                continue
+            verdict = policy.response.apply(LiveSample(self), edits)
+            edits += verdict.edits
+            if verdict.answer is not None:
+                exchange.response = None
+                if verdict.answer.kind == "deny":
+                    for tally in (self.backend, target):
+                        tally.row.dresp += 1
+                        tally.row.change()
+                self.rule_answers_instead(verdict.answer)
+                return None
+        cookie = self.backend.config.cookie
+        if cookie is not None:
+            stays = target is exchange.pinned and not self.redispatched
+            said = from_server(
+                cookie, request.method, response, target.config.cookie, stays=stays, dated=exchange.dated
+            )
+            exchange.cookie_state = exchange.cookie_state[:1] + said.letter
+            changes += said.edits
+        changes += edits
+        return changes
+
+    def rule_answers_instead(self, answer: Answer) -> None:
+        """A rule about responses wants another one."""
+        denied = answer.kind == "deny"
+        self.cause = "PH" if denied else "LH"
+        if denied and answer.body is None:
+            self.answer(answer.status)
+        elif answer.kind == "redirect":
+            self.say(answer.status, answers.redirect(answer.status, answer.location))
+        else:
+            text = answers.answer(answer.status, answer.body or b"", answer.content_type, answer.headers)
+            self.say(answer.status, text)
+
+    def message_done(self, side: HttpSide, rest: memoryview | None = None) -> None:
+        """All of a message has come from this side, and may still wait to be written; `rest` came behind it."""
+        side.held = True
+        if side is self.client:
+            if rest is not None:
+                self.buffer = bytes(rest)
+            return
+        exchange = self.exchange
+        assert exchange is not None
+        if rest is not None:
+            exchange.surplus = True
+        if not self.client.blocked:
+            self.end_exchange()
+
+    def flushed(self, side: HttpSide) -> None:
+        """Nothing waits to be written to this side any more."""
+        peer, exchange, server = side.peer, self.exchange, self.server
+        if peer is not None and side.partner.body.done:
+            peer.stop_splicing()
+        if side is self.client:
+            if server is None:
+                if exchange is not None:
+                    self.end_exchange()
+            elif exchange is not None and exchange.response is not None and server.body.done:
+                self.end_exchange()
+            elif server.eof:
+                self.cut_off()
+            else:
+                server.release()
+        elif not self.client.body.done and not side.shut:
+            self.client.last = self.worker.now
+            self.client.release()
+
+    def end_exchange(self) -> None:
+        """The client has its answer: what is left serves the next ones, or nobody."""
+        worker, client, server, exchange, target = self.worker, self.client, self.server, self.exchange, self.target
+        assert exchange is not None
+        self.account()
+        self.count()
+        self.log_exchange()
+        read = client.body.done
+        if client.pipe is not None:
+            client.stop_splicing()
+        if server is not None:
+            if server.pipe is not None:
+                server.stop_splicing()
+            if target is not None and target.pool is not None and read and self._reusable(server, exchange):
+                self.server = None
+                client.peer = server.peer = server.conn = None  # type: ignore[assignment]
+                server.held = True
+                server.bulky = server.ready = 0
+                target.pool.give(server)
+            else:
+                self.drop_server()
+        self.give_slot_back()
+        self.exit()
+        self.exchange = None
+        self.cause = ""
+        self.outgoing = self.reply = b""
+        client.body = NOTHING
+        client.bulky = 0
+        if not (exchange.keep and read):
+            self.depart()
+            return
+        self.state = _WAITING
+        if self.slot >= 0:
+            self.parked_on()
+        self.backend, self.route = self.frontend.backend, self.frontend.route
+        now = client.last = self.began_at = self.idle_since = worker.now
+        self.due = now + self.route.keep_alive
+        self.sooner(self.due)
+        if self.buffer:
+            # In the next turn: a client with a thousand requests in its pipeline is not the only one.
+            client.held = True
+            worker.ready.append(client)
+        else:
+            client.release()
+
+    def _reusable(self, server: HttpSide, exchange: Exchange) -> bool:
+        """Whether the server's connection may serve another exchange."""
+        response, config = exchange.response, self.backend.config
+        front, back = self.policies()
+        return (
+            response is not None
+            and response.keep_alive
+            and not server.body.until_close
+            and not exchange.surplus
+            and not server.blocked
+            and not server.eof
+            and not server.ready & TROUBLE
+            and config.http_reuse != "never"
+            and not (front.httpclose or back.httpclose)
+            and self.target is not None
+            and not self.target.send_proxy  # it has been told whose connection it is
+            and self.target.usable
+        )
+
+    def open_tunnel(self, head: bytes, rest: bytes) -> None:
+        """From here on it is TCP."""
+        client, server = self.client, self.server
+        assert server is not None
+        self.given += len(head)
+        early, self.buffer = self.buffer, b""
+        client.body = server.body = NOTHING
+        self.write(client, head + rest)
+        if self.state is _EXCHANGING and early:
+            self.write(server, early)
+        if self.state is not _EXCHANGING:
+            return
+        self.state = State.ESTABLISHED
+        client.tunnel = server.tunnel = True
+        client.held, server.held = server.blocked, client.blocked
+        self.rearm()
+        if not client.held:
+            client.resume()
+        if self.server is server and not server.held:
+            server.resume()
+
+
+_CHUNKED = 2
