@@ -1,0 +1,396 @@
+"""Heads of HTTP/1 messages: where one ends, what it says, and above all how long its body is (RFC 9112).
+
+One possessive regular expression decides whether a head is sound, a second one finds the few fields that this program
+itself obeys; all fields are listed only when somebody asks. Heads that come again and again are parsed once: results
+are shared and must never be changed.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from hitlessd.http.grammar import CHUNKED, CLOSE, LENGTH, MAX_FIELDS, MAX_HEAD, MAX_LENGTH, NONE, TOKEN, Refused
+
+__all__ = ["Request", "Response", "head_end", "parse_request", "parse_response"]
+
+_BLOCK = rb"((?:" + TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n"
+#: `#` is the one visible character that no request target has (RFC 9112 section 3.2).
+_REQUEST = re.compile(rb"(" + TOKEN + rb"++) ([!\"$-~]++) HTTP/1\.([01])\r\n" + _BLOCK)
+#: The space before an empty reason is missing with some servers; there is only one way to read that.
+_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?\r\n" + _BLOCK)
+#: The fields that are obeyed here. The look-ahead alone makes it a third faster.
+_OBEYED = re.compile(
+    rb"\r\n(?=[chteuCHTEU])"
+    rb"(connection|content-length|transfer-encoding|host|upgrade|expect):[\t ]*+([^\r]*+)",
+    re.IGNORECASE,
+)
+_FIELD = re.compile(rb"([^:]++):[\t ]*+([^\r]*+)\r\n")
+#: RFC 3986 section 3.2.2 without the comma, which makes a list of one Host where fields are joined.
+_HOST = re.compile(rb"(?:[-._~0-9A-Za-z!$&'()*+;=%]*+|\[[0-9A-Fa-f:.]++\])(?::[0-9]{0,5}+)?")
+_PORT = re.compile(rb"[^:]:[0-9]++\Z")
+_ABSOLUTE = re.compile(rb"([hH][tT][tT][pP][sS]?)://([^/?@]++)([/?].*+)?")
+_OWN_PORTS = {b"http": b":80", b"https": b":443"}
+_LENGTH = re.compile(rb"[0-9]{1,19}")
+
+#: Heads longer than this are parsed anew each time: they rarely come twice.
+_SHARED = 1024
+_SHARED_HEADS = 256
+
+
+def head_end(buffer: bytes | bytearray, start: int, response: bool = False) -> int:
+    """The position behind the empty line that ends the head which begins at `start`, or 0 if more bytes are needed.
+
+    Up to two empty lines before a request belong to its head (RFC 9112 section 2.2). Raises Refused as soon as no
+    further bytes could make a sound head of what is there, and for one that is larger than MAX_HEAD.
+    """
+    found = buffer.find(b"\r\n\r\n", start, start + MAX_HEAD)
+    if found >= 0 and buffer[start] != 13:
+        return found + 4
+    from hitlessd.http.diagnosis import partial_end
+
+    return partial_end(buffer, start, response)
+
+
+class Request:
+    """A request's head. Immutable, shared between all who sent the same one."""
+
+    __slots__ = (
+        "_fields",
+        "_path",
+        "_query",
+        "_split",
+        "connect",
+        "expect",
+        "framing",
+        "host",
+        "keep_alive",
+        "length",
+        "method",
+        "options",
+        "raw",
+        "target",
+        "upgrade",
+        "version",
+    )
+
+    raw: bytes  # the head as it came, without empty lines before it
+    method: bytes
+    target: bytes
+    version: int  # 10 or 11
+    framing: int  # NONE, LENGTH or CHUNKED
+    length: int  # bytes of the body, where framing is LENGTH
+    host: bytes  # of an absolute-form target or of Host, with the port if there is one
+    options: tuple[bytes, ...]  # what Connection lists, in lower case
+    keep_alive: bool  # the client wants to go on
+    upgrade: bool  # it offers another protocol, and it is not HTTP/2
+    connect: bool
+    expect: bool  # it waits for 100 (Continue)
+
+    def __init__(self) -> None:
+        self._fields: tuple[tuple[bytes, bytes], ...] | None = None
+        self._split = False
+
+    @property
+    def fields(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Names as they were sent and values without the space around them, in order."""
+        if self._fields is None:
+            self._fields = _fields(self.raw)
+        return self._fields
+
+    def values(self, name: bytes) -> list[bytes]:
+        """The values of all fields of that name, which is given in lower case."""
+        return [value for key, value in self.fields if key.lower() == name]
+
+    @property
+    def path(self) -> bytes:
+        """The target's path, from the first slash to the question mark; empty for CONNECT and `*`, as with HAProxy."""
+        if not self._split:
+            self._divide()
+        return self._path
+
+    @property
+    def query(self) -> bytes:
+        """What follows the target's first question mark."""
+        if not self._split:
+            self._divide()
+        return self._query
+
+    def _divide(self) -> None:
+        target = self.target
+        if not target.startswith(b"/"):
+            absolute = None if self.connect else _ABSOLUTE.fullmatch(target)
+            target = (absolute[3] or b"/") if absolute else b""
+        self._path, _, self._query = target.partition(b"?")
+        self._split = True
+
+
+class Response:
+    """A response's head. Immutable, shared between all that were the same."""
+
+    __slots__ = (
+        "_fields",
+        "framing",
+        "keep_alive",
+        "length",
+        "options",
+        "raw",
+        "reason",
+        "status",
+        "upgrade",
+        "version",
+    )
+
+    raw: bytes
+    status: int
+    reason: bytes
+    version: int  # 10 or 11
+    framing: int  # what the fields say: LENGTH, CHUNKED or CLOSE; see body_for()
+    length: int
+    options: tuple[bytes, ...]  # what Connection lists, in lower case
+    keep_alive: bool  # the server wants to go on; in vain where the body ends with the connection
+    upgrade: bool  # 101 with an Upgrade field
+
+    def __init__(self) -> None:
+        self._fields: tuple[tuple[bytes, bytes], ...] | None = None
+
+    @property
+    def fields(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Names as they were sent and values without the space around them, in order."""
+        if self._fields is None:
+            self._fields = _fields(self.raw)
+        return self._fields
+
+    def values(self, name: bytes) -> list[bytes]:
+        """The values of all fields of that name, which is given in lower case."""
+        return [value for key, value in self.fields if key.lower() == name]
+
+    def body_for(self, method: bytes) -> tuple[int, int]:
+        """Framing and length of the body that follows, if this answers such a request (RFC 9112 section 6.3).
+
+        After 101, and after 2xx to CONNECT, there is no body but a tunnel.
+        """
+        status = self.status
+        if status < 200 or status == 204 or status == 304 or method == b"HEAD":
+            return NONE, 0
+        if status < 300 and method == b"CONNECT":
+            return NONE, 0
+        return self.framing, self.length
+
+
+def parse_request(head: bytes) -> Request:
+    """What a whole head says, the empty line at its end included. Raises Refused with 400, 413, 431, 501 or 505."""
+    return _shared_request(head) if len(head) <= _SHARED else _request(head)
+
+
+def parse_response(head: bytes) -> Response:
+    """What a whole head says, the empty line at its end included. Raises Refused; its status is of no use."""
+    return _shared_response(head) if len(head) <= _SHARED else _response(head)
+
+
+def _request(head: bytes) -> Request:
+    match = _REQUEST.fullmatch(head)
+    if match is None:
+        if head.startswith(b"\r\n"):
+            return parse_request(head.removeprefix(b"\r\n").removeprefix(b"\r\n"))
+        from hitlessd.http.diagnosis import diagnose
+
+        diagnose(head, False)
+    request = Request()
+    request.raw = head
+    method, target, minor, block = match.groups()
+    request.method = method
+    request.target = target
+    request.version = version = 11 if minor == b"1" else 10
+    if block.count(b"\n") > MAX_FIELDS:
+        raise Refused(431, f"more than {MAX_FIELDS} header fields")
+
+    length = coding = host = expect = None
+    options: tuple[bytes, ...] = ()
+    upgrades: list[bytes] = []
+    for name, value in _OBEYED.findall(head, match.start(4) - 2):
+        size = len(name)
+        if size == 4:
+            if host is not None:
+                raise Refused(400, "more than one Host")
+            host = _stripped(value)
+        elif size == 10:
+            options += _tokens(value)
+        elif size == 14:
+            length = _length(value, length)
+        elif size == 17:
+            coding = _coding(value, coding)
+        elif size == 7:
+            upgrades.append(value)
+        else:
+            expect = value
+
+    request.connect = connect = method == b"CONNECT"
+    request.host = _authority(method, target, version, host)
+    request.options = options
+    request.keep_alive = b"close" not in options if version == 11 else _persists(options)
+    request.upgrade = bool(upgrades) and version == 11 and b"upgrade" in options and not _http2(upgrades)
+    request.expect = expect is not None and version == 11 and _stripped(expect).lower() == b"100-continue"
+    request.length = 0
+    if coding is not None:
+        _check_coding(coding, version, length)
+        request.framing = CHUNKED
+    elif length is not None:
+        request.framing = LENGTH
+        request.length = length
+    else:
+        request.framing = NONE
+        return request
+    if connect and length != 0:
+        raise Refused(400, "CONNECT with a body")
+    if version == 10 and length and method in (b"GET", b"HEAD", b"DELETE"):
+        # HAProxy's rule and status: servers of that age read such a body as the next request.
+        raise Refused(413, f"{method.decode()} of HTTP/1.0 with a body")
+    return request
+
+
+def _response(head: bytes) -> Response:
+    match = _RESPONSE.fullmatch(head)
+    if match is None:
+        from hitlessd.http.diagnosis import diagnose
+
+        diagnose(head, True)
+    response = Response()
+    response.raw = head
+    minor, status, reason, block = match.groups()
+    response.version = version = 11 if minor == b"1" else 10
+    response.status = code = int(status)
+    response.reason = reason or b""
+    if block.count(b"\n") > MAX_FIELDS:
+        raise Refused(431, f"more than {MAX_FIELDS} header fields")
+
+    length = coding = None
+    options: tuple[bytes, ...] = ()
+    upgrade = False
+    for name, value in _OBEYED.findall(head, match.start(4) - 2):
+        size = len(name)
+        if size == 10:
+            options += _tokens(value)
+        elif size == 14:
+            length = _length(value, length)
+        elif size == 17:
+            coding = _coding(value, coding)
+        elif size == 7:
+            upgrade = True
+
+    response.options = options
+    response.keep_alive = b"close" not in options if version == 11 else _persists(options)
+    response.upgrade = upgrade and code == 101
+    response.length = 0
+    if coding is not None:
+        _check_coding(coding, version, length)
+        if code < 200 or code == 204:
+            raise Refused(400, f"Transfer-Encoding in a response {code}")
+        response.framing = CHUNKED
+    elif length is not None:
+        if length and (code < 200 or code == 204):
+            raise Refused(400, f"Content-Length in a response {code}")
+        response.framing = LENGTH
+        response.length = length
+    else:
+        response.framing = CLOSE
+    return response
+
+
+_shared_request = lru_cache(_SHARED_HEADS)(_request)
+_shared_response = lru_cache(_SHARED_HEADS)(_response)
+
+
+def _fields(head: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    pairs: list[tuple[bytes, bytes]] = _FIELD.findall(head, head.index(b"\n") + 1)
+    if b" \r\n" in head or b"\t\r\n" in head:
+        pairs = [(name, value.rstrip(b"\t ")) for name, value in pairs]
+    return tuple(pairs)
+
+
+def _stripped(value: bytes) -> bytes:
+    return value.rstrip(b"\t ")
+
+
+def _tokens(value: bytes) -> tuple[bytes, ...]:
+    """The elements of a list in lower case (RFC 9110 section 5.6.1)."""
+    if b"," not in value:
+        value = value.strip(b"\t ").lower()
+        return (value,) if value else ()
+    parts = [part.strip(b"\t ") for part in value.lower().split(b",")]
+    return tuple(part for part in parts if part)
+
+
+def _persists(options: tuple[bytes, ...]) -> bool:
+    """Whether an HTTP/1.0 connection goes on (RFC 9112 section 9.3)."""
+    return b"keep-alive" in options and b"close" not in options
+
+
+def _length(value: bytes, before: int | None) -> int:
+    """A Content-Length. A repeated one is refused even where it agrees: others may join or drop one (section 6.3)."""
+    if before is not None:
+        raise Refused(400, "more than one Content-Length")
+    value = _stripped(value)
+    if not _LENGTH.fullmatch(value):
+        raise Refused(400, "Content-Length is not a number")
+    length = int(value)
+    if length >= MAX_LENGTH:
+        raise Refused(400, "Content-Length is too large")
+    return length
+
+
+def _coding(value: bytes, before: bytes | None) -> bytes:
+    if before is not None:
+        raise Refused(400, "more than one Transfer-Encoding")
+    return _stripped(value).lower()
+
+
+def _check_coding(coding: bytes, version: int, length: int | None) -> None:
+    """Only `chunked`, alone, is understood; everything near it is an attempt to be read differently elsewhere."""
+    if length is not None:
+        raise Refused(400, "Content-Length with Transfer-Encoding")
+    if version == 10:
+        raise Refused(400, "Transfer-Encoding in HTTP/1.0")
+    if coding != b"chunked":
+        if re.fullmatch(TOKEN + rb"++(?:[\t ]*+,[\t ]*+" + TOKEN + rb"++)*+", coding) and coding.count(b"chunked") < 2:
+            raise Refused(501, "a transfer coding other than chunked")
+        raise Refused(400, "Transfer-Encoding is malformed")
+
+
+def _http2(upgrades: list[bytes]) -> bool:
+    """Whether HTTP/2 is offered: a tunnel of requests that nobody here would see."""
+    return any(token.startswith((b"h2", b"http/")) for value in upgrades for token in _tokens(value))
+
+
+def _authority(method: bytes, target: bytes, version: int, host: bytes | None) -> bytes:
+    """The host that is meant, after target and Host were checked against each other (RFC 9112 sections 3.2 and 3.3)."""
+    if host is None:
+        if version == 11:
+            raise Refused(400, "no Host")
+    elif not _HOST.fullmatch(host):
+        raise Refused(400, "Host is malformed")
+    if target[0] == 47 and method != b"CONNECT":
+        return host or b""
+    scheme = b""
+    if method == b"CONNECT":
+        authority = target
+        if not _HOST.fullmatch(target) or not _PORT.search(target):
+            raise Refused(400, "the target of CONNECT is not host:port")
+    elif target == b"*":
+        if method != b"OPTIONS":
+            raise Refused(400, "target * without OPTIONS")
+        return host or b""
+    else:
+        absolute = _ABSOLUTE.fullmatch(target)
+        if absolute is None or not _HOST.fullmatch(absolute[2]) or absolute[2][:1] == b":":
+            raise Refused(400, "the request target is malformed")
+        scheme = absolute[1].lower()
+        authority = absolute[2]
+    if host is not None and _bare(host, scheme) != _bare(authority, scheme):
+        raise Refused(400, "Host contradicts the request target")
+    return authority
+
+
+def _bare(authority: bytes, scheme: bytes) -> bytes:
+    """To compare by: in lower case, without the scheme's own port."""
+    return authority.lower().removesuffix(_OWN_PORTS.get(scheme, b"")).removesuffix(b":")
