@@ -207,7 +207,7 @@ class Body:
     def _byte(self, byte: int) -> None:
         """One byte of chunk framing (RFC 9112 section 7.1), without the space that it allows in extensions."""
         phase = self._phase
-        if phase == _SIZE or phase == _DIGITS:
+        if phase in (_SIZE, _DIGITS):
             if byte in _HEX:
                 self._digits += 1
                 if self._digits > _MAX_DIGITS:
@@ -218,7 +218,7 @@ class Body:
                 self._phase = _AFTER_SIZE[byte]
             else:
                 raise Refused(400, "a chunk's size is malformed")
-        elif phase == _DATA_CR or phase == _DATA_LF:
+        elif phase in (_DATA_CR, _DATA_LF):
             if byte != (13 if phase == _DATA_CR else 10):
                 raise Refused(400, "no line end behind a chunk")
             self._phase = _DATA_LF if phase == _DATA_CR else _SIZE

@@ -30,7 +30,8 @@ _FIELD = re.compile(rb"([^:]++):[\t ]*+([^\r]*+)\r\n")
 _HOST = re.compile(rb"(?:[-._~0-9A-Za-z!$&'()*+;=%]*+|\[[0-9A-Fa-f:.]++\])(?::[0-9]{0,5}+)?")
 _PORT = re.compile(rb"[^:]:[0-9]++\Z")
 _ABSOLUTE = re.compile(rb"([hH][tT][tT][pP][sS]?)://([^/?@]++)([/?].*+)?")
-_OWN_PORTS = {b"http": b":80", b"https": b":443"}
+#: Ports that Host need not name, by scheme; CONNECT has none, and HAProxy allows both there.
+_OWN_PORTS = {b"http": (b":80",), b"https": (b":443",), b"": (b":80", b":443")}
 _LENGTH = re.compile(rb"[0-9]{1,19}")
 
 #: Heads longer than this are parsed anew each time: they rarely come twice.
@@ -60,11 +61,13 @@ class Request:
         "_path",
         "_query",
         "_split",
+        "closed",
         "connect",
         "expect",
         "framing",
         "host",
         "keep_alive",
+        "kept",
         "length",
         "method",
         "options",
@@ -90,6 +93,9 @@ class Request:
     def __init__(self) -> None:
         self._fields: tuple[tuple[bytes, bytes], ...] | None = None
         self._split = False
+        # The head as it is passed on without configured changes, once somebody has asked; see edit.py.
+        self.kept: bytes | None = None
+        self.closed: bytes | None = None
 
     @property
     def fields(self) -> tuple[tuple[bytes, bytes], ...]:
@@ -134,6 +140,7 @@ class Response:
         "keep_alive",
         "length",
         "options",
+        "passed",
         "raw",
         "reason",
         "status",
@@ -153,6 +160,7 @@ class Response:
 
     def __init__(self) -> None:
         self._fields: tuple[tuple[bytes, bytes], ...] | None = None
+        self.passed: list[bytes | None] = [None] * 4  # as it is passed on without configured changes; see edit.py
 
     @property
     def fields(self) -> tuple[tuple[bytes, bytes], ...]:
@@ -191,8 +199,9 @@ def parse_response(head: bytes) -> Response:
 def _request(head: bytes) -> Request:
     match = _REQUEST.fullmatch(head)
     if match is None:
-        if head.startswith(b"\r\n"):
-            return parse_request(head.removeprefix(b"\r\n").removeprefix(b"\r\n"))
+        head = head.removeprefix(b"\r\n").removeprefix(b"\r\n")
+        match = _REQUEST.fullmatch(head)
+    if match is None:
         from hitlessd.http.diagnosis import diagnose
 
         diagnose(head, False)
@@ -393,4 +402,7 @@ def _authority(method: bytes, target: bytes, version: int, host: bytes | None) -
 
 def _bare(authority: bytes, scheme: bytes) -> bytes:
     """To compare by: in lower case, without the scheme's own port."""
-    return authority.lower().removesuffix(_OWN_PORTS.get(scheme, b"")).removesuffix(b":")
+    authority = authority.lower()
+    for own in _OWN_PORTS[scheme]:
+        authority = authority.removesuffix(own)
+    return authority.removesuffix(b":")
