@@ -52,5 +52,5 @@ class Refused(HitlessdError):
 
 
 def safe(value: bytes) -> bytes:
-    """A field's value that cannot end its line, whatever a client gave us to quote: control characters become spaces."""
+    """A value that cannot end its line, whatever of a client's it quotes: control characters become spaces."""
     return _UNSAFE.sub(b" ", value)

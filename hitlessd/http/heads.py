@@ -10,7 +10,18 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from hitlessd.http.grammar import CHUNKED, CLOSE, LENGTH, MAX_FIELDS, MAX_HEAD, MAX_LENGTH, NONE, TOKEN, Refused
+from hitlessd.http.fields import (
+    check_coding,
+    content_length,
+    list_fields,
+    offers_http2,
+    persists,
+    stripped,
+    tokens,
+    transfer_coding,
+)
+from hitlessd.http.grammar import CHUNKED, CLOSE, LENGTH, MAX_FIELDS, MAX_HEAD, NONE, TOKEN, Refused
+from hitlessd.http.targets import ABSOLUTE, authority
 
 __all__ = ["Request", "Response", "head_end", "parse_request", "parse_response"]
 
@@ -25,14 +36,6 @@ _OBEYED = re.compile(
     rb"(connection|content-length|transfer-encoding|host|upgrade|expect):[\t ]*+([^\r]*+)",
     re.IGNORECASE,
 )
-_FIELD = re.compile(rb"([^:]++):[\t ]*+([^\r]*+)\r\n")
-#: RFC 3986 section 3.2.2 without the comma, which makes a list of one Host where fields are joined.
-_HOST = re.compile(rb"(?:[-._~0-9A-Za-z!$&'()*+;=%]*+|\[[0-9A-Fa-f:.]++\])(?::[0-9]{0,5}+)?")
-_PORT = re.compile(rb"[^:]:[0-9]++\Z")
-_ABSOLUTE = re.compile(rb"([hH][tT][tT][pP][sS]?)://([^/?@]++)([/?].*+)?")
-#: Ports that Host need not name, by scheme; CONNECT has none, and HAProxy allows both there.
-_OWN_PORTS = {b"http": (b":80",), b"https": (b":443",), b"": (b":80", b":443")}
-_LENGTH = re.compile(rb"[0-9]{1,19}")
 
 #: Heads longer than this are parsed anew each time: they rarely come twice.
 _SHARED = 1024
@@ -101,7 +104,7 @@ class Request:
     def fields(self) -> tuple[tuple[bytes, bytes], ...]:
         """Names as they were sent and values without the space around them, in order."""
         if self._fields is None:
-            self._fields = _fields(self.raw)
+            self._fields = list_fields(self.raw)
         return self._fields
 
     def values(self, name: bytes) -> list[bytes]:
@@ -125,7 +128,7 @@ class Request:
     def _divide(self) -> None:
         target = self.target
         if not target.startswith(b"/"):
-            absolute = None if self.connect else _ABSOLUTE.fullmatch(target)
+            absolute = None if self.connect else ABSOLUTE.fullmatch(target)
             target = (absolute[3] or b"/") if absolute else b""
         self._path, _, self._query = target.partition(b"?")
         self._split = True
@@ -166,7 +169,7 @@ class Response:
     def fields(self) -> tuple[tuple[bytes, bytes], ...]:
         """Names as they were sent and values without the space around them, in order."""
         if self._fields is None:
-            self._fields = _fields(self.raw)
+            self._fields = list_fields(self.raw)
         return self._fields
 
     def values(self, name: bytes) -> list[bytes]:
@@ -222,27 +225,27 @@ def _request(head: bytes) -> Request:
         if size == 4:
             if host is not None:
                 raise Refused(400, "more than one Host")
-            host = _stripped(value)
+            host = stripped(value)
         elif size == 10:
-            options += _tokens(value)
+            options += tokens(value)
         elif size == 14:
-            length = _length(value, length)
+            length = content_length(value, length)
         elif size == 17:
-            coding = _coding(value, coding)
+            coding = transfer_coding(value, coding)
         elif size == 7:
             upgrades.append(value)
         else:
             expect = value
 
     request.connect = connect = method == b"CONNECT"
-    request.host = _authority(method, target, version, host)
+    request.host = authority(method, target, version, host)
     request.options = options
-    request.keep_alive = b"close" not in options if version == 11 else _persists(options)
-    request.upgrade = bool(upgrades) and version == 11 and b"upgrade" in options and not _http2(upgrades)
-    request.expect = expect is not None and version == 11 and _stripped(expect).lower() == b"100-continue"
+    request.keep_alive = b"close" not in options if version == 11 else persists(options)
+    request.upgrade = bool(upgrades) and version == 11 and b"upgrade" in options and not offers_http2(upgrades)
+    request.expect = expect is not None and version == 11 and stripped(expect).lower() == b"100-continue"
     request.length = 0
     if coding is not None:
-        _check_coding(coding, version, length)
+        check_coding(coding, version, length)
         request.framing = CHUNKED
     elif length is not None:
         request.framing = LENGTH
@@ -279,20 +282,20 @@ def _response(head: bytes) -> Response:
     for name, value in _OBEYED.findall(head, match.start(4) - 2):
         size = len(name)
         if size == 10:
-            options += _tokens(value)
+            options += tokens(value)
         elif size == 14:
-            length = _length(value, length)
+            length = content_length(value, length)
         elif size == 17:
-            coding = _coding(value, coding)
+            coding = transfer_coding(value, coding)
         elif size == 7:
             upgrade = True
 
     response.options = options
-    response.keep_alive = b"close" not in options if version == 11 else _persists(options)
+    response.keep_alive = b"close" not in options if version == 11 else persists(options)
     response.upgrade = upgrade and code == 101
     response.length = 0
     if coding is not None:
-        _check_coding(coding, version, length)
+        check_coding(coding, version, length)
         if code < 200 or code == 204:
             raise Refused(400, f"Transfer-Encoding in a response {code}")
         response.framing = CHUNKED
@@ -308,101 +311,3 @@ def _response(head: bytes) -> Response:
 
 _shared_request = lru_cache(_SHARED_HEADS)(_request)
 _shared_response = lru_cache(_SHARED_HEADS)(_response)
-
-
-def _fields(head: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    pairs: list[tuple[bytes, bytes]] = _FIELD.findall(head, head.index(b"\n") + 1)
-    if b" \r\n" in head or b"\t\r\n" in head:
-        pairs = [(name, value.rstrip(b"\t ")) for name, value in pairs]
-    return tuple(pairs)
-
-
-def _stripped(value: bytes) -> bytes:
-    return value.rstrip(b"\t ")
-
-
-def _tokens(value: bytes) -> tuple[bytes, ...]:
-    """The elements of a list in lower case (RFC 9110 section 5.6.1)."""
-    if b"," not in value:
-        value = value.strip(b"\t ").lower()
-        return (value,) if value else ()
-    parts = [part.strip(b"\t ") for part in value.lower().split(b",")]
-    return tuple(part for part in parts if part)
-
-
-def _persists(options: tuple[bytes, ...]) -> bool:
-    """Whether an HTTP/1.0 connection goes on (RFC 9112 section 9.3)."""
-    return b"keep-alive" in options and b"close" not in options
-
-
-def _length(value: bytes, before: int | None) -> int:
-    """A Content-Length. A repeated one is refused even where it agrees: others may join or drop one (section 6.3)."""
-    if before is not None:
-        raise Refused(400, "more than one Content-Length")
-    value = _stripped(value)
-    if not _LENGTH.fullmatch(value):
-        raise Refused(400, "Content-Length is not a number")
-    length = int(value)
-    if length >= MAX_LENGTH:
-        raise Refused(400, "Content-Length is too large")
-    return length
-
-
-def _coding(value: bytes, before: bytes | None) -> bytes:
-    if before is not None:
-        raise Refused(400, "more than one Transfer-Encoding")
-    return _stripped(value).lower()
-
-
-def _check_coding(coding: bytes, version: int, length: int | None) -> None:
-    """Only `chunked`, alone, is understood; everything near it is an attempt to be read differently elsewhere."""
-    if length is not None:
-        raise Refused(400, "Content-Length with Transfer-Encoding")
-    if version == 10:
-        raise Refused(400, "Transfer-Encoding in HTTP/1.0")
-    if coding != b"chunked":
-        if re.fullmatch(TOKEN + rb"++(?:[\t ]*+,[\t ]*+" + TOKEN + rb"++)*+", coding) and coding.count(b"chunked") < 2:
-            raise Refused(501, "a transfer coding other than chunked")
-        raise Refused(400, "Transfer-Encoding is malformed")
-
-
-def _http2(upgrades: list[bytes]) -> bool:
-    """Whether HTTP/2 is offered: a tunnel of requests that nobody here would see."""
-    return any(token.startswith((b"h2", b"http/")) for value in upgrades for token in _tokens(value))
-
-
-def _authority(method: bytes, target: bytes, version: int, host: bytes | None) -> bytes:
-    """The host that is meant, after target and Host were checked against each other (RFC 9112 sections 3.2 and 3.3)."""
-    if host is None:
-        if version == 11:
-            raise Refused(400, "no Host")
-    elif not _HOST.fullmatch(host):
-        raise Refused(400, "Host is malformed")
-    if target[0] == 47 and method != b"CONNECT":
-        return host or b""
-    scheme = b""
-    if method == b"CONNECT":
-        authority = target
-        if not _HOST.fullmatch(target) or not _PORT.search(target):
-            raise Refused(400, "the target of CONNECT is not host:port")
-    elif target == b"*":
-        if method != b"OPTIONS":
-            raise Refused(400, "target * without OPTIONS")
-        return host or b""
-    else:
-        absolute = _ABSOLUTE.fullmatch(target)
-        if absolute is None or not _HOST.fullmatch(absolute[2]) or absolute[2][:1] == b":":
-            raise Refused(400, "the request target is malformed")
-        scheme = absolute[1].lower()
-        authority = absolute[2]
-    if host is not None and _bare(host, scheme) != _bare(authority, scheme):
-        raise Refused(400, "Host contradicts the request target")
-    return authority
-
-
-def _bare(authority: bytes, scheme: bytes) -> bytes:
-    """To compare by: in lower case, without the scheme's own port."""
-    authority = authority.lower()
-    for own in _OWN_PORTS[scheme]:
-        authority = authority.removesuffix(own)
-    return authority.removesuffix(b":")
