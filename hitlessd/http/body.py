@@ -1,161 +1,289 @@
-"""Where a message's body ends, counted as it passes (RFC 9112, 6 and 7). The bytes go on as they came, chunks and all,
-after they were checked; so what a body has come to is a few numbers, which move with it to another process."""
+"""Counts one message's body, so that its end is known to us and not to a guess (RFC 9112 sections 6 and 7.1).
+
+Everything is passed on as it came, chunk framing included, after it was checked. All that a Body knows is a handful of
+small numbers: a body moves to another process in the middle of a chunk's size as well as anywhere else. So chunk
+framing is read by a machine that takes a byte at a time and keeps no text, with regular expressions to leap over what
+lies whole in one piece.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
-from hitlessd.http.grammar import CHUNKED, CLOSE, LENGTH, NONE, TOKEN, VALUE, Refused
+from hitlessd.http.grammar import CHUNKED, CLOSE, LENGTH, MAX_LENGTH, NONE, TOKEN, VALUE, Refused
 
-__all__ = ["FULL", "NOTHING", "Body"]
+__all__ = ["ENDLESS", "FORBIDDEN_TRAILERS", "Body"]
 
-#: More than any body has.
-_ENDLESS = 1 << 62
-#: Bytes of a chunk's first line, or of a trailer's, and of all such extras of one body.
-_LONGEST_LINE, _MOST_EXTRAS = 4096, 16 << 10
-_SIZE = re.compile(
-    rb'([0-9A-Fa-f]{1,16})((?:;%b+(?:=(?:%b+|"(?:[\t \x21\x23-\x5b\x5d-\x7e]|\\[\t \x21-\x7e])*"))?)*)' % (TOKEN, TOKEN)
+#: `raw` where the body ends with the connection.
+ENDLESS = 1 << 62
+_MAX_DIGITS = 16
+#: Bytes of one chunk's extensions, and of all trailers.
+_MAX_EXTENSION = 256
+_MAX_TRAILERS = 8 << 10
+
+# Where in the chunk framing the next byte is. The numbers are part of the serial form: only ever add to them.
+(
+    _SIZE,  # at a chunk's first digit
+    _DIGITS,  # behind a digit
+    _DATA,  # in a chunk's data
+    _DATA_CR,  # behind it
+    _DATA_LF,
+    _SIZE_LF,  # the CR behind the size was seen
+    _NAME_1,  # at the first byte of an extension's name
+    _NAME,
+    _VALUE_1,
+    _VALUE,
+    _QUOTED,
+    _ESCAPED,
+    _UNQUOTED,  # behind a closing quote
+    _LINE,  # at the beginning of a trailer, or of the empty line
+    _FIELD,  # in a trailer's name
+    _TEXT,  # in a trailer's value
+    _TEXT_LF,
+    _LAST_LF,  # the CR of the empty line was seen
+    _OVER,
+) = range(19)
+
+#: A whole chunk header, with the end of the data before it or without.
+_HEADER = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
+_NEXT = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})\r\n")
+
+_HEX = {ord(c): int(c, 16) for c in "0123456789abcdefABCDEF"}
+_IS_TOKEN = frozenset(b"".join(re.findall(TOKEN, bytes(range(256)))))
+_IS_TEXT = frozenset(b"".join(re.findall(VALUE, bytes(range(256)))))
+
+#: What decides about framing, routing, authentication or the meaning of a body must be known before the body
+#: (RFC 9110 section 6.5.1), and where a client came from is ours to say.
+FORBIDDEN_TRAILERS = (
+    b"authorization",
+    b"cache-control",
+    b"connection",
+    b"content-encoding",
+    b"content-length",
+    b"content-range",
+    b"content-type",
+    b"cookie",
+    b"expect",
+    b"forwarded",
+    b"host",
+    b"keep-alive",
+    b"max-forwards",
+    b"proxy-authorization",
+    b"proxy-connection",
+    b"set-cookie",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-proto",
 )
-_TRAILER = re.compile(rb"(%b+):%b*" % (TOKEN, VALUE))
-#: Trailers must not change what was decided by the head (RFC 9110, 6.5.1).
-_NO_TRAILERS = frozenset({b"content-length", b"transfer-encoding", b"host", b"connection", b"te", b"trailer",
-                          b"content-encoding", b"content-type", b"content-range", b"authorization", b"cookie",
-                          b"set-cookie", b"expect", b"upgrade", b"cache-control", b"max-forwards"})  # fmt: skip
-_AT_SIZE, _IN_DATA, _AT_END, _AT_TRAILER = range(4)
+# A name is known by its hash only (FNV-1a, 64 bits), for it may be cut anywhere. A harmless name that happened to have
+# the hash of a forbidden one would be refused, which is the safe side.
+_FNV_BASE = 0xCBF29CE484222325
+_FNV_PRIME = 0x100000001B3
+_MASK = (1 << 64) - 1
+
+
+def _hashed(name: bytes) -> int:
+    value = _FNV_BASE
+    for byte in name:
+        value = ((value ^ byte) * _FNV_PRIME) & _MASK
+    return value
+
+
+_FORBIDDEN = frozenset(map(_hashed, FORBIDDEN_TRAILERS))
 
 
 class Body:
-    """One message's body."""
+    """What is left of one message's body. `payload` counts its bytes so far, without chunk framing."""
 
-    __slots__ = ("_extras", "_kind", "_left", "_line", "_part", "done", "payload")
+    __slots__ = ("_digits", "_hash", "_phase", "_used", "done", "kind", "left", "payload")
 
     def __init__(self, kind: int, length: int = 0) -> None:
-        """`kind`: NONE, LENGTH, CHUNKED or CLOSE."""
-        self._kind = kind
-        self._left = length if kind == LENGTH else _ENDLESS if kind == CLOSE else 0
-        self._part = _AT_SIZE  # of a chunked one
-        self._line = b""  # the beginning of a line
-        self._extras = 0  # bytes of extensions and trailers
-        self.payload = 0  # bytes of the body itself so far
+        self.kind = kind
+        self.left = length  # of the body, or of the current chunk
+        self.payload = 0
         self.done = kind == NONE or (kind == LENGTH and not length)
+        self._phase = _SIZE
+        self._digits = 0
+        self._used = 0  # bytes of this chunk's extensions, or of all trailers
+        self._hash = 0  # of a trailer's name
 
-    @property
-    def countable(self) -> bool:
-        """Its state follows from the number of bytes that have passed."""
-        return self._kind != CHUNKED
+    def take(self, data: bytes | bytearray | memoryview) -> int:
+        """How many of these bytes belong to this body: all of them, or fewer where it ends. They count as passed on.
 
-    @property
-    def until_close(self) -> bool:
-        """The end of the connection is its end."""
-        return self._kind == CLOSE
+        Raises Refused for chunk framing that is not sound; none of these bytes may be passed on then.
+        """
+        if self.kind == LENGTH:
+            size = len(data)
+            if size >= self.left:
+                size = self.left
+                self.done = True
+            self.left -= size
+            self.payload += size
+            return size
+        if self.kind == CHUNKED:
+            return self._chunks(data)
+        if self.kind == NONE:
+            return 0
+        self.payload += len(data)
+        return len(data)
 
     @property
     def raw(self) -> int:
-        """Bytes that may pass unseen now."""
-        return self._left
+        """So many bytes may be passed on now without being looked at, if skip() is told of them."""
+        if self.kind == LENGTH:
+            return self.left
+        if self.kind == CHUNKED:
+            return self.left if self._phase == _DATA else 0
+        return ENDLESS if self.kind == CLOSE else 0
 
-    def skip(self, size: int) -> None:
-        """So many have, at most `raw`."""
-        self._left -= size
-        self.payload += size
-        if not self._left:
-            if self._kind == CHUNKED:
-                self._part = _AT_END
-            else:
+    def skip(self, count: int) -> None:
+        """So many bytes, at most `raw`, were passed on unseen."""
+        self.payload += count
+        if self.kind == CLOSE:
+            return
+        self.left -= count
+        if not self.left:
+            if self.kind == LENGTH:
                 self.done = True
-
-    def end(self) -> bool:
-        """The connection has ended: whether the body is whole."""
-        if self._kind == CLOSE:
-            self.done = True
-        return self.done
-
-    def take(self, data: memoryview | bytes) -> int:
-        """How many of the bytes that have come are the body's. Raises Refused for what is no chunk."""
-        size = len(data)
-        if self._kind != CHUNKED:
-            if size > self._left:
-                size = self._left
-            if size:
-                self.skip(size)
-            return size
-        at = 0
-        while at < size and not self.done:
-            if self._part == _IN_DATA:
-                passed = min(self._left, size - at)
-                self.skip(passed)
-                at += passed
             else:
-                at += self._take_line(bytes(data[at : at + _LONGEST_LINE + 2]))
-        return at
-
-    def _take_line(self, data: bytes) -> int:
-        """A line, or the beginning of one; how many bytes it takes of these."""
-        begun = self._line
-        line = begun + data
-        end = line.find(b"\n")
-        if end < 0:
-            if len(line) > _LONGEST_LINE:
-                raise Refused(400, "a line of its chunks is too long")
-            self._check_begun(line)
-            self._line = line
-            return len(data)
-        if line[end - 1 : end] != b"\r":
-            raise Refused(400, "LF alone between its chunks")
-        self._line = b""
-        self._take_whole(line[: end - 1])
-        return end + 1 - len(begun)
-
-    def _check_begun(self, line: bytes) -> None:
-        """What can be told of a line of which the end has not come: one who waits for more must not wait in vain."""
-        if self._part == _AT_END and not b"\r\n".startswith(line):
-            raise Refused(400, "a chunk is longer than it says")
-        if self._part == _AT_SIZE and line[:1] not in b"0123456789abcdefABCDEF":
-            raise Refused(400, "a chunk without its size")
-
-    def _take_whole(self, line: bytes) -> None:
-        if self._part == _AT_END:
-            if line:
-                raise Refused(400, "a chunk is longer than it says")
-            self._part = _AT_SIZE
-        elif self._part == _AT_SIZE:
-            match = _SIZE.fullmatch(line)
-            if match is None or int(match[1], 16) >= _ENDLESS:
-                raise Refused(400, "the first line of a chunk makes no sense")
-            self._count_extra(len(match[2]))
-            self._left = int(match[1], 16)
-            self._part = _IN_DATA if self._left else _AT_TRAILER
-        elif line:
-            match = _TRAILER.fullmatch(line)
-            if match is None or match[1].lower() in _NO_TRAILERS:
-                raise Refused(400, "a trailer that is none, or may be none")
-            self._count_extra(len(line))
-        else:
-            self.done = True
-
-    def _count_extra(self, size: int) -> None:
-        self._extras += size
-        if self._extras > _MOST_EXTRAS:
-            raise Refused(400, "too much besides the body in its chunks")
+                self._phase = _DATA_CR
 
     def words(self) -> tuple[int, ...]:
-        """The serial form, for of()."""
-        return (self._kind, self._left, self._part, self._extras, self.payload, int(self.done), *self._line)
+        """All that there is to know, each below 2**64; of() makes the same Body of them."""
+        return (self.kind, self.left, self.payload, self._phase, self._digits, self._used, self._hash)
 
     @classmethod
-    def of(cls, words: Sequence[int]) -> Body:
-        """Raises ValueError, TypeError for what words() has not said."""
-        kind, left, part, extras, payload, done, *line = words
-        if kind not in (NONE, LENGTH, CHUNKED, CLOSE) or not 0 <= left <= _ENDLESS or part not in range(4):
-            raise ValueError("these are no words of a body")
-        body = cls(kind)
-        body._left, body._part, body._extras, body.payload, body.done = left, part, extras, payload, bool(done)
-        body._line = bytes(line)
+    def of(cls, words: tuple[int, ...]) -> Body:
+        """The Body whose words() these are."""
+        body = cls(words[0])
+        body.kind, body.left, body.payload, body._phase, body._digits, body._used, body._hash = words
+        if body.kind == LENGTH:
+            body.done = not body.left
+        elif body.kind == CHUNKED:
+            body.done = body._phase == _OVER
         return body
 
+    def _chunks(self, data: bytes | bytearray | memoryview) -> int:
+        size = len(data)
+        at = 0
+        while at < size:
+            phase = self._phase
+            if phase == _DATA:
+                step = min(self.left, size - at)
+                at += step
+                self.payload += step
+                self.left -= step
+                if self.left:
+                    return at
+                self._phase = phase = _DATA_CR
+            if phase == _DATA_CR:
+                match = _NEXT.match(data, at)
+            elif phase == _SIZE:
+                match = _HEADER.match(data, at)
+            elif phase == _OVER:
+                return at
+            else:
+                match = None
+            if match is not None:
+                at = match.end()
+                self.left = int(match[1], 16)
+                self._begin()
+            elif at < size:
+                self._byte(data[at])
+                at += 1
+        return at
 
-#: Of messages without a body; there is nothing in it that could change.
-NOTHING = Body(NONE)
-#: Of a body that came whole with its head.
-FULL = Body(LENGTH)
+    def _begin(self) -> None:
+        """A chunk's header is whole."""
+        if self.left >= MAX_LENGTH:
+            raise Refused(400, "a chunk is too large")
+        self._digits = self._used = 0
+        self._phase = _DATA if self.left else _LINE
+
+    def _byte(self, byte: int) -> None:
+        """One byte of chunk framing (RFC 9112 section 7.1), without the space that it allows in extensions."""
+        phase = self._phase
+        if phase in (_SIZE, _DIGITS):
+            if byte in _HEX:
+                self._digits += 1
+                if self._digits > _MAX_DIGITS:
+                    raise Refused(400, "a chunk's size has too many digits")
+                self.left = (self.left << 4 | _HEX[byte]) if phase == _DIGITS else _HEX[byte]
+                self._phase = _DIGITS
+            elif phase == _DIGITS and byte in _AFTER_SIZE:
+                self._phase = _AFTER_SIZE[byte]
+            else:
+                raise Refused(400, "a chunk's size is malformed")
+        elif phase in (_DATA_CR, _DATA_LF):
+            if byte != (13 if phase == _DATA_CR else 10):
+                raise Refused(400, "no line end behind a chunk")
+            self._phase = _DATA_LF if phase == _DATA_CR else _SIZE
+        elif phase == _SIZE_LF:
+            if byte != 10:
+                raise Refused(400, "CR without LF behind a chunk's size")
+            self._begin()
+        elif phase < _LINE:
+            self._used += 1
+            if self._used > _MAX_EXTENSION:
+                raise Refused(400, "a chunk's extensions are too long")
+            self._extension(byte)
+        elif phase != _OVER:
+            self._used += 1
+            if self._used > _MAX_TRAILERS:
+                raise Refused(431, "the trailers are too long")
+            self._trailer(byte)
+
+    def _extension(self, byte: int) -> None:
+        phase = self._phase
+        if phase == _QUOTED:
+            if byte == 0x22:
+                self._phase = _UNQUOTED
+            elif byte == 0x5C:
+                self._phase = _ESCAPED
+            elif byte not in _IS_TEXT:
+                raise Refused(400, "a chunk's extension is malformed")
+        elif phase == _ESCAPED and byte in _IS_TEXT:
+            self._phase = _QUOTED
+        elif byte in _IS_TOKEN and phase in _IN_TOKEN:
+            self._phase = _IN_TOKEN[phase]
+        elif byte == 0x22 and phase == _VALUE_1:
+            self._phase = _QUOTED
+        elif byte == 0x3D and phase == _NAME:
+            self._phase = _VALUE_1
+        elif byte in _AFTER_SIZE and phase in (_NAME, _VALUE, _UNQUOTED):
+            self._phase = _AFTER_SIZE[byte]
+        else:
+            raise Refused(400, "a chunk's extension is malformed")
+
+    def _trailer(self, byte: int) -> None:
+        phase = self._phase
+        if phase == _LINE and byte == 13:
+            self._phase = _LAST_LF
+        elif phase in (_LINE, _FIELD) and byte in _IS_TOKEN:
+            before = _FNV_BASE if phase == _LINE else self._hash
+            lower = byte | 0x20 if 65 <= byte <= 90 else byte
+            self._hash = ((before ^ lower) * _FNV_PRIME) & _MASK
+            self._phase = _FIELD
+        elif phase == _FIELD and byte == 0x3A:
+            if self._hash in _FORBIDDEN:
+                raise Refused(400, "a trailer that must not be one")
+            self._phase = _TEXT
+        elif phase == _TEXT and byte in _IS_TEXT:
+            pass
+        elif phase == _TEXT and byte == 13:
+            self._phase = _TEXT_LF
+        elif phase == _TEXT_LF and byte == 10:
+            self._phase = _LINE
+        elif phase == _LAST_LF and byte == 10:
+            self._phase = _OVER
+            self.done = True
+        else:
+            raise Refused(400, "a trailer is malformed")
+
+
+_AFTER_SIZE = {13: _SIZE_LF, 0x3B: _NAME_1}
+_IN_TOKEN = {_NAME_1: _NAME, _NAME: _NAME, _VALUE_1: _VALUE, _VALUE: _VALUE}

@@ -1,47 +1,171 @@
-"""Changes of a head that is passed on. The rest stays as it came: order, case and spaces."""
+"""The head that is passed on: the one that came, less what was meant for us alone, with the configured changes.
+
+Order and case stay. A head in which nothing changes is passed on as the same bytes, and what only depends on the head
+is worked out once for all who send it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
-__all__ = ["Change", "changed", "with_connection"]
+from hitlessd.http.grammar import CHUNKED, TOKEN, Refused, safe
+from hitlessd.http.heads import Request, Response
+from hitlessd.model import ForwardFor
 
-#: What is to be done, to the fields of which name, the value, and to which of them:
-#: "set" removes all of the name and adds one at the end, "add" adds one, "del" removes all; "replace" changes and
-#: "delete" removes the one that is number `nth` among those of its name before any change.
-Change = tuple[str, bytes, bytes] | tuple[str, bytes, bytes, int]
+__all__ = ["ADD", "DELETE", "SET", "Edit", "edit", "forward_request", "forward_response", "forwarded_for"]
 
+#: What is done to the fields of a name: SET leaves one, at the end; ADD puts one more there.
+SET, ADD, DELETE = range(3)
+Edit = tuple[int, bytes, bytes]
 
-def changed(head: bytes, changes: Iterable[Change]) -> bytes:
-    """The head after all changes, in their order."""
-    first, *lines = head[:-4].split(b"\r\n")
-    # Counted before any change: a place stays when its line goes.
-    fields: list[bytes | None] = list(lines)
-    for change in changes:
-        operation, name, value = change[:3]
-        lower = name.lower()
-        places = [at for at, line in enumerate(fields) if line is not None and _name(line) == lower]
-        if operation in ("set", "del"):
-            for at in places:
-                fields[at] = None
-        elif operation in ("replace", "delete"):
-            at = _nth(lines, lower, change[3] if len(change) > 3 else 0)
-            if at >= 0 and fields[at] is not None:
-                fields[at] = lines[at].partition(b":")[0] + b": " + value if operation == "replace" else None
-        if operation in ("set", "add"):
-            fields.append(name + b": " + value)
-    return b"\r\n".join([first, *(line for line in fields if line is not None)]) + b"\r\n\r\n"
-
-
-def with_connection(head: bytes, option: bytes) -> bytes:
-    """The head, which has no Connection field, with one at its end."""
-    return head[:-2] + b"connection: " + option + b"\r\n\r\n"
-
-
-def _name(line: bytes) -> bytes:
-    return line.partition(b":")[0].lower()
+#: What frames a message or concerns one connection only is ours to say.
+_OURS = re.compile(
+    rb"connection|content-length|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade", re.IGNORECASE
+)
+#: Hop-by-hop fields (RFC 9110 section 7.6.1), each with the line end before it, which makes the search fast.
+_HOP = re.compile(
+    rb"\r\n(?=[ckptuhCKPTUH])(?:connection|keep-alive|proxy-connection|te|upgrade|http2-settings):[^\r]*+",
+    re.IGNORECASE,
+)
+_HOP_BUT_UPGRADE = re.compile(
+    rb"\r\n(?=[ckptCKPT])(?:connection|keep-alive|proxy-connection|te):[^\r]*+", re.IGNORECASE
+)
+_NAMED = frozenset((b"close", b"connection", b"http2-settings", b"keep-alive", b"proxy-connection", b"te", b"upgrade"))
+#: Connection may name fields that end here (RFC 9110 section 7.6.1). Nobody may take away by it what is meant for the
+#: server: what frames or routes a message, says who asks, or what a proxy before us has added. Such names are ignored,
+#: not refused: a well-meaning client does name Cache-Control.
+_KEPT = re.compile(
+    rb"host|content-.*|transfer-encoding|authorization|proxy-auth.*|(?:set-)?cookie2?|cache-control|pragma|expect|range"
+    rb"|if-.*|origin|referer|x-forwarded.*|forwarded|x-real-ip|via|max-forwards|sec-.*|date|location|etag|vary|status"
+)
 
 
-def _nth(lines: Sequence[bytes], name: bytes, nth: int) -> int:
-    places = [at for at, line in enumerate(lines) if _name(line) == name]
-    return places[nth] if nth < len(places) else -1
+def edit(action: str, name: str, value: bytes = b"") -> Edit:
+    """An Edit of `set-header`, `add-header` or `del-header`.
+
+    Raises ValueError ("cannot ...: why") for a name that is none, or is not a rule's to change.
+    """
+    key = name.encode()
+    if not re.fullmatch(TOKEN + rb"++", key):
+        raise ValueError(f"cannot {action} {name!r}: this is not the name of a header")
+    if _OURS.fullmatch(key):
+        raise ValueError(f"cannot {action} {name}: it belongs to the connection or frames the message")
+    return {"set-header": SET, "add-header": ADD, "del-header": DELETE}[action], key, value
+
+
+def forwarded_for(option: ForwardFor) -> Callable[[Request, str], Edit | None]:
+    """What `option forwardfor` adds to a request from a client's address; None: nothing (manual, "option forwardfor").
+
+    Raises ValueError for an `except` that is no network.
+    """
+    name = option.header.encode()
+    key = name.lower()
+    outside: Callable[[str], bool] | None = _outside(option.unless_from) if option.unless_from else None
+
+    def added(request: Request, client: str) -> Edit | None:
+        if outside is not None and not outside(client):
+            return None
+        if option.if_none and request.values(key):
+            return None
+        return ADD, name, client.encode()
+
+    return added
+
+
+def _outside(network: str) -> Callable[[str], bool]:
+    import ipaddress  # here, for it is slow to import and seldom needed
+
+    excepted = ipaddress.ip_network(network, strict=False)
+
+    def outside(client: str) -> bool:
+        address = ipaddress.ip_address(client.partition("%")[0])
+        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        return (mapped or address) not in excepted
+
+    return lru_cache(1024)(outside)
+
+
+def forward_request(request: Request, keep: bool, edits: Sequence[Edit] = ()) -> bytes:
+    """The head for a server; `keep`: its connection is to go on afterwards."""
+    head = request.kept if keep else request.closed
+    if head is None:
+        head = _request(request, keep)
+        if keep:
+            request.kept = head
+        else:
+            request.closed = head
+    return _edited(head, edits) if edits else head
+
+
+def forward_response(response: Response, client: int, keep: bool, edits: Sequence[Edit] = ()) -> bytes:
+    """The head for a client that speaks version `client` (10 or 11); `keep`: its connection goes on afterwards.
+
+    `keep` must be False where the body ends with the connection. Raises Refused (502) for what such a client cannot
+    read: chunks.
+    """
+    index = (client == 11) * 2 + keep
+    head = response.passed[index]
+    if head is None:
+        if client == 10 and response.framing == CHUNKED and response.status != 304:
+            raise Refused(502, "a chunked response to a request of HTTP/1.0")
+        head = response.passed[index] = _response(response, client, keep)
+    return _edited(head, edits) if edits else head
+
+
+def _request(request: Request, keep: bool) -> bytes:
+    options: list[bytes] = []
+    added = b""
+    if request.upgrade:
+        options.append(b"Upgrade")
+    if any(b"trailers" in value.lower() for value in request.values(b"te")):
+        options.append(b"TE")
+        added = b"TE: trailers\r\n"
+    if not keep and request.version == 11 and not request.upgrade:
+        options.append(b"close")
+    elif keep and request.version == 10:
+        options.append(b"keep-alive")
+    return _cleaned(request, request.upgrade, options, added)
+
+
+def _response(response: Response, client: int, keep: bool) -> bytes:
+    options: list[bytes] = []
+    upgrade = response.upgrade or response.status == 426
+    if upgrade:
+        options.append(b"Upgrade")
+    if response.status >= 200:
+        if not keep and response.version == 11:
+            options.append(b"close")
+        elif keep and (client == 10 or response.version == 10):
+            options.append(b"keep-alive")
+    return _cleaned(response, upgrade, options, b"")
+
+
+def _cleaned(message: Request | Response, upgrade: bool, options: list[bytes], added: bytes) -> bytes:
+    """The message's head without hop-by-hop fields, with those that the next hop needs."""
+    head, count = (_HOP_BUT_UPGRADE if upgrade else _HOP).subn(b"", message.raw)
+    gone = {option for option in message.options if option not in _NAMED and not _KEPT.fullmatch(option)}
+    if gone:
+        head = b"\r\n".join(line for line in head.split(b"\r\n") if line.partition(b":")[0].lower() not in gone)
+    if options:
+        added += b"Connection: " + b", ".join(options) + b"\r\n"
+    if added:
+        return head[:-2] + added + b"\r\n"
+    return head if count or gone else message.raw
+
+
+def _edited(head: bytes, edits: Sequence[Edit]) -> bytes:
+    parts = [head[:-2]]
+    for action, name, value in edits:
+        if action != ADD:
+            parts = [_remover(name).sub(b"", b"".join(parts))]
+        if action != DELETE:
+            parts.append(b"%b: %b\r\n" % (name, safe(value)))
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+@lru_cache(256)
+def _remover(name: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb"\r\n" + re.escape(name) + rb":[^\r]*+(?=\r\n)", re.IGNORECASE)

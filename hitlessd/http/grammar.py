@@ -6,6 +6,8 @@ RFC 9112 merely allows a recipient to repair (bare LF, folded lines, space befor
 
 from __future__ import annotations
 
+import re
+
 from hitlessd.errors import HitlessdError
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "TOKEN",
     "VALUE",
     "Refused",
+    "safe",
 ]
 
 #: How the end of a message's body is found (RFC 9112 section 6.3): there is none, Content-Length, chunks, end of the
@@ -36,13 +39,18 @@ MAX_LENGTH = 1 << 63
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 #: The set of bytes of a field's value and of a reason phrase: HTAB, SP, VCHAR, obs-text (RFC 9110 section 5.5).
 VALUE = rb"[\t\x20-\x7e\x80-\xff]"
+_UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class Refused(HitlessdError):
-    """A message that is not passed on. `status` is what its sender is told, if it was a request; `reason` is for the
-    log."""
+    """A message that is not passed on. `status` is what the sender of a request is told; `reason` is for the log."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(f"cannot pass the message on: {reason}")
         self.status = status
         self.reason = reason
+
+
+def safe(value: bytes) -> bytes:
+    """A value that cannot end its line, whatever of a client's it quotes: control characters become spaces."""
+    return _UNSAFE.sub(b" ", value)
