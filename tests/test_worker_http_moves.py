@@ -151,7 +151,7 @@ def test_within_a_body(moves: Moves, framing: str, upwards: bool, blocked: bool)
     if not upwards:
         answer = b"HTTP/1.1 200 OK\r\n" + header + b"\r\n"
         server.sock.sendall(answer)
-        old.gets(client, answer if header else answer[:-2] + b"connection: close\r\n\r\n")
+        old.gets(client, answer if header else answer[:-2] + b"Connection: close\r\n\r\n")
     view, digest, got = memoryview(body), hashlib.sha256(), 0
 
     def some(web: Web, most: int) -> None:

@@ -183,7 +183,7 @@ def test_within_a_body(death: Death, framing: str, upwards: bool, frozen: bool, 
     if not upwards:
         answer = b"HTTP/1.1 200 OK\r\n" + header + b"\r\n"
         server.sock.sendall(answer)
-        old.gets(client, answer if header else answer[:-2] + b"connection: close\r\n\r\n")
+        old.gets(client, answer if header else answer[:-2] + b"Connection: close\r\n\r\n")
     death.age()
     assert death.parked() == 1
     view, digest, got = memoryview(data), hashlib.sha256(), 0

@@ -7,14 +7,13 @@ is worked out once for all who send it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from hitlessd.http.grammar import CHUNKED, TOKEN, Refused, safe
 from hitlessd.http.heads import Request, Response
-from hitlessd.model import ForwardFor
 
-__all__ = ["ADD", "DELETE", "SET", "Edit", "edit", "forward_request", "forward_response", "forwarded_for"]
+__all__ = ["ADD", "DELETE", "SET", "Edit", "edit", "edited", "forward_request", "forward_response", "renewed"]
 
 #: What is done to the fields of a name: SET leaves one, at the end; ADD puts one more there.
 SET, ADD, DELETE = range(3)
@@ -55,38 +54,6 @@ def edit(action: str, name: str, value: bytes = b"") -> Edit:
     return {"set-header": SET, "add-header": ADD, "del-header": DELETE}[action], key, value
 
 
-def forwarded_for(option: ForwardFor) -> Callable[[Request, str], Edit | None]:
-    """What `option forwardfor` adds to a request from a client's address; None: nothing (manual, "option forwardfor").
-
-    Raises ValueError for an `except` that is no network.
-    """
-    name = option.header.encode()
-    key = name.lower()
-    outside: Callable[[str], bool] | None = _outside(option.unless_from) if option.unless_from else None
-
-    def added(request: Request, client: str) -> Edit | None:
-        if outside is not None and not outside(client):
-            return None
-        if option.if_none and request.values(key):
-            return None
-        return ADD, name, client.encode()
-
-    return added
-
-
-def _outside(network: str) -> Callable[[str], bool]:
-    import ipaddress  # here, for it is slow to import and seldom needed
-
-    excepted = ipaddress.ip_network(network, strict=False)
-
-    def outside(client: str) -> bool:
-        address = ipaddress.ip_address(client.partition("%")[0])
-        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-        return (mapped or address) not in excepted
-
-    return lru_cache(1024)(outside)
-
-
 def forward_request(request: Request, keep: bool, edits: Sequence[Edit] = ()) -> bytes:
     """The head for a server; `keep`: its connection is to go on afterwards."""
     head = request.kept if keep else request.closed
@@ -96,7 +63,7 @@ def forward_request(request: Request, keep: bool, edits: Sequence[Edit] = ()) ->
             request.kept = head
         else:
             request.closed = head
-    return _edited(head, edits) if edits else head
+    return edited(head, edits) if edits else head
 
 
 def forward_response(response: Response, client: int, keep: bool, edits: Sequence[Edit] = ()) -> bytes:
@@ -111,7 +78,24 @@ def forward_response(response: Response, client: int, keep: bool, edits: Sequenc
         if client == 10 and response.framing == CHUNKED and response.status != 304:
             raise Refused(502, "a chunked response to a request of HTTP/1.0")
         head = response.passed[index] = _response(response, client, keep)
-    return _edited(head, edits) if edits else head
+    return edited(head, edits) if edits else head
+
+
+def renewed(head: bytes, changes: Iterable[tuple[str, bytes, bytes, int]]) -> bytes:
+    """The head after changes of single fields: "replace" and "delete" are about the one that is number `nth` among
+    those of its name, counted before any change; "add" puts one at the end."""
+    first, *lines = head[:-4].split(b"\r\n")
+    kept: list[bytes | None] = list(lines)
+    for operation, name, value, nth in changes:
+        if operation == "add":
+            kept.append(name + b": " + value)
+            continue
+        lower = name.lower()
+        places = [at for at, line in enumerate(lines) if line.partition(b":")[0].lower() == lower]
+        if nth < len(places):
+            at = places[nth]
+            kept[at] = lines[at].partition(b":")[0] + b": " + value if operation == "replace" else None
+    return b"\r\n".join([first, *(line for line in kept if line is not None)]) + b"\r\n\r\n"
 
 
 def _request(request: Request, keep: bool) -> bytes:
@@ -148,6 +132,8 @@ def _cleaned(message: Request | Response, upgrade: bool, options: list[bytes], a
     gone = {option for option in message.options if option not in _NAMED and not _KEPT.fullmatch(option)}
     if gone:
         head = b"\r\n".join(line for line in head.split(b"\r\n") if line.partition(b":")[0].lower() not in gone)
+    if upgrade and count == 1 and message.options == (b"upgrade",) and options == [b"Upgrade"] and not added:
+        return message.raw  # it says so itself, and in its own place
     if options:
         added += b"Connection: " + b", ".join(options) + b"\r\n"
     if added:
@@ -155,7 +141,8 @@ def _cleaned(message: Request | Response, upgrade: bool, options: list[bytes], a
     return head if count or gone else message.raw
 
 
-def _edited(head: bytes, edits: Sequence[Edit]) -> bytes:
+def edited(head: bytes, edits: Sequence[Edit]) -> bytes:
+    """The head after these changes, in their order."""
     parts = [head[:-2]]
     for action, name, value in edits:
         if action != ADD:

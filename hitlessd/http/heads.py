@@ -66,6 +66,7 @@ class Request:
         "_split",
         "closed",
         "connect",
+        "direct",
         "expect",
         "framing",
         "host",
@@ -92,10 +93,12 @@ class Request:
     upgrade: bool  # it offers another protocol, and it is not HTTP/2
     connect: bool
     expect: bool  # it waits for 100 (Continue)
+    direct: bool  # passing it on is all: it has no body, its connections go on, and its answer is a common one
 
     def __init__(self) -> None:
         self._fields: tuple[tuple[bytes, bytes], ...] | None = None
         self._split = False
+        self.direct = False
         # The head as it is passed on without configured changes, once somebody has asked; see edit.py.
         self.kept: bytes | None = None
         self.closed: bytes | None = None
@@ -139,6 +142,7 @@ class Response:
 
     __slots__ = (
         "_fields",
+        "direct",
         "framing",
         "keep_alive",
         "length",
@@ -160,9 +164,11 @@ class Response:
     options: tuple[bytes, ...]  # what Connection lists, in lower case
     keep_alive: bool  # the server wants to go on; in vain where the body ends with the connection
     upgrade: bool  # 101 with an Upgrade field
+    direct: bool  # passing it on is all: its body has a length, and its connection goes on
 
     def __init__(self) -> None:
         self._fields: tuple[tuple[bytes, bytes], ...] | None = None
+        self.direct = False
         self.passed: list[bytes | None] = [None] * 4  # as it is passed on without configured changes; see edit.py
 
     @property
@@ -252,6 +258,8 @@ def _request(head: bytes) -> Request:
         request.length = length
     else:
         request.framing = NONE
+        plain = not (connect or request.upgrade or request.expect) and method != b"HEAD"
+        request.direct = plain and version == 11 and request.keep_alive
         return request
     if connect and length != 0:
         raise Refused(400, "CONNECT with a body")
@@ -304,6 +312,8 @@ def _response(head: bytes) -> Response:
             raise Refused(400, f"Content-Length in a response {code}")
         response.framing = LENGTH
         response.length = length
+        final = 200 <= code < 600 and code not in (204, 304, 426)
+        response.direct = final and version == 11 and response.keep_alive
     else:
         response.framing = CLOSE
     return response

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from typing import Literal, Protocol, cast
 
 from hitlessd.conditions import compile_condition
+from hitlessd.http.edit import ADD, DELETE, SET, Edit
 from hitlessd.http.texts import Text, compile_text
 from hitlessd.model import HttpRule
 from hitlessd.samples import RequestHead, ResponseHead, Sample
 
-__all__ = ["NOTHING", "Answer", "Edit", "Rules", "Verdict", "compile_rules", "seen_through"]
-
-#: ("set"|"add"|"del", name, value): `set` removes every field of that name and adds one at the end, `del` has no value.
-Edit = tuple[Literal["set", "add", "del"], bytes, bytes]
+__all__ = ["NOTHING", "Answer", "Rules", "Verdict", "compile_rules", "seen_through"]
 
 
 class Answer:
@@ -113,7 +111,7 @@ def _step(rule: HttpRule) -> _Step:
 
 
 def _edit(rule: HttpRule) -> _Step:
-    operation = cast(Literal["set", "add", "del"], rule.action[:3])
+    operation = {"set-header": SET, "add-header": ADD, "del-header": DELETE}[rule.action]
     name = rule.name.encode("ascii")
     if "%" not in rule.value:
         edit: Edit = (operation, name, rule.value.encode("utf-8", "surrogateescape"))
@@ -199,10 +197,10 @@ class _ChangedHead:
         self._head = head
         fields = list(head.fields)
         for operation, name, value in edits:
-            if operation != "add":
+            if operation != ADD:
                 lower = name.lower()
                 fields = [field for field in fields if field[0].lower() != lower]
-            if operation != "del":
+            if operation != DELETE:
                 fields.append((name, value))
         self.fields = tuple(fields)
 

@@ -6,21 +6,23 @@ heads are read, checked and edited, bodies are counted and passed on as they are
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hitlessd.http import answers
-from hitlessd.http.body import NOTHING, Body
+from hitlessd.http.body import Body
 from hitlessd.http.cookies import from_client, from_server
-from hitlessd.http.edit import Change, changed, with_connection
-from hitlessd.http.heads import Refused, Request, Response, head_end, parse_request, parse_response
-from hitlessd.http.rules import Answer, Edit, seen_through
+from hitlessd.http.edit import Edit, edited, forward_request, forward_response, renewed
+from hitlessd.http.grammar import CLOSE, Refused
+from hitlessd.http.heads import Request, Response, head_end, parse_request, parse_response
+from hitlessd.http.rules import Answer, seen_through
 from hitlessd.proxyprotocol import build
 from hitlessd.worker.connection import State
 from hitlessd.worker.http.direct import Direct
 from hitlessd.worker.http.exchange import Exchange
 from hitlessd.worker.http.sample import LiveSample
-from hitlessd.worker.http.side import HttpSide
+from hitlessd.worker.http.side import NOTHING, HttpSide
 from hitlessd.worker.relay import READABLE, TROUBLE, WRITABLE
 
 if TYPE_CHECKING:
@@ -29,9 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["HttpConnection"]
 
 _WAITING, _EXCHANGING = State.WAITING, State.EXCHANGING
-_SOL_SOCKET, _SO_ERROR = 1, 4
-#: Empty lines before a request that are passed over (RFC 9112, 2.2).
-_EMPTY_LINES = 2
+_SOL_SOCKET, _SO_ERROR = int(socket.SOL_SOCKET), int(socket.SO_ERROR)
 
 
 class HttpConnection(Direct):
@@ -73,18 +73,13 @@ class HttpConnection(Direct):
 
     def request_bytes(self, data: bytes) -> None:
         """The client has said something; whole heads are served."""
-        buffer, scanned = self.buffer, len(self.buffer)
-        if scanned:
-            buffer += data
+        if self.buffer:
+            buffer = self.buffer + data
         else:
             buffer = data
             self.began_at = self.worker.now
-        if buffer.startswith(b"\r\n"):
-            for _ in range(_EMPTY_LINES):
-                buffer = buffer.removeprefix(b"\r\n")
-            scanned = 0
         try:
-            end = head_end(buffer, scanned) if buffer else 0
+            end = head_end(buffer, 0)
             if not end:
                 self.buffer = buffer
                 if self.exchanges and self.due > self.began_at + self.route.http_request:
@@ -176,24 +171,24 @@ class HttpConnection(Direct):
             if verdict.answer is not None:
                 self.rule_answers(verdict.answer)
                 return b""
-        changes: list[Change] = []
+        cookies: Sequence[tuple[str, bytes, bytes, int]] = ()
         cookie = backend.config.cookie
         if cookie is not None:
             said = from_client(cookie, request.values(b"cookie"), backend.by_cookie, lambda server: server.running)
             exchange.pinned, exchange.dated = said.server, said.dated
             exchange.cookie_state = said.letter + "N"
-            changes += said.edits
-        changes += edits
+            cookies = said.edits
         client = sample.client
         if client is not None:
             field = back.forwarded_for(request, client[0].encode(), front)
             if field is not None:
-                changes.append(("add", *field))
-        head = changed(request.forward, changes) if changes else request.forward
-        if front.httpclose or back.httpclose:
-            exchange.keep = False
-            head = with_connection(head, b"close")
-        return head
+                edits += (field,)
+        keep = not (front.httpclose or back.httpclose)
+        exchange.keep = exchange.keep and keep
+        if not cookies:
+            return forward_request(request, keep, edits)
+        head = renewed(forward_request(request, keep), cookies)
+        return edited(head, edits) if edits else head
 
     def rule_answers(self, answer: Answer) -> None:
         """A rule wants us to answer."""
@@ -213,7 +208,7 @@ class HttpConnection(Direct):
         else:
             self.say(
                 answer.status,
-                answers.answer(answer.status, answer.body or b"", answer.content_type, answer.headers),
+                answers.returned(answer.status, answer.body or b"", answer.content_type, answer.headers),
             )
 
     # -- the server --------------------------------------------------------------------------------------------------
@@ -295,12 +290,11 @@ class HttpConnection(Direct):
         """The server answers."""
         exchange, server = self.exchange, self.server
         assert exchange is not None and exchange.request is not None and server is not None
-        scanned = len(self.reply)
-        if scanned:
+        if self.reply:
             data = self.reply + data
         while True:
             try:
-                end = head_end(data, scanned)
+                end = head_end(data, 0, response=True)
                 if not end:
                     self.reply = data
                     return
@@ -312,7 +306,7 @@ class HttpConnection(Direct):
             except Refused as refused:
                 self.garbled(server, refused)
                 return
-            data, scanned = data[end:], 0
+            data = data[end:]
             if exchange.request.version > 10:
                 self.given += end
                 self.write(self.client, response.raw)
@@ -330,8 +324,6 @@ class HttpConnection(Direct):
             raise Refused(502, "the server switches protocols although nobody has asked it to")
         body = NOTHING
         if kind:
-            if kind == _CHUNKED and request.version < 11:
-                raise Refused(502, "chunks for a client of HTTP/1.0")
             body = Body(kind, length)
             used = body.take(rest)
             if used != len(rest):
@@ -343,30 +335,24 @@ class HttpConnection(Direct):
         self.outgoing = b""
         exchange.response, exchange.status = response, response.status
         exchange.answered_at = self.worker.now
-        changes = self.decide_response(request, response)
-        if changes is None:
-            return
-        if body.until_close:
+        if body.kind == CLOSE:
             exchange.keep = False
-        head = changed(response.forward, changes) if changes else response.forward
+        head = self.decide_response(request, response)
+        if not head:
+            return
         if tunnel:
             self.open_tunnel(head, rest)
             return
-        if not exchange.keep:
-            head = with_connection(head, b"close")
-        elif request.version < 11 or response.version < 11:
-            head = with_connection(head, b"keep-alive")
         server.body = body
         self.given += len(head) + len(rest)
         self.write(client, head + rest if rest else head)
         if body.done and self.state is _EXCHANGING:
             self.message_done(server)
 
-    def decide_response(self, request: Request, response: Response) -> Sequence[Change] | None:
-        """Apply the rules for responses: the changes of its head; None when we have answered instead."""
+    def decide_response(self, request: Request, response: Response) -> bytes:
+        """Apply the rules for responses: the head that the client shall get; b"" when we have answered instead."""
         exchange, target = self.exchange, self.target
         assert exchange is not None and target is not None
-        changes: list[Change] = []
         edits: tuple[Edit, ...] = ()
         front, back = self.policies()
         for policy in (back, front):
@@ -381,7 +367,7 @@ class HttpConnection(Direct):
                         tally.row.dresp += 1
                         tally.row.change()
                 self.rule_answers_instead(verdict.answer)
-                return None
+                return b""
         cookie = self.backend.config.cookie
         if cookie is not None:
             stays = target is exchange.pinned and not self.redispatched
@@ -389,9 +375,10 @@ class HttpConnection(Direct):
                 cookie, request.method, response, target.config.cookie, stays=stays, dated=exchange.dated
             )
             exchange.cookie_state = exchange.cookie_state[:1] + said.letter
-            changes += said.edits
-        changes += edits
-        return changes
+            if said.edits:
+                head = renewed(forward_response(response, request.version, exchange.keep), said.edits)
+                return edited(head, edits) if edits else head
+        return forward_response(response, request.version, exchange.keep, edits)
 
     def rule_answers_instead(self, answer: Answer) -> None:
         """A rule about responses wants another one."""
@@ -402,7 +389,7 @@ class HttpConnection(Direct):
         elif answer.kind == "redirect":
             self.say(answer.status, answers.redirect(answer.status, answer.location))
         else:
-            text = answers.answer(answer.status, answer.body or b"", answer.content_type, answer.headers)
+            text = answers.returned(answer.status, answer.body or b"", answer.content_type, answer.headers)
             self.say(answer.status, text)
 
     def message_done(self, side: HttpSide, rest: memoryview | None = None) -> None:
@@ -490,7 +477,7 @@ class HttpConnection(Direct):
         return (
             response is not None
             and response.keep_alive
-            and not server.body.until_close
+            and server.body.kind != CLOSE
             and not exchange.surplus
             and not server.blocked
             and not server.eof
@@ -522,6 +509,3 @@ class HttpConnection(Direct):
             client.resume()
         if self.server is server and not server.held:
             server.resume()
-
-
-_CHUNKED = 2

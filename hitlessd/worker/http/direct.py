@@ -8,10 +8,11 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from hitlessd.http.body import FULL
+from hitlessd.http.edit import forward_request, forward_response
 from hitlessd.worker.connection import State
 from hitlessd.worker.counters import CONNECTS, REQUESTS, REUSES
 from hitlessd.worker.http.exchange import Exchange
+from hitlessd.worker.http.side import WHOLE
 from hitlessd.worker.http.trouble import Trouble
 from hitlessd.worker.timers import GRAIN
 
@@ -45,7 +46,7 @@ class Direct(Trouble):
         self.retries = self.queue_position = 0
         self.redispatched = False
         self.direct = self.entered = True
-        outgoing = self.outgoing = request.forward
+        outgoing = self.outgoing = request.kept or forward_request(request, True)
         backend.opened += 1
         sessions = backend.sessions = backend.sessions + 1
         if sessions > backend.peak:
@@ -81,7 +82,7 @@ class Direct(Trouble):
         exchange.reused = exchange.sent = True
         self.assigned_at = self.connected_at = server.last = client.last = now
         self.server = server
-        server.conn = self  # type: ignore[assignment]
+        server.conn = self
         server.peer = client
         client.peer = server
         self.state = _EXCHANGING
@@ -108,8 +109,9 @@ class Direct(Trouble):
         now = server.last = client.last = worker.now
         exchange.response, exchange.answered_at = response, now
         status = exchange.status = response.status
-        if response.forward is not response.raw:
-            data = response.forward + data[body_at:]
+        head = response.passed[3] or forward_response(response, 11, True)
+        if head is not response.raw:
+            data = head + data[body_at:]
         size = len(data)
         self.given += size
         self.outgoing = b""
@@ -120,7 +122,7 @@ class Direct(Trouble):
         except OSError as error:
             self.unwritable(client, error)
             return
-        server.body = FULL
+        server.body = WHOLE
         server.held = True
         if sent != size:
             client.block(memoryview(data)[sent:])

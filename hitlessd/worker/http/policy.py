@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hitlessd.http import answers
-from hitlessd.http.heads import Refused
+from hitlessd.http.answers import Answer, parse_errorfile
+from hitlessd.http.edit import ADD, Edit
 from hitlessd.http.rules import compile_rules
 from hitlessd.matching import matcher
 from hitlessd.model import Backend, Frontend
@@ -27,7 +27,10 @@ class Policy:
         self._except = None
         if config.forwardfor is not None and config.forwardfor.unless_from:
             self._except = matcher("ip", [config.forwardfor.unless_from], False)
-        self._errors = dict(config.errorfiles)
+        #: By status; None: nothing is said, and the connection just ends.
+        self.errors: dict[int, Answer | None] = {}
+        for status, text in config.errorfiles:
+            self.errors[status] = parse_errorfile(status, text) if text else None
         #: There is nothing that it wants, as long as nothing goes wrong.
         self.idle = not (self.request or self.response or self.httpclose or self.forwardfor)
 
@@ -35,17 +38,7 @@ class Policy:
         """Whether `option forwardfor except` is about this client."""
         return self._except is not None and self._except(address)
 
-    def error(self, status: int) -> bytes | None:
-        """The errorfile of a status: a whole answer, b"" for none at all; None: there is no errorfile."""
-        text = self._errors.get(status)
-        if not text:
-            return text
-        try:
-            return answers.error_from_file(text)
-        except Refused:
-            return answers.error(status)  # the configuration's reader has refused such a file
-
-    def forwarded_for(self, request: Request, address: bytes, front: Policy) -> tuple[bytes, bytes] | None:
+    def forwarded_for(self, request: Request, address: bytes, front: Policy) -> Edit | None:
         """The field that says who the client is; `front` is what the frontend wants, whose word counts where we have
         none."""
         wanted = self.forwardfor or front.forwardfor
@@ -54,7 +47,7 @@ class Policy:
         name = wanted.header.encode()
         if wanted.if_none and request.values(name.lower()):
             return None
-        return name, address
+        return ADD, name, address
 
 
 NO_POLICY = Policy(Backend("", 0))

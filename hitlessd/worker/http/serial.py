@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from hitlessd.errors import PeerError
-from hitlessd.http.body import NOTHING, Body
-from hitlessd.http.heads import LENGTH, Refused, parse_request, parse_response
+from hitlessd.http.body import Body
+from hitlessd.http.grammar import CHUNKED, LENGTH, Refused
+from hitlessd.http.heads import parse_request, parse_response
 from hitlessd.worker.connection import State
 from hitlessd.worker.http.connection import HttpConnection
 from hitlessd.worker.http.exchange import Exchange
+from hitlessd.worker.http.side import NOTHING
 from hitlessd.worker.http.state import HttpState
 
 __all__ = ["check_http", "count_on", "http_form", "restore_http"]
@@ -140,7 +142,7 @@ def count_on(form: dict[str, Any], up: int, down: int) -> None:
         return
     for name, size in (("up", up), ("down", down)):
         body = _body(form.get(name))
-        if size and (not body.countable or size > body.raw):
+        if size and (body.kind == CHUNKED or size > body.raw):
             raise ValueError("bytes that belong to no body")
         if size:
             body.skip(size)

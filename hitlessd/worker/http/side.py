@@ -11,8 +11,9 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
-from hitlessd.http.body import NOTHING, Body
-from hitlessd.http.heads import MAX_HEAD, Refused, parse_request, parse_response
+from hitlessd.http.body import Body
+from hitlessd.http.grammar import LENGTH, MAX_HEAD, NONE, Refused
+from hitlessd.http.heads import parse_request, parse_response
 from hitlessd.worker.connection import State
 from hitlessd.worker.http.pool import Pool
 from hitlessd.worker.relay import READABLE, SCRATCH, TROUBLE, TURN, WRITABLE, Side
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from hitlessd.worker.http.connection import HttpConnection
     from hitlessd.worker.loop import Worker
 
-__all__ = ["ClientSide", "HttpSide", "ServerSide"]
+__all__ = ["NOTHING", "WHOLE", "ClientSide", "HttpSide", "ServerSide"]
 
 #: A short recv means "drained", except when one of these was seen.
 _MORE = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
@@ -33,6 +34,8 @@ _BULKY = 16 << 10
 _BULKY_IN_A_ROW = 3
 #: What is left of a body must be worth a pipe.
 _WORTH = 256 << 10
+#: Of messages without a body; there is nothing in it that could change. And of one whose body came with its head.
+NOTHING, WHOLE = Body(NONE), Body(LENGTH)
 _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 

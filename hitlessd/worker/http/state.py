@@ -6,6 +6,7 @@ import socket
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from hitlessd.http.body import Body
+from hitlessd.http.grammar import CHUNKED
 from hitlessd.parking.park import farewell
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.counters import CONNECTS, OTHER, REQUESTS, REUSES
@@ -268,4 +269,4 @@ class HttpState(Connection):
 
 def countable(body: Body) -> bool:
     """Its state follows from the number of bytes that have passed."""
-    return body.countable
+    return body.kind != CHUNKED

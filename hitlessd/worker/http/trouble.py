@@ -7,7 +7,7 @@ import select
 import socket
 
 from hitlessd.http import answers
-from hitlessd.http.grammar import Refused
+from hitlessd.http.grammar import CLOSE, Refused
 from hitlessd.worker.connection import State
 from hitlessd.worker.http.policy import NO_POLICY, Policy
 from hitlessd.worker.http.side import HttpSide
@@ -54,14 +54,15 @@ class Trouble(HttpState):
     def answer(self, status: int) -> None:
         """The error of that status: the backend's errorfile, the frontend's, or the usual page."""
         front, back = self.policies()
-        data = back.error(status)
-        if data is None:
-            data = front.error(status)
-        self.say(status, answers.error(status) if data is None else data)
+        for policy in (back, front):
+            if status in policy.errors:
+                self.say(status, policy.errors[status])
+                return
+        self.say(status, answers.error(status))
 
-    def say(self, status: int, data: bytes) -> None:
-        """Answer it ourselves, without a Connection field; b"": say nothing. The connection goes on if the request has
-        been read to its end."""
+    def say(self, status: int, text: answers.Answer | None) -> None:
+        """Answer it ourselves, or (None) say nothing and end. The connection goes on if the request has been read to
+        its end."""
         exchange, client = self.exchange, self.client
         assert exchange is not None
         self.drop_server()
@@ -69,14 +70,18 @@ class Trouble(HttpState):
         exchange.answered_at = self.worker.now
         request = exchange.request
         read = request is not None and client.body.done
-        exchange.keep = bool(data) and exchange.keep and read and status not in _LAST_WORDS
+        exchange.keep = text is not None and text.framed and exchange.keep and read and status not in _LAST_WORDS
         self.state = _EXCHANGING
         client.held = True
         if not read:
             client.ready |= select.EPOLLIN  # there may be more of it
-        if data:
-            method, version = (request.method, request.version) if request is not None else (b"", 11)
-            data = answers.finished(data, method, version, exchange.keep)
+        if text is not None:
+            if request is not None:
+                data = text.render(request.method, request.version, exchange.keep)
+            elif text is answers.error(status):
+                data = answers.refusal(status)
+            else:
+                data = text.render(b"", 11, False)
             self.given += len(data)
             self.write(client, data)
         if not client.blocked and self.state is _EXCHANGING:
@@ -156,7 +161,7 @@ class Trouble(HttpState):
 
     def cut_off(self) -> None:
         """The server's response has broken off: the client must not take it for a whole one."""
-        if self.server is not None and self.server.body.until_close:
+        if self.server is not None and self.server.body.kind == CLOSE:
             self.settle(self.client)
         else:
             self.close()
@@ -189,7 +194,8 @@ class Trouble(HttpState):
         assert exchange is not None and server is not None
         server.eof = server.held = True
         if exchange.response is not None:
-            if server.body.end():
+            if server.body.kind == CLOSE or server.body.done:
+                server.body.done = True
                 self.message_done(server)
                 return
             self.cause = "SD"
