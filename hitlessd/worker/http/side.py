@@ -121,7 +121,7 @@ class HttpSide(Side):
             conn.take(self, size)
             if not more or self.held or self.conn is not conn:
                 return
-            if self.tunnel:
+            if conn.tunnel:
                 self.resume()
                 return
             self.ready = 0
