@@ -5,7 +5,7 @@ Each number may be served once only; the body of a request must have the hash th
 
 | in the query | what the server does |
 |---|---|
-| `id=N` | counts N; answers with the body pattern(N, size). Without it: a check, or a page, which is counted apart |
+| `id=N` | counts N; answers with the body pattern(N, size). Without it: a check or a page, counted apart |
 | `size=N` | bytes of the answer's body, 0 by default |
 | `frame=length`, `chunked`, `close` | how it is framed; `close` ends by closing the connection |
 | `trailer=1` | ends a chunked body with the field Body-Hash |
@@ -220,7 +220,8 @@ class _Connection(asyncio.Protocol):
             self._server.report(message.body)
         else:
             path = target.partition(b"?")[0]
-            body = self._server.pages.get(path, b"")
+            page = self._server.pages.get(path)
+            body = pattern(0, int(order.get("size", "0"))) if page is None else page
             kind = path.rpartition(b".")[2].decode()
             fields += [b"Content-Type: " + _TYPES.get(kind, b"text/plain"), b"Cache-Control: no-store"]
         if order.get("fault") == "corrupt":
