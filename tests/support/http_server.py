@@ -5,7 +5,7 @@ Each number may be served once only; the body of a request must have the hash th
 
 | in the query | what the server does |
 |---|---|
-| `id=N` | counts N; answers with the body pattern(N, size). Without it: a check or a page, counted apart |
+| `id=N` | counts N, and answers with the body pattern(N, size), unless the path is a page's. Others are counted apart |
 | `size=N` | bytes of the answer's body, 0 by default |
 | `frame=length`, `chunked`, `close` | how it is framed; `close` ends by closing the connection |
 | `trailer=1` | ends a chunked body with the field Body-Hash |
@@ -30,7 +30,12 @@ from tests.support.http_messages import BODY_HASH, Malformed, Message, Reader, c
 
 __all__ = ["Books", "HttpServer"]
 
-_TYPES: Final = {"html": b"text/html; charset=utf-8", "js": b"text/javascript"}
+_TYPES: Final = {
+    b".html": b"text/html; charset=utf-8",
+    b".js": b"text/javascript",
+    b".css": b"text/css",
+    b".svg": b"image/svg+xml",
+}
 _DONE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _EARLY: Final = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
 
@@ -209,21 +214,19 @@ class _Connection(asyncio.Protocol):
 
     def _answer(self, message: Message, order: dict[str, str]) -> None:
         method, target, version = message.start
-        fields = [b"Server-Tag: " + self._tag.encode()]
-        body = b""
-        if "id" in order:
-            number = int(order["id"]) + (order.get("fault") == "wrong")
-            body = message.body if "echo" in order else pattern(number, int(order.get("size", "0")))
-            fields.append(b"Number: %d" % number)
-            fields.append(b"Body-Hash: " + digest(body))
-        elif target == b"/report":
+        number = int(order.get("id", "0")) + (order.get("fault") == "wrong")
+        fields = [b"Server-Tag: " + self._tag.encode(), b"Number: %d" % number]
+        path = target.partition(b"?")[0]
+        page = self._server.pages.get(path)
+        if page is not None:
+            body = page
+            fields.append(b"Content-Type: " + _TYPES[path[path.rfind(b".") :]])
+        elif path == b"/report":
             self._server.report(message.body)
+            body = b""
         else:
-            path = target.partition(b"?")[0]
-            page = self._server.pages.get(path)
-            body = pattern(0, int(order.get("size", "0"))) if page is None else page
-            kind = path.rpartition(b".")[2].decode()
-            fields += [b"Content-Type: " + _TYPES.get(kind, b"text/plain"), b"Cache-Control: no-store"]
+            body = message.body if "echo" in order else pattern(number, int(order.get("size", "0")))
+        fields += [b"Cache-Control: no-store", b"Body-Hash: " + digest(body)]
         if order.get("fault") == "corrupt":
             body = bytes([body[0] ^ 1]) + body[1:]
         ending = order.get("end", "")
