@@ -146,6 +146,21 @@ def test_however_connections_to_servers_are_reused(reuse: str, backend: HttpBack
         assert books["reused"] > books["requests"] // 2
 
 
+def test_a_server_that_is_down_gets_no_request_through_fifty_reloads(tmp_path: Path) -> None:
+    options = [("option httpchk", "GET /"), ("default-server", "check inter 100ms fall 1 rise 2")]
+    with (
+        HttpBackend(3, sick=[2]) as backend,
+        front(tmp_path, backend.addresses, options) as proxy,
+    ):
+        poll_until(lambda: proxy.statuses()["s2"].startswith("DOWN"), 10, "server 2 is down")
+        with Load(proxy.address, mode="http", clients=20, interval=0.01) as load:
+            reload_until(proxy, load, 2000, 50)
+            result = load.stop()
+        flawless(result)
+        assert set(backend.spotless()["tags"]) == {"1", "3"}
+        assert proxy.statuses()["s2"].startswith("DOWN")
+
+
 def test_no_request_fails_through_restarts(proxy: Front, backend: HttpBackend) -> None:
     with Load(proxy.address, mode="http", mix="all", clients=30, timeout=30) as load:
         for restart in range(1, 6):

@@ -8,6 +8,7 @@ with front("hitlessd", tmp_path, backend.addresses, [("option forwardfor", "")])
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import shutil
 import socket
@@ -49,9 +50,18 @@ class Front:
         """The processes that the traffic passes."""
         raise NotImplementedError
 
+    def ask(self, command: str) -> str:
+        """A command of the runtime API, and the whole answer."""
+        raise NotImplementedError
+
     def info(self) -> dict[str, str]:
         """`show info`."""
-        raise NotImplementedError
+        return dict(line.split(": ", 1) for line in self.ask("show info").splitlines() if ": " in line)
+
+    def statuses(self) -> dict[str, str]:
+        """The status of every server, such as UP or DOWN 1/2, by its name."""
+        rows = csv.DictReader(self.ask("show stat").removeprefix("# ").splitlines())
+        return {row["svname"]: row["status"] for row in rows if row["svname"] not in ("FRONTEND", "BACKEND")}
 
     @property
     def connections(self) -> int:
@@ -83,8 +93,8 @@ class _Hitlessd(Front):
     def workers(self) -> list[int]:
         return self.service.workers()
 
-    def info(self) -> dict[str, str]:
-        return self.service.info()
+    def ask(self, command: str) -> str:
+        return self.daemon.ask(command)
 
 
 class _Haproxy(Front):
@@ -118,14 +128,14 @@ class _Haproxy(Front):
     def workers(self) -> list[int]:
         return [self.processes[-1].pid]
 
-    def info(self) -> dict[str, str]:
+    def ask(self, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(self._socket))
-            sock.sendall(b"show info\n")
+            sock.sendall(command.encode() + b"\n")
             answer = b""
             while piece := sock.recv(65536):
                 answer += piece
-        return dict(line.split(": ", 1) for line in answer.decode().splitlines() if ": " in line)
+        return answer.decode()
 
 
 def _section(kind: str, head: str, options: Sequence[Option]) -> str:

@@ -28,7 +28,7 @@ class HttpBackend(Backend):
     """HTTP servers in a process of their own, from the beginning of a `with` block on.
 
     `pages`: a directory whose files are served by their names. `keep_alive`, in seconds, and `requests` limit a
-    connection. The books are those of http_server.Books.
+    connection; the servers of the numbers in `sick`, from 1, fail their checks. The books: http_server.Books.
     """
 
     module = "tests.support.http_backend"
@@ -40,12 +40,14 @@ class HttpBackend(Backend):
         pages: Path | None = None,
         keep_alive: float = 0.0,
         requests: int = 0,
+        sick: Sequence[int] = (),
         cpu: int | None = None,
     ) -> None:
         super().__init__([])
         listen = ["127.0.0.1:0"] * servers if isinstance(servers, int) else servers
         self._options = ["--until-eof", f"--keep-alive={keep_alive}", f"--requests={requests}"]
         self._options += [f"--listen={address}" for address in listen]
+        self._options += [f"--sick={tag}" for tag in sick]
         self._options += [f"--pages={pages}"] if pages is not None else []
         self._options += [f"--cpu={cpu}"] if cpu is not None else []
 
@@ -78,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pages", type=Path, metavar="DIR", help="files to serve")
     add("--keep-alive", type=float, default=0.0, metavar="SECONDS", help="close idle connections (0: never)")
     add("--requests", type=int, default=0, metavar="N", help="close a connection after so many (0: never)")
+    add("--sick", type=int, action="append", default=[], metavar="TAG", help="a server that fails its checks")
     add("--cpu", type=int, help="run on this CPU")
     add("--until-eof", action="store_true", help="stop when standard input ends")
     return parser
@@ -94,6 +97,7 @@ async def _serve(options: argparse.Namespace) -> int:
         report=lambda body: _say({"event": "report", "body": body.decode()}, sys.stderr),
         keep_alive=options.keep_alive,
         requests=options.requests,
+        sick=options.sick,
     )
     try:
         await server.listen(options.listen or ["127.0.0.1:0"])

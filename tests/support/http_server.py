@@ -79,13 +79,16 @@ class HttpServer:
         report: Callable[[bytes], None] = lambda body: None,
         keep_alive: float = 0.0,
         requests: int = 0,
+        sick: Sequence[int] = (),
     ) -> None:
-        """`keep_alive`: seconds after which an idle connection is closed. `requests`: on a connection, before it is."""
+        """`keep_alive`: seconds after which an idle connection is closed. `requests`: on a connection, before it is.
+        `sick`: tags of servers that answer 503 to requests without a number."""
         self.books = Books()
         self.pages = {path.encode(): body for path, body in (pages or {}).items()}
         self.report = report
         self.keep_alive = keep_alive
         self.requests = requests
+        self.sick = set(map(str, sick))
         self.addresses: list[str] = []
         self._servers: list[asyncio.Server] = []
 
@@ -245,6 +248,8 @@ class _Connection(asyncio.Protocol):
         elif version == b"HTTP/1.0":
             fields.append(b"Connection: keep-alive")
         status = int(order.get("status", "200"))
+        if "id" not in order and self._tag in self._server.sick:
+            status = 503
         wire = self._framed(status, frame, body, fields, order)
         if method == b"HEAD":
             wire = wire[: wire.find(b"\r\n\r\n") + 4]
