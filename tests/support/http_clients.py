@@ -6,6 +6,7 @@ What it talks to is http_server.py, by way of the proxy under test.
 from __future__ import annotations
 
 import collections
+import socket
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -90,6 +91,9 @@ class HttpClient(Client):
         self.kinds = KINDS[engine.settings.mix]
 
     def opening(self) -> None:
+        if self.target.family != socket.AF_UNIX:
+            # As everybody's clients do: the second part of a request waits for no acknowledgement.
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.ask()
         if not self.pending and not self.over:
             # Another connection took the last request after this one was begun.
