@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.support.browser import PAGES, Browser
 from tests.support.fronts import UNDER_TEST, front
 from tests.support.http_backend import HttpBackend
-from tests.support.processes import poll_until
+from tests.support.processes import Deadline, poll_until
 from tests.support.websockets import EchoServer, Sessions
 
 OURS = UNDER_TEST == "hitlessd"
@@ -23,9 +23,10 @@ def test_a_browser_loads_everything_while_one_reload_follows_another(tmp_path: P
         Browser(tmp_path, f"http://{proxy.address}/index.html?rounds={ROUNDS}") as browser,
     ):
         backend.wait_report(deadline=30)
-        over, reloads = False, 0
+        over, reloads, limit = False, 0, Deadline(60)
         while not over:
             assert browser.process.running, browser.log
+            limit.check("the page has loaded all")
             proxy.reload()
             reloads += 1
             over = any('\\"over\\":true' in line for line in backend.process.stderr)

@@ -12,7 +12,7 @@ from tests.support.fronts import UNDER_TEST, Front, front
 from tests.support.http_backend import HttpBackend
 from tests.support.http_tools import Wrk, h2load
 from tests.support.load import Load
-from tests.support.processes import Process, poll_until
+from tests.support.processes import Deadline, Process, poll_until
 
 #: Others do not promise all of that: a haproxy that is reloaded closes kept connections while their requests come in.
 OURS = UNDER_TEST == "hitlessd"
@@ -43,9 +43,10 @@ def flawless(result: dict[str, Any]) -> None:
 
 def reload_until(proxy: Front, load: Load, requests: int, least: int = RELOADS) -> int:
     """Reload all the time, `least` times and until so many are answered; how often it was."""
-    count = 0
-    while count < least or load.progress.get("requests", 0) < requests:
+    count, limit = 0, Deadline(60)
+    while (count < least or load.progress.get("requests", 0) < requests) and not load.progress.get("failed"):
         assert load.running, load.result()
+        limit.check(f"{requests} answers and {least} reloads: {load.progress}")
         proxy.reload()
         count += 1
     return count
