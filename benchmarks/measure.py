@@ -135,7 +135,11 @@ def run_work(work: Work, proxy: Proxy, backend: Backend) -> Sample:
 
 
 def compare(
-    kinds: Sequence[Work], proxies: Sequence[Proxy], backend: Backend, rounds: int, tell: Callable[[str], None]
+    kinds: Sequence[Work],
+    proxies: Sequence[Proxy],
+    run: Callable[[Work, Proxy], Sample],
+    rounds: int,
+    tell: Callable[[str], None],
 ) -> dict[str, dict[str, Series]]:
     """Every work through every proxy, `rounds` times, the proxies in turn and each time in the other order."""
     found = {work.name: {proxy.name: Series() for proxy in proxies} for work in kinds}
@@ -143,7 +147,7 @@ def compare(
         order = list(proxies) if number % 2 == 0 else list(reversed(proxies))
         for work, proxy in itertools.product(kinds, order):
             tell(f"round {number + 1} of {rounds}: {work.name}, {proxy.name}")
-            found[work.name][proxy.name].samples.append(run_work(work, proxy, backend))
+            found[work.name][proxy.name].samples.append(run(work, proxy))
     return found
 
 

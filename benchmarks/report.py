@@ -59,13 +59,13 @@ def _mark(out: Terminal, target: Target) -> str:
     return out.paint(f"✔ {goal}", "green") if target.met else out.paint(f"✘ {goal}", "red", "bold")
 
 
-def show_work(out: Terminal, work: Work, series: Mapping[str, Series], target: Target | None) -> None:
+def show_work(out: Terminal, work: Work, series: Mapping[str, Series], targets: Sequence[Target]) -> None:
     """One kind of traffic: the cost of a unit as bars, then the rate and who was busy."""
     _section(out, work.name, f"{work.shown} a {work.unit}; shorter is better")
     top = max(each.cost for each in series.values())
-    base = series["haproxy"].cost
+    base = series["haproxy"].cost if "haproxy" in series else top
     for name, each in series.items():
-        colour = "green" if name == "hitlessd" else "blue"
+        colour = "green" if name.startswith("hitlessd") else "blue"
         ratio = f"{each.cost / base:5.2f} x" if name != "haproxy" else "       "
         out.line(
             f"    {pad(name, 16)}{out.paint(bar(each.cost / top, _BAR), colour)} "
@@ -75,8 +75,16 @@ def show_work(out: Terminal, work: Work, series: Mapping[str, Series], target: T
             + (out.paint(f"  others {each.others_busy:4.0%}", "yellow") if each.others_busy > 0.1 else "")
             + (out.paint(f"  {each.failed} FAILED", "red", "bold") if each.failed else "")
         )
-    if target is not None:
-        out.line(f"    {pad('', 16 + _BAR + 11)}{_mark(out, target)}")
+    for target in targets:
+        label = target.name if len(targets) > 1 else ""
+        value = f"{target.value:.2f} x   " if len(targets) > 1 else ""
+        out.line(f"    {pad(label, 16 + _BAR + 1)}{pad(value, 10, right=True)}{_mark(out, target)}")
+
+
+def show_notes(out: Terminal, notes: Sequence[str]) -> None:
+    """What a reader of the figures above has to know."""
+    for note in notes:
+        out.line("    " + out.paint(note, "dim"))
 
 
 def show_reloads(out: Terminal, times: Mapping[str, Times], target: Target | None, note: str) -> None:

@@ -1,11 +1,13 @@
-"""Side by side with haproxy: CPU a connection, a request and a gigabyte; the time of a reload; reloads under load; what
-a reload costs those who are connected, with haproxy where it can be compared; and what it costs to survive a crash.
+"""Side by side with haproxy: CPU a connection, a request and a gigabyte; requests in HTTP mode, with nginx beside; the
+time of a reload; reloads under load; what a reload costs those who are connected, with haproxy where it can be
+compared; and what it costs to survive a crash.
 
 Each proxy has CPU 0 to itself, load generator and backend share CPU 1; the proxies take turns, medians count. Absolute
 figures hold for one run on one machine: compare the ratios.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure, report
+from benchmarks.http import SETTINGS, HttpComparison
 from benchmarks.measure import LOAD_CPU, PROXY_CPU, Loaded, Series
 from benchmarks.migration import Migration, show
 from benchmarks.parking import Parking
@@ -27,7 +30,7 @@ from hitlessd import __version__
 from tests.support.backend import Backend
 from tests.support.processes import free_ports, raise_descriptor_limit
 
-SECTIONS = ("work", "reload", "load", "migrate", "parking")
+SECTIONS = ("work", "http", "reload", "load", "migrate", "parking")
 
 # The targets: CPU and reload time from what a user of haproxy would accept; see docs/ARCHITECTURE.md.
 CPU_RATIO = {"one request a connection": 1.10, "bulk, 64 MiB down": 0.5}
@@ -72,8 +75,9 @@ class Run:
                 for proxy in [*proxies, splicing] if self.haproxy else proxies:
                     proxy.start()
                     running.append(proxy)
-                found = measure.compare(kinds[:2], proxies, backend, self.options.rounds, self.tell)
-                found |= measure.compare(kinds[2:], running, backend, self.options.rounds, self.tell)
+                run = functools.partial(measure.run_work, backend=backend)
+                found = measure.compare(kinds[:2], proxies, run, self.options.rounds, self.tell)
+                found |= measure.compare(kinds[2:], running, run, self.options.rounds, self.tell)
             finally:
                 for proxy in running:
                     proxy.stop()
@@ -81,7 +85,7 @@ class Run:
             series = found[work.name]
             self.figures.setdefault("work", {})[work.name] = report.work_figures(series)
             target = self._cpu_target(work.name, series)
-            report.show_work(self.out, work, series, target)
+            report.show_work(self.out, work, series, [target] if target else [])
             failed = sum(each.failed for each in series.values())
             if failed:
                 self.targets.append(Target(f"{work.name}: failures", failed, 0, ""))
@@ -92,6 +96,16 @@ class Run:
         target = Target(f"CPU, {name}", series["hitlessd"].cost / series["haproxy"].cost, CPU_RATIO[name], " x")
         self.targets.append(target)
         return target
+
+    def http(self) -> None:
+        """Requests in HTTP mode: what one costs."""
+        comparison = HttpComparison(self.directory, self.options.quick, self.options.rounds, self.tell)
+        for work, series, targets in comparison.sections():
+            self.figures.setdefault("http", {})[work.name] = report.work_figures(series)
+            report.show_work(self.out, work, series, targets)
+            self.targets += targets
+        self.figures["http"]["settings"] = SETTINGS
+        report.show_notes(self.out, SETTINGS)
 
     def reload(self) -> None:
         """The time of a reload, nothing else going on."""

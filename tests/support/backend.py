@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from tests.support.processes import (
     ROOT,
@@ -37,6 +37,9 @@ class Backend:
 
     The arguments are those of Server; `cpu` keeps it on one CPU.
     """
+
+    module = "tests.support.backend"
+    """The program; of a subclass another one, which speaks as this one does."""
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class Backend:
         self._process: Process | None = None
         self._asked = 0
         self.addresses: list[str] = []
-        self.stats: dict[str, int] = {}
+        self.stats: dict[str, Any] = {}
         """The counters at the end, see Counters, and `open`: connections that stop() had to cut off."""
 
     @property
@@ -87,9 +90,9 @@ class Backend:
     def ports(self) -> list[int]:
         return [int(address.rpartition(":")[2]) for address in self.addresses]
 
-    def start(self, deadline: float | Deadline = 10.0) -> "Backend":
+    def start(self, deadline: float | Deadline = 10.0) -> Self:
         """Returns when it listens."""
-        command = python_module("tests.support.backend", *self._options)
+        command = python_module(self.module, *self._options)
         self._process = Process(command, cwd=ROOT, stdin=subprocess.PIPE)
         try:
             self.addresses = self._process.stdout.wait(json.loads, deadline, "the backend's addresses")["listen"]
@@ -99,18 +102,18 @@ class Backend:
         self._asked = 1
         return self
 
-    def counters(self, deadline: float | Deadline = 10.0) -> dict[str, int]:
+    def counters(self, deadline: float | Deadline = 10.0) -> dict[str, Any]:
         """The counters now, and `open`: connections that are open."""
         self.process.signal(signal.SIGUSR1)
         self._asked += 1
-        answer: dict[str, int] = self.process.stdout.wait(json.loads, deadline, "counters", start=self._asked - 1)
+        answer: dict[str, Any] = self.process.stdout.wait(json.loads, deadline, "counters", start=self._asked - 1)
         return answer
 
-    def wait_closed(self, deadline: float | Deadline = 10.0) -> dict[str, int]:
+    def wait_closed(self, deadline: float | Deadline = 10.0) -> dict[str, Any]:
         """The counters when no connection is open any more; the last end comes after the client is done."""
         limit = as_deadline(deadline)
 
-        def closed() -> dict[str, int] | None:
+        def closed() -> dict[str, Any] | None:
             counters = self.counters(limit)
             return None if counters["open"] else counters
 
@@ -118,7 +121,7 @@ class Backend:
         assert found is not None
         return found
 
-    def stop(self, deadline: float | Deadline = 10.0) -> dict[str, int]:
+    def stop(self, deadline: float | Deadline = 10.0) -> dict[str, Any]:
         """End it. Returns the last counters, which stay in `stats`."""
         if self._process is not None:
             process, self._process = self._process, None
@@ -129,7 +132,7 @@ class Backend:
             self.stats = json.loads(lines[-1])
         return self.stats
 
-    def __enter__(self) -> "Backend":
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(

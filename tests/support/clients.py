@@ -7,6 +7,7 @@ from typing import Final
 
 from tests.support import exchange as wire
 from tests.support.engine import DIRECTIONS, GONE, Client, Engine, Target
+from tests.support.http_clients import HttpClient
 
 _BUFFER: Final = 1 << 16
 _BULK: Final = 1 << 18
@@ -435,5 +436,6 @@ CLIENTS: Final = {
     "idle": Requester,
     "stream": Streamer,
     "bulk": Transfer,
+    "http": HttpClient,
 }
 """The class of connection of every mode."""

@@ -19,7 +19,12 @@ from tests.support import exchange as wire
 from tests.support.processes import Address, parse_address
 from tests.support.tally import Tally, failure_of
 
-MODES: Final = ("connect", "keepalive", "idle", "stream", "bulk")
+MODES: Final = ("connect", "keepalive", "idle", "stream", "bulk", "http")
+
+MIXES: Final = ("plain", "all")
+
+_BY_REQUEST: Final = ("keepalive", "http")
+"""Modes whose `total` are requests, not connections."""
 
 CLOSES: Final = {
     "server": (wire.CLOSE_SERVER,),
@@ -52,13 +57,17 @@ class Settings:
     rate: float = 0.0
     """New connections a second (connect, idle, stream). 0 in connect: another one as soon as one is done."""
     total: int = 0
-    """Connections (connect), requests (keepalive) or transfers (bulk) until the end; 0: until stopped."""
+    """Connections (connect), requests (keepalive, http) or transfers (bulk) until the end; 0: until stopped."""
     clients: int = 64
     """Connections at a time, if there is no rate; in the modes idle and stream: all of them."""
     requests: int = 0
-    """keepalive: requests on a connection until it is replaced by a new one; 0: no limit."""
+    """keepalive, http: requests on a connection until it is replaced by a new one; 0: no limit."""
+    pipeline: int = 1
+    """http: requests of a connection that wait for their answers at a time."""
+    mix: str = "plain"
+    """http: which requests, see http_clients.KINDS."""
     interval: float | None = None
-    """Pause between the requests of a connection (keepalive, by default 0) or the pieces of a stream (0.02)."""
+    """Pause between the requests of a connection (keepalive, http, by default 0) or the pieces of a stream (0.02)."""
     body: tuple[int, int] = (16, 2048)
     """Least and greatest size of the body of a request, or of a piece of a stream."""
     close: str = "mixed"
@@ -86,6 +95,8 @@ class Settings:
             (self.mode not in MODES, f"unknown mode {self.mode!r}"),
             (self.close not in CLOSES, f"unknown close {self.close!r}"),
             (self.direction not in DIRECTIONS, f"unknown direction {self.direction!r}"),
+            (self.mix not in MIXES, f"unknown mix {self.mix!r}"),
+            (self.pipeline < 1, "no requests at a time"),
             (not 0 <= low <= high <= wire.CYCLE, f"bodies of {low} to {high} bytes"),
             (self.mode == "stream" and low < 1, "pieces of a stream of no bytes"),
             (self.clients < 1, "no clients"),
@@ -240,7 +251,7 @@ class Engine:
         self._ident = (seed & 0xFFFFFFFF) << 32
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = itertools.count()
-        self._budget = settings.total if settings.mode == "keepalive" and settings.total else -1
+        self._budget = settings.total if settings.mode in _BY_REQUEST and settings.total else -1
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stops = 0
         self._all_ready = False
@@ -249,7 +260,7 @@ class Engine:
         if settings.mode not in ("connect", "idle", "stream"):
             self._rate = 0.0
         self._launches = (
-            settings.clients if population else -1 if settings.mode == "keepalive" else settings.total or -1
+            settings.clients if population else -1 if settings.mode in _BY_REQUEST else settings.total or -1
         )
         self._most = settings.max_open if self._rate and not population else settings.clients
 
@@ -259,7 +270,7 @@ class Engine:
         return self._ident
 
     def take_request(self) -> bool:
-        """keepalive: whether one more request is to be sent."""
+        """keepalive, http: whether one more request is to be sent."""
         if self.finishing or not self._budget:
             return False
         self._budget -= 1

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.support.clients import CLIENTS
-from tests.support.engine import CLOSES, DIRECTIONS, MODES, Engine, Settings
+from tests.support.engine import CLOSES, DIRECTIONS, MIXES, MODES, Engine, Settings
 from tests.support.processes import ROOT, Deadline, Process, as_deadline, pin, python_module, raise_descriptor_limit
 from tests.support.tally import FAILURES
 
@@ -30,6 +30,8 @@ _PLAIN = [
     "total",
     "clients",
     "requests",
+    "pipeline",
+    "mix",
     "close",
     "delay",
     "size",
@@ -200,8 +202,10 @@ def _parser() -> argparse.ArgumentParser:
         "--requests",
         type=int,
         default=0,
-        help="keepalive: requests on a connection before it is replaced (0: no limit)",
+        help="keepalive, http: requests on a connection before it is replaced (0: no limit)",
     )
+    add("--pipeline", type=int, default=1, help="http: requests at a time on a connection")
+    add("--mix", choices=MIXES, default="plain", help="http: which requests")
     add("--interval", type=float, help="seconds between requests (keepalive) or pieces (stream)")
     add("--body", type=_body, default=(16, 2048), metavar="MIN:MAX", help="bytes in a request or piece")
     add("--close", choices=sorted(CLOSES), default="mixed", help="who closes first")

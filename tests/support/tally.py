@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from tests.support.exchange import unpack_tag
 
-FAILURES: Final = ("refused", "reset", "timeout", "short", "corrupt", "wrong", "local")
+FAILURES: Final = ("refused", "reset", "timeout", "short", "corrupt", "wrong", "status", "local")
 """refused: nobody listens. reset: the connection was reset. timeout: no complete answer and orderly end in time.
 short: the other side closed too early. corrupt: a byte is not what it has to be, there is one too many, or the server
-says that of the request. wrong: the answer to another request. local: this machine had no port, descriptor or route."""
+says that of the request. wrong: the answer to another request. status: not the server's own answer (HTTP). local: this
+machine had no port, descriptor or route."""
 
 _BY_ERRNO: Final = {
     errno.ECONNREFUSED: "refused",
@@ -56,6 +57,9 @@ class Tally:
         self.failures = dict.fromkeys(FAILURES, 0)
         self.errors: list[str] = []
         self.tags: dict[bytes, int] = {}  # answers by the tag of the server
+        self.names: dict[bytes, int] = {}  # the same, of HTTP servers
+        self.hung_up = 0  # HTTP connections that were closed between two requests, without a word before
+        self.told_to_close = 0  # HTTP connections that ended because an answer said so
         self.latencies = array(
             "d"
         )  # seconds from the attempt to connect, or from the request, to the last byte of the answer
@@ -84,7 +88,8 @@ class Tally:
 
     def by_server(self) -> dict[str, int]:
         """Answers by the number of the server that gave them."""
-        return {str(unpack_tag(tag)): count for tag, count in self.tags.items()}
+        names = {name.decode(): count for name, count in self.names.items()}
+        return names | {str(unpack_tag(tag)): count for tag, count in self.tags.items()}
 
     def progress(self, open_now: int) -> dict[str, Any]:
         """A line for whoever watches; latencies are those since the line before."""
@@ -108,6 +113,8 @@ class Tally:
             "started": self.started,
             "done": self.done,
             "requests": self.requests,
+            "hung_up": self.hung_up,
+            "told_to_close": self.told_to_close,
             "failed": self.failed,
             "failures": dict(self.failures),
             "errors": self.errors,

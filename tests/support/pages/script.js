@@ -1,0 +1,1 @@
+window.scripts = (window.scripts || 0) + 1;
