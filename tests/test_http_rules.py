@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hitlessd.config import parse
+from hitlessd.http.edit import ADD, DELETE, SET
 from hitlessd.http.rules import NOTHING, Answer, Verdict, compile_rules
 from hitlessd.http.texts import compile_text
 from hitlessd.model import SourceFile
@@ -45,29 +46,29 @@ def test_no_rules() -> None:
     [
         ("allow", ()),
         ("set-header X-A b if FALSE", ()),
-        ("set-header X-A 'a b'", (("set", b"X-A", b"a b"),)),
-        ("set-header X-A é\\xff", (("set", b"X-A", b"\xc3\xa9\xff"),)),
-        ("set-header X-A 50%%", (("set", b"X-A", b"50%"),)),
-        ("add-header X-A %[src]:%[src_port]", (("add", b"X-A", b"192.0.2.9:4711"),)),
-        ("add-header X-A %ci:%cp", (("add", b"X-A", b"192.0.2.9:4711"),)),
-        ("add-header X-A '%{+Q}[path] %HM %HP %HQ %HU'", (("add", b"X-A", b'"/a/b" GET /a/b ?q=1 /a/b?q=1'),)),
-        ("add-header X-A %HV", (("add", b"X-A", b"HTTP/1.1"),)),
-        ("add-header X-A %[req.hdr(x-one),upper]-%[req.hdr(none)]-", (("add", b"X-A", b"B, C--"),)),
-        ("add-header X-A %[req.hdr(x-one),length]", (("add", b"X-A", b"1"),)),
-        ("del-header X-One\n  del-header X-Two if FALSE", (("del", b"X-One", b""),)),
+        ("set-header X-A 'a b'", ((SET, b"X-A", b"a b"),)),
+        ("set-header X-A é\\xff", ((SET, b"X-A", b"\xc3\xa9\xff"),)),
+        ("set-header X-A 50%%", ((SET, b"X-A", b"50%"),)),
+        ("add-header X-A %[src]:%[src_port]", ((ADD, b"X-A", b"192.0.2.9:4711"),)),
+        ("add-header X-A %ci:%cp", ((ADD, b"X-A", b"192.0.2.9:4711"),)),
+        ("add-header X-A '%{+Q}[path] %HM %HP %HQ %HU'", ((ADD, b"X-A", b'"/a/b" GET /a/b ?q=1 /a/b?q=1'),)),
+        ("add-header X-A %HV", ((ADD, b"X-A", b"HTTP/1.1"),)),
+        ("add-header X-A %[req.hdr(x-one),upper]-%[req.hdr(none)]-", ((ADD, b"X-A", b"B, C--"),)),
+        ("add-header X-A %[req.hdr(x-one),length]", ((ADD, b"X-A", b"1"),)),
+        ("del-header X-One\n  del-header X-Two if FALSE", ((DELETE, b"X-One", b""),)),
         ("allow\n  set-header X-A b", ()),
-        ("set-header A b\n  allow if { path_beg /a }\n  set-header B c", (("set", b"A", b"b"),)),
+        ("set-header A b\n  allow if { path_beg /a }\n  set-header B c", ((SET, b"A", b"b"),)),
         # each rule sees what those before it did
         (
             "del-header X-One\n add-header X-A b if { hdr(x-one) -m found }\n add-header X-B c unless { hdr(X-ONE) b }",
-            (("del", b"X-One", b""), ("add", b"X-B", b"c")),
+            ((DELETE, b"X-One", b""), (ADD, b"X-B", b"c")),
         ),
         (
             "set-header X-New 1\n  add-header X-New 2\n  add-header X-A '%[req.hdr_cnt(x-new)] %[req.hdr(x-new)]'",
-            (("set", b"X-New", b"1"), ("add", b"X-New", b"2"), ("add", b"X-A", b"2 2")),
+            ((SET, b"X-New", b"1"), (ADD, b"X-New", b"2"), (ADD, b"X-A", b"2 2")),
         ),
-        ("set-header Host b\n  add-header X-A %[base]", (("set", b"Host", b"b"), ("add", b"X-A", b"b/a/b"))),
-        ("set-header X b\n  add-header X-A %[base]", (("set", b"X", b"b"), ("add", b"X-A", b"www.example.net/a/b"))),
+        ("set-header Host b\n  add-header X-A %[base]", ((SET, b"Host", b"b"), (ADD, b"X-A", b"b/a/b"))),
+        ("set-header X b\n  add-header X-A %[base]", ((SET, b"X", b"b"), (ADD, b"X-A", b"www.example.net/a/b"))),
     ],
 )  # fmt: skip
 def test_edits(lines: str, edits: tuple[Any, ...]) -> None:
@@ -86,9 +87,9 @@ def test_earlier_changes_are_seen_and_left_out() -> None:
     found = verdict(
         "add-header X-A b if { hdr(x) y }\n  add-header X-B b if !{ hdr(host) -m found }",
         request(b"/", (b"Host", b"a")),
-        earlier=[("set", b"X", b"y"), ("del", b"host", b"")],
+        earlier=[(SET, b"X", b"y"), (DELETE, b"host", b"")],
     )
-    assert found.edits == (("add", b"X-A", b"b"), ("add", b"X-B", b"b"))
+    assert found.edits == ((ADD, b"X-A", b"b"), (ADD, b"X-B", b"b"))
 
 
 def test_deny() -> None:
@@ -146,10 +147,10 @@ def test_response_rules() -> None:
         "http-response",
     )
     assert found.edits == (
-        ("del", b"Server", b""),
-        ("set", b"X-Status", b"200/200"),
-        ("add", b"X-C", b"1"),
-        ("add", b"X-P", b"/p"),
+        (DELETE, b"Server", b""),
+        (SET, b"X-Status", b"200/200"),
+        (ADD, b"X-C", b"1"),
+        (ADD, b"X-P", b"/p"),
     )
     assert found.answer is not None
     assert found.answer.location == b"/q"

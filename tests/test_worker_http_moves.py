@@ -166,9 +166,13 @@ def test_within_a_body(moves: Moves, framing: str, upwards: bool, blocked: bool)
                 got += len(sink.got)
                 sink.got = b""
 
+    def arrived(web: Web) -> bool:
+        some(web, 1)
+        return got >= len(body)
+
     some(old, 40 if blocked else 5)
     new = moves.go()
-    new.until(lambda: some(new, 1) or got >= len(body), "the rest")
+    new.until(lambda: arrived(new), "the rest")
     assert got == len(body) and digest.digest() == hashlib.sha256(body).digest()
     if framing == "close":
         server.close()

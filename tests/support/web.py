@@ -45,6 +45,9 @@ class Web(Lab):
         )
         self.farm = farm
 
+    def __enter__(self) -> Web:
+        return self
+
     def serve(self, number: int = 0) -> Peer:
         """The next connection to a server."""
         return self.until(lambda: self.farm.accept(number), "a connection to the server")  # type: ignore[no-any-return]
