@@ -93,7 +93,7 @@ class Request:
     upgrade: bool  # it offers another protocol, and it is not HTTP/2
     connect: bool
     expect: bool  # it waits for 100 (Continue)
-    direct: bool  # passing it on is all: it has no body, its connections go on, and its answer is a common one
+    direct: bool  # passing it on is all: it has no body, and its answer is a common one
 
     def __init__(self) -> None:
         self._fields: tuple[tuple[bytes, bytes], ...] | None = None
@@ -259,7 +259,7 @@ def _request(head: bytes) -> Request:
     else:
         request.framing = NONE
         plain = not (connect or request.upgrade or request.expect) and method != b"HEAD"
-        request.direct = plain and version == 11 and request.keep_alive
+        request.direct = plain and version == 11
         return request
     if connect and length != 0:
         raise Refused(400, "CONNECT with a body")

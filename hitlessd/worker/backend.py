@@ -209,6 +209,7 @@ class LiveBackend(Tally):
         self.usable: list[LiveServer] = []
         self.only: LiveServer | None = None  # the one to choose, when there is no choice
         self.limited = False  # a usable server has a maxconn
+        self.watched = False
         self.queue: dict[Connection, LiveServer | None] = {}  # who waits, first come first, and for whom
         self.bucket = 0
         self._queues: dict[LiveServer | None, dict[Connection, None]] = {}  # the same by whom they wait for
@@ -244,6 +245,8 @@ class LiveBackend(Tally):
                 seed = int.from_bytes(os.urandom(8), "little") if self.config.balance == "random" else 0
                 self._chooser = chooser(self.config, weights, names, worker.index, seed)
         self.limited = any(server.maxconn for server in usable)
+        # Others decide by the number of its connections, so that they must see each change at once.
+        self.watched = self.limited or self.config.balance in ("leastconn", "first", "random")
         self.only = usable[0] if len(usable) == 1 and not self.limited and not self._pinning else None
         if self.queue:
             self.sort_queue()  # some may belong to another server now

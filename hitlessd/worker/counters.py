@@ -11,7 +11,7 @@ import struct
 
 from hitlessd.table import Column, RowKey, Table
 
-__all__ = ["CONNECTS", "OTHER", "REQUESTS", "REUSES", "Ledger", "Row", "Tally"]
+__all__ = ["CONNECTS", "OTHER", "REQUESTS", "REUSES", "Account", "Ledger", "Row", "Tally"]
 
 _OF_HTTP = (Column.REQ_TOT, Column.HRSP_OTHER, Column.CONNECT, Column.REUSE)
 _REQ_TOT = int(Column.REQ_TOT)
@@ -200,6 +200,49 @@ class Tally:
                     codes[place] = 0
 
 
+class Account:
+    """What HTTP exchanges of one frontend with one server have added to three tallies since it was last settled: once
+    a turn instead of with each. Whoever touches one sees to it that it is in the ledger's `accounts`, once."""
+
+    __slots__ = ("bin", "bout", "classes", "dirty", "ledger", "opened", "reused", "tallies")
+
+    def __init__(self, frontend: Tally, backend: Tally, server: Tally) -> None:
+        self.ledger = server.ledger
+        self.tallies = (frontend, backend, server)
+        self.opened = 0  # exchanges begun
+        self.bin = self.bout = 0
+        self.classes = [0] * 6  # responses, by the first digit of their status
+        self.reused = 0  # of those that were answered, how many came on a connection that was there
+        self.dirty = False
+
+    def settle(self) -> None:
+        """Enter it in the tallies, which are touched anyway: their numbers of sessions may have changed."""
+        self.dirty = False
+        _, backend, server = self.tallies
+        backend.opened += self.opened
+        server.opened += self.opened
+        self.opened = 0
+        answered = sum(self.classes)
+        for tally in self.tallies:
+            if not tally.dirty:
+                tally.dirty = True
+                tally.ledger.dirty.append(tally)
+            if answered:
+                tally.bin += self.bin
+                tally.bout += self.bout
+                codes = tally.codes
+                assert codes is not None
+                codes[REQUESTS] += answered
+                for place, number in enumerate(self.classes):
+                    codes[place] += number
+        if answered:
+            assert server.codes is not None
+            server.codes[REUSES] += self.reused
+            server.codes[CONNECTS] += answered - self.reused
+            self.bin = self.bout = self.reused = 0
+            self.classes = [0] * 6
+
+
 class Ledger:
     """All rows of this worker's slot."""
 
@@ -207,6 +250,7 @@ class Ledger:
         self.slot = table.slot(worker)
         self.changed: list[Row] = []
         self.dirty: list[Tally] = []
+        self.accounts: list[Account] = []
         self._table = table
         self._rows: dict[RowKey, Row] = {}
 
@@ -226,6 +270,10 @@ class Ledger:
 
     def write(self, now: float) -> None:
         """Write what has changed since the last time; `now` is CLOCK_REALTIME in seconds."""
+        if self.accounts:
+            for account in self.accounts:
+                account.settle()
+            self.accounts.clear()
         dirty = self.dirty
         if dirty:
             wall = int(now)

@@ -12,7 +12,7 @@ from hitlessd.accesslog import access_log, plain_writer
 from hitlessd.model import Frontend
 from hitlessd.table import RowKey
 from hitlessd.worker.connection import Connection
-from hitlessd.worker.counters import Tally
+from hitlessd.worker.counters import Account, Tally
 from hitlessd.worker.gate import Rate, Rules
 from hitlessd.worker.http.connection import HttpConnection
 from hitlessd.worker.http.policy import Policy
@@ -25,7 +25,7 @@ from hitlessd.worker.timers import NEVER, Timed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hitlessd.worker.backend import LiveBackend
+    from hitlessd.worker.backend import LiveBackend, LiveServer
     from hitlessd.worker.loop import Worker
 
 __all__ = ["LiveFrontend", "LiveListener"]
@@ -241,9 +241,18 @@ class LiveFrontend(Tally):
         self.retired = False  # the configuration has it no more: its connections end as soon as they can
         self.route: Route = Route.of(config, backend.config)
         self._routes = {backend: self.route}
+        #: Of HTTP: by server, what direct exchanges add up to.
+        self.accounts: dict[LiveServer, Account] = {}
         # The configured limit is for all workers together.
         self.limit = -(-config.maxconn // worker.table.workers) if config.maxconn else 1 << 60
         self.listeners: list[LiveListener] = []
+
+    def account_with(self, server: LiveServer) -> Account:
+        """Where the exchanges with that server are counted."""
+        account = self.accounts.get(server)
+        if account is None:
+            account = self.accounts[server] = Account(self, server.backend, server)
+        return account
 
     def route_to(self, backend: LiveBackend) -> Route:
         """What we and that backend say together."""

@@ -126,6 +126,7 @@ class Lanes:
                 config = live.config if live is not None else _frontend(frontend, backend, frontends[frontend])
                 pair = LiveFrontend(self._worker, config, target)
                 pair.retired = live is None
+                pair.direct = pair.direct and live is not None
             except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
                 raise PeerError(
                     f"cannot resume a connection of {frontend} to {backend}: these are not configured,"

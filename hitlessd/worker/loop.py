@@ -233,7 +233,7 @@ class Worker:
                 backend = self.dispatch.pop()
                 if backend.queue:
                     backend.serve_queue()
-        if self.ledger.dirty or self.ledger.changed:
+        if self.ledger.dirty or self.ledger.changed or self.ledger.accounts:
             self.write_counters()
         if self.parking.asleep and len(self.connections) != self.parking.known:
             self.parking.wake()

@@ -32,6 +32,8 @@ class Route:
     client_idle: float  # of an HTTP client that is to send or take a body
     server_idle: float  # of a server that is to answer, or to send or take a body
     least: float  # the shorter of these two
+    idles: bool  # an idle client may wait for longer than that
+    waits: bool  # ... or not as long
     first: float  # the shortest of all: the first look at a connection
     fin_nearer: bool  # a FIN may bring the deadline nearer
 
@@ -49,7 +51,9 @@ class Route:
         http_request = client if front.http_request is None else front.http_request
         keep_alive = http_request if front.http_keep_alive is None else front.http_keep_alive
         every = (connect, queue, client, client_open, server_open, client_fin, server_fin)
+        least = min(client, server)
         of_http = (http_request, keep_alive, client, server)
         first = min(every if frontend.mode == "tcp" else every + of_http)
         fin_nearer = client_fin < client_open or server_fin < server_open
-        return cls(*every, min(connect, 1.0), *of_http, min(client, server), first, fin_nearer)
+        idles, waits = keep_alive > least, keep_alive < least
+        return cls(*every, min(connect, 1.0), *of_http, least, idles, waits, first, fin_nearer)

@@ -19,8 +19,9 @@ from hitlessd.parking.park import reset
 from hitlessd.proxyprotocol import Header
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.http.connection import HttpConnection
+from hitlessd.worker.http.direct import ServerSide
 from hitlessd.worker.http.serial import check_http, http_form, restore_http
-from hitlessd.worker.http.side import HttpSide, ServerSide
+from hitlessd.worker.http.side import HttpSide
 from hitlessd.worker.pipes import Pipe
 from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import EVENTS, Side, ignore

@@ -19,10 +19,10 @@ from hitlessd.http.heads import Request, Response, head_end, parse_request, pars
 from hitlessd.http.rules import Answer, seen_through
 from hitlessd.proxyprotocol import build
 from hitlessd.worker.connection import State
-from hitlessd.worker.http.direct import Direct
 from hitlessd.worker.http.exchange import Exchange
 from hitlessd.worker.http.sample import LiveSample
 from hitlessd.worker.http.side import NOTHING, HttpSide
+from hitlessd.worker.http.trouble import Trouble
 from hitlessd.worker.relay import READABLE, TROUBLE, WRITABLE
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _WAITING, _EXCHANGING = State.WAITING, State.EXCHANGING
 _SOL_SOCKET, _SO_ERROR = int(socket.SOL_SOCKET), int(socket.SO_ERROR)
 
 
-class HttpConnection(Direct):
+class HttpConnection(Trouble):
     """The way of an exchange."""
 
     __slots__ = ()

@@ -1,171 +1,270 @@
-"""The common exchange, spelt out: a request without a body that needs no edits, and a response that comes at once.
+"""The common exchange, spelt out: a whole request without a body that nothing is to be done with, and a response that
+comes at once.
 
-This is the hot path of HTTP: straight-line code instead of the steps of connection.py, of which it does the same.
+This is the hot path of HTTP: straight-line code instead of the steps of connection.py, of which it does the same. What
+does not fit goes the long way, from wherever it turns out.
 """
 
 from __future__ import annotations
 
+import select
 import socket
 from typing import TYPE_CHECKING
 
 from hitlessd.http.edit import forward_request, forward_response
+from hitlessd.http.grammar import MAX_HEAD, Refused
+from hitlessd.http.heads import parse_request, parse_response
 from hitlessd.worker.connection import State
-from hitlessd.worker.counters import CONNECTS, REQUESTS, REUSES
 from hitlessd.worker.http.exchange import Exchange
-from hitlessd.worker.http.side import WHOLE
-from hitlessd.worker.http.trouble import Trouble
+from hitlessd.worker.http.side import WHOLE, HttpSide
+from hitlessd.worker.relay import SCRATCH
 from hitlessd.worker.timers import GRAIN
 
 if TYPE_CHECKING:
     from hitlessd.http.heads import Request, Response
 
-__all__ = ["Direct"]
+__all__ = ["ClientSide", "ServerSide"]
 
+#: The mask of most events: there are bytes, and room for more.
+_PLAIN = select.EPOLLIN | select.EPOLLOUT
 _WAITING, _EXCHANGING = State.WAITING, State.EXCHANGING
-_send = socket.SocketType.send
+_recv, _send = socket.SocketType.recv, socket.SocketType.send
 
 
-class Direct(Trouble):
-    """An HTTP connection as far as nothing needs to be thought about."""
+class ClientSide(HttpSide):
+    """The client's socket."""
 
     __slots__ = ()
 
-    def begin_directly(self, request: Request) -> None:
-        """As begin_exchange()."""
-        worker, frontend, client, backend = self.worker, self.frontend, self.client, self.backend
+    def on_event(self, events: int) -> None:
+        conn = self.conn
+        frontend = conn.frontend
+        if events != _PLAIN or conn.state is not _WAITING or self.held or conn.buffer or not frontend.direct:
+            HttpSide.on_event(self, events)
+            return
+        try:
+            data = _recv(self.sock, MAX_HEAD)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            conn.broken(self, error)
+            return
+        size = len(data)
+        if not size:
+            conn.at_eof(self)
+            return
+        self.received += size
+        if data[-4:] == b"\r\n\r\n" and size < MAX_HEAD:
+            try:
+                request = parse_request(data)
+            except Refused:
+                pass  # it may be several, or none: the long way finds out
+            else:
+                if request.direct:
+                    self._begin(request)
+                    return
+        if size == MAX_HEAD:
+            self.ready |= select.EPOLLIN
+        conn.request_bytes(data)
+        if not self.held and self.ready and self.conn is conn:
+            self.release()
+
+    def _begin(self, request: Request) -> None:
+        """As HttpConnection.begin_exchange()."""
+        conn, worker = self.conn, self.worker
+        frontend, backend = conn.frontend, conn.backend
         now = worker.now
-        client.held = True
-        if self.slot >= 0:
-            worker.parking.busy[self] = None
-        exchanges = self.exchanges
-        exchange = self.exchange = Exchange(
-            request, self.idle_since, now, now, not exchanges, self.accounted_in, self.given
+        self.held = True
+        if conn.slot >= 0:
+            worker.parking.busy[conn] = None
+        exchanges = conn.exchanges
+        exchange = conn.exchange = Exchange(
+            request, conn.idle_since, now, now, not exchanges, conn.accounted_in, conn.given
         )
-        self.exchanges = exchanges + 1
-        self.assigned_at = self.connected_at = -1.0
-        self.retries = self.queue_position = 0
-        self.redispatched = False
-        self.direct = self.entered = True
-        outgoing = self.outgoing = request.kept or forward_request(request, True)
-        backend.opened += 1
+        conn.exchanges = exchanges + 1
+        conn.retries = conn.queue_position = 0
+        conn.redispatched = False
+        conn.direct = conn.entered = True
+        outgoing = conn.outgoing = request.kept or forward_request(request, True)
         sessions = backend.sessions = backend.sessions + 1
         if sessions > backend.peak:
             backend.peak = sessions
-        if not backend.dirty:
-            backend.dirty = True
-            backend.ledger.dirty.append(backend)
-        if backend.queue:
-            self.assign()
-            return
-        target = backend.only
-        if target is not None:
-            target.count(1)
-        else:
-            target = backend.choose(self)
+        target = None
+        if not backend.queue:
+            target = backend.only
             if target is None:
-                self.assign()
-                return
-        pool = target.pool
-        assert pool is not None
-        if not pool.idle or (not exchanges and frontend.first_is_fresh):
-            self.connect(target)
+                target = backend.choose(conn)
+            else:
+                sessions = target.sessions = target.sessions + 1
+                if sessions > target.peak:
+                    target.peak = sessions
+        if target is None:
+            backend.opened += 1
+            backend.touch()
+            conn.assigned_at = conn.connected_at = -1.0
+            conn.assign()
             return
-        self.target = target
-        target.opened += 1
-        if target.sessions > target.peak:
-            target.peak = target.sessions
-        idle = pool.idle
+        account = frontend.accounts.get(target) or frontend.account_with(target)
+        if not account.dirty:
+            account.dirty = True
+            account.ledger.accounts.append(account)
+        idle = target.pool.idle
+        if not idle or (frontend.first_is_fresh and not exchanges):
+            backend.opened += 1
+            conn.assigned_at = conn.connected_at = -1.0
+            conn.connect(target)
+            return
+        account.opened += 1
         server, _ = idle.popitem()
+        pool = target.pool
         if len(idle) < pool.unneeded:
             pool.unneeded = len(idle)
         worker.idle -= 1
         exchange.reused = exchange.sent = True
-        self.assigned_at = self.connected_at = server.last = client.last = now
-        self.server = server
-        server.conn = self
-        server.peer = client
-        client.peer = server
-        self.state = _EXCHANGING
+        conn.assigned_at = conn.connected_at = server.last = self.last = now
+        conn.target = target
+        conn.server = self.peer = server
+        server.conn = conn
+        server.peer = self
         server.uses += 1
         server.held = False
+        conn.state = _EXCHANGING
         try:
             sent = _send(server.sock, outgoing)
         except BlockingIOError:
             sent = 0
         except OSError as error:
             exchange.sent = False
-            self.unwritable(server, error)
+            conn.unwritable(server, error)
             return
-        if now + self.route.least < self.bucket * GRAIN:
-            self.rearm()
+        route = conn.route
+        if route.idles and now + route.least < conn.bucket * GRAIN:
+            conn.rearm()
         if sent != len(outgoing):
             server.block(memoryview(outgoing)[sent:])
 
-    def end_directly(self, response: Response, data: bytes, body_at: int) -> None:
-        """As begin_response() and end_exchange(): `data` is all of the response, and both connections stay."""
-        worker, client, server, target, exchange = self.worker, self.client, self.server, self.target, self.exchange
-        backend, frontend = self.backend, self.frontend
-        assert exchange is not None and server is not None and target is not None
-        now = server.last = client.last = worker.now
+
+class ServerSide(HttpSide):
+    """A server's socket."""
+
+    __slots__ = ()
+
+    def on_event(self, events: int) -> None:
+        conn = self.conn
+        if (
+            events != _PLAIN
+            or conn is None
+            or not conn.direct
+            or conn.state is not _EXCHANGING
+            or self.held
+            or self.blocked
+            or conn.reply
+        ):
+            HttpSide.on_event(self, events)
+            return
+        try:
+            data = _recv(self.sock, SCRATCH)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            conn.broken(self, error)
+            return
+        size = len(data)
+        if not size:
+            conn.at_eof(self)
+            return
+        self.received += size
+        at = data.find(b"\r\n\r\n") + 4
+        if at >= 4 and size < SCRATCH:
+            try:
+                response = parse_response(data[:at])
+            except Refused:
+                pass
+            else:
+                if response.direct and at + response.length == size:
+                    self._end(response, data, at)
+                    return
+        conn.direct = False
+        self.last = conn.worker.now
+        if size == SCRATCH:
+            self.ready |= select.EPOLLIN
+        conn.response_bytes(data)
+        if not self.held and self.ready and self.conn is conn:
+            self.resume()
+
+    def _end(self, response: Response, data: bytes, at: int) -> None:
+        """As HttpConnection.begin_response() and end_exchange(): `data` is all of the response, its body begins at
+        `at`, and this connection stays."""
+        conn, worker = self.conn, self.worker
+        frontend, backend, client = conn.frontend, conn.backend, conn.client
+        target, exchange = conn.target, conn.exchange
+        keep = exchange.keep
+        now = self.last = client.last = worker.now
         exchange.response, exchange.answered_at = response, now
         status = exchange.status = response.status
-        head = response.passed[3] or forward_response(response, 11, True)
+        head = response.passed[2 + keep] or forward_response(response, 11, keep)
         if head is not response.raw:
-            data = head + data[body_at:]
+            data = head + data[at:]
         size = len(data)
-        self.given += size
-        self.outgoing = b""
+        conn.given += size
+        conn.outgoing = b""
         try:
             sent = _send(client.sock, data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self.unwritable(client, error)
+            conn.unwritable(client, error)
             return
-        server.body = WHOLE
-        server.held = True
+        self.held = True
         if sent != size:
+            self.body = WHOLE
             client.block(memoryview(data)[sent:])
             return
-        came, went = client.received - self.accounted_in, self.given - self.accounted_out
-        self.accounted_in += came
-        self.accounted_out += went
-        place = status // 100
-        for tally in (frontend, backend, target):
-            tally.bin += came
-            tally.bout += went
-            codes = tally.codes
-            codes[REQUESTS] += 1  # type: ignore[index]
-            codes[place] += 1  # type: ignore[index]
-        target.codes[REUSES if exchange.reused else CONNECTS] += 1  # type: ignore[index]
+        account = frontend.accounts[target]
+        came, went = client.received - conn.accounted_in, conn.given - conn.accounted_out
+        conn.accounted_in += came
+        conn.accounted_out += went
+        account.bin += came
+        account.bout += went
+        account.classes[status // 100] += 1
+        if exchange.reused:
+            account.reused += 1
         if target.observer7 is not None:
-            self.observe()
+            conn.observe()
         if frontend.access_log is not None:
-            self.log_exchange()
+            conn.log_exchange()
         # Not before: a log line brings the counters up to date.
-        if not frontend.dirty:
-            frontend.dirty = True
-            frontend.ledger.dirty.append(frontend)
-        if not backend.dirty:
-            backend.dirty = True
-            backend.ledger.dirty.append(backend)
-        self.server = None
-        client.peer = server.peer = server.conn = None  # type: ignore[assignment]
-        self.target = None
-        target.count(-1)
-        if target.maxconn:
-            backend.freed(target)
-        target.pool.give(server)  # type: ignore[union-attr]
-        self.entered = False
+        if not account.dirty:
+            account.dirty = True
+            account.ledger.accounts.append(account)
+        conn.server = conn.target = conn.exchange = None
+        client.peer = self.peer = self.conn = None  # type: ignore[assignment]
+        if backend.watched:
+            target.count(-1)
+            if target.maxconn:
+                backend.freed(target)
+        else:
+            target.sessions -= 1
+        pool = target.pool
+        if pool.bucket and len(pool.idle) < pool.most:
+            self.pool = pool
+            pool.idle[self] = None
+            worker.idle += 1
+        else:
+            pool.give(self)
+        conn.entered = False
         backend.sessions -= 1
-        self.exchange = None
-        self.state = _WAITING
-        if self.slot >= 0:
-            self.parked_on()
-        self.began_at = self.idle_since = now
-        due = self.due = now + self.route.keep_alive
-        if due < self.bucket * GRAIN:
-            self.rearm()
+        if not keep:
+            conn.depart()
+            return
+        conn.state = _WAITING
+        if conn.slot >= 0:
+            conn.parked_on()
+        conn.began_at = conn.idle_since = now
+        route = conn.route
+        due = conn.due = now + route.keep_alive
+        if route.waits and due < conn.bucket * GRAIN:
+            conn.rearm()
         client.held = False
         if client.ready:
             client.release()

@@ -29,7 +29,7 @@ class Pool:
         self.idle: dict[HttpSide, None] = {}  # the latest at the end
         most = server.config.pool_max_conn
         # The configured limit is for all workers together.
-        self._most = -(-most // worker.table.workers) if most >= 0 else 1 << 60
+        self.most = -(-most // worker.table.workers) if most >= 0 else 1 << 60
         self._delay = server.config.pool_purge_delay
         self.unneeded = 0  # so many were idle all the time since the last purge
         self.bucket = 0
@@ -63,14 +63,14 @@ class Pool:
 
     def give(self, side: HttpSide) -> None:
         """It has no exchange any more, and is fit for another. Too many: the oldest is closed."""
-        if not self._most or not self._delay:
+        if not self.most or not self._delay:
             self._close(side)
             return
         self.idle[side] = None
         side.pool = self
         worker = self._worker
         worker.idle += 1
-        if len(self.idle) > self._most:
+        if len(self.idle) > self.most:
             self.drop(next(iter(self.idle)))
         if not self.bucket:
             self.unneeded = len(self.idle)

@@ -12,8 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Any, cast
 
 from hitlessd.http.body import Body
-from hitlessd.http.grammar import LENGTH, MAX_HEAD, NONE, Refused
-from hitlessd.http.heads import parse_request, parse_response
+from hitlessd.http.grammar import LENGTH, NONE
 from hitlessd.worker.connection import State
 from hitlessd.worker.http.pool import Pool
 from hitlessd.worker.relay import READABLE, SCRATCH, TROUBLE, TURN, WRITABLE, Side
@@ -22,14 +21,11 @@ if TYPE_CHECKING:
     from hitlessd.worker.http.connection import HttpConnection
     from hitlessd.worker.loop import Worker
 
-__all__ = ["NOTHING", "WHOLE", "ClientSide", "HttpSide", "ServerSide"]
+__all__ = ["NOTHING", "WHOLE", "HttpSide"]
 
 #: A short recv means "drained", except when one of these was seen.
 _MORE = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
-#: The mask of most events: there are bytes, and room for more.
-_PLAIN = select.EPOLLIN | select.EPOLLOUT
-_recv, _recv_into = socket.SocketType.recv, socket.SocketType.recv_into
-_WAITING, _EXCHANGING = State.WAITING, State.EXCHANGING
+_recv_into = socket.SocketType.recv_into
 _BULKY = 16 << 10
 _BULKY_IN_A_ROW = 3
 #: What is left of a body must be worth a pipe.
@@ -202,90 +198,3 @@ class HttpSide(Side):
             return
         self.blocked = False
         conn.flushed(self)
-
-
-class ClientSide(HttpSide):
-    """The client's socket. The common event, spelt out: an idle client sends one whole request without a body."""
-
-    __slots__ = ()
-
-    def on_event(self, events: int) -> None:
-        conn = self.conn
-        if events != _PLAIN or conn.state is not _WAITING or self.held or conn.buffer or not conn.frontend.direct:
-            HttpSide.on_event(self, events)
-            return
-        try:
-            data = _recv(self.sock, MAX_HEAD)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            conn.broken(self, error)
-            return
-        size = len(data)
-        if not size:
-            conn.at_eof(self)
-            return
-        self.received += size
-        if size == MAX_HEAD:
-            self.ready |= select.EPOLLIN
-        if data.endswith(b"\r\n\r\n"):
-            try:
-                request = parse_request(data)
-            except Refused:
-                pass  # it may be several, or none: the long way finds out
-            else:
-                if request.direct:
-                    conn.begin_directly(request)
-                    return
-        conn.request_bytes(data)
-        if not self.held and self.ready and self.conn is conn:
-            self.release()
-
-
-class ServerSide(HttpSide):
-    """A server's socket. The common event, spelt out: the whole response to a request that was sent entirely."""
-
-    __slots__ = ()
-
-    def on_event(self, events: int) -> None:
-        conn = self.conn
-        if (
-            events != _PLAIN
-            or conn is None
-            or conn.state is not _EXCHANGING
-            or self.held
-            or self.blocked
-            or conn.reply
-            or not conn.direct
-            or conn.exchange.response is not None
-        ):
-            HttpSide.on_event(self, events)
-            return
-        try:
-            data = _recv(self.sock, SCRATCH)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            conn.broken(self, error)
-            return
-        size = len(data)
-        if not size:
-            conn.at_eof(self)
-            return
-        self.received += size
-        at = data.find(b"\r\n\r\n") + 4
-        if at >= 4 and size < SCRATCH:
-            try:
-                response = parse_response(data[:at])
-            except Refused:
-                pass
-            else:
-                if response.direct and at + response.length == size:
-                    conn.end_directly(response, data, at)
-                    return
-        self.last = conn.worker.now
-        if size == SCRATCH:
-            self.ready |= select.EPOLLIN
-        conn.response_bytes(data)
-        if not self.held and self.ready and self.conn is conn:
-            self.resume()

@@ -10,9 +10,10 @@ from hitlessd.http.grammar import CHUNKED
 from hitlessd.parking.park import farewell
 from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.counters import CONNECTS, OTHER, REQUESTS, REUSES
+from hitlessd.worker.http.direct import ClientSide, ServerSide
 from hitlessd.worker.http.exchange import Exchange
 from hitlessd.worker.http.record import HttpRecord
-from hitlessd.worker.http.side import ClientSide, HttpSide, ServerSide
+from hitlessd.worker.http.side import HttpSide
 from hitlessd.worker.relay import Side
 from hitlessd.worker.timers import GRAIN, NEVER
 
