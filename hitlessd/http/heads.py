@@ -165,7 +165,7 @@ class Response:
     length: int
     options: tuple[bytes, ...]  # what Connection lists, in lower case
     keep_alive: bool  # the server wants to go on; in vain where the body ends with the connection
-    upgrade: bool  # 101 with an Upgrade field
+    upgrade: bool  # 101: the bytes behind are no longer HTTP; only an answer to a request whose `upgrade` is set
     direct: bool  # passing it on is all: its body has a length, and its connection goes on
 
     def __init__(self) -> None:
@@ -187,7 +187,8 @@ class Response:
     def body_for(self, method: bytes) -> tuple[int, int]:
         """Framing and length of the body that follows, if this answers such a request (RFC 9112 section 6.3).
 
-        After 101, and after 2xx to CONNECT, there is no body but a tunnel.
+        After 101, and after 2xx to CONNECT, there is no body but a tunnel. A body that ends with the connection has
+        length 0.
         """
         status = self.status
         if status < 200 or status == 204 or status == 304 or method == b"HEAD":
@@ -302,7 +303,9 @@ def _response(head: bytes) -> Response:
 
     response.options = options
     response.keep_alive = b"close" not in options if version == 11 else persists(options)
-    response.upgrade = upgrade and code == 101
+    response.upgrade = code == 101
+    if code == 101 and (not upgrade or version == 10):
+        raise Refused(400, "101 without Upgrade")
     response.length = 0
     if coding is not None:
         check_coding(coding, version, length)
