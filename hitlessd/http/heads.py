@@ -23,7 +23,7 @@ from hitlessd.http.fields import (
 from hitlessd.http.grammar import CHUNKED, CLOSE, LENGTH, MAX_FIELDS, MAX_HEAD, NONE, TOKEN, Refused
 from hitlessd.http.targets import ABSOLUTE, authority
 
-__all__ = ["Request", "Response", "head_end", "parse_request", "parse_response"]
+__all__ = ["Request", "Response", "fresh_request", "fresh_response", "head_end", "parse_request", "parse_response"]
 
 # Only sets of characters are repeated possessively, never a group: the Python of Debian 12, 3.11.2, then takes for
 # matched what a failed last repetition had consumed (CPython's gh-106052).
@@ -200,15 +200,16 @@ class Response:
 
 def parse_request(head: bytes) -> Request:
     """What a whole head says, the empty line at its end included. Raises Refused with 400, 413, 431, 501 or 505."""
-    return _shared_request(head) if len(head) <= _SHARED else _request(head)
+    return _shared_request(head) if len(head) <= _SHARED else fresh_request(head)
 
 
 def parse_response(head: bytes) -> Response:
     """What a whole head says, the empty line at its end included. Raises Refused; its status is of no use."""
-    return _shared_response(head) if len(head) <= _SHARED else _response(head)
+    return _shared_response(head) if len(head) <= _SHARED else fresh_response(head)
 
 
-def _request(head: bytes) -> Request:
+def fresh_request(head: bytes) -> Request:
+    """As parse_request(), without remembering it."""
     match = _REQUEST.fullmatch(head)
     if match is None:
         head = head.removeprefix(b"\r\n").removeprefix(b"\r\n")
@@ -272,7 +273,8 @@ def _request(head: bytes) -> Request:
     return request
 
 
-def _response(head: bytes) -> Response:
+def fresh_response(head: bytes) -> Response:
+    """As parse_response(), without remembering it."""
     match = _RESPONSE.fullmatch(head)
     if match is None:
         from hitlessd.http.diagnosis import diagnose
@@ -324,5 +326,5 @@ def _response(head: bytes) -> Response:
     return response
 
 
-_shared_request = lru_cache(_SHARED_HEADS)(_request)
-_shared_response = lru_cache(_SHARED_HEADS)(_response)
+_shared_request = lru_cache(_SHARED_HEADS)(fresh_request)
+_shared_response = lru_cache(_SHARED_HEADS)(fresh_response)
