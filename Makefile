@@ -39,7 +39,7 @@ $(VENV)/.runtime: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.runtime pyproject.toml
 	@$(call need,$(TEST_PACKAGES))
-	$(BIN)/pip install -q 'setuptools>=66' 'pytest>=8' 'hypothesis>=6' 'mypy>=1.10' 'ruff>=0.6' 'websockets>=15'
+	$(BIN)/pip install -q 'setuptools>=66' 'pytest>=8' 'hypothesis>=6' 'h11>=0.14' 'httptools>=0.6' 'mypy>=1.10' 'ruff>=0.6' 'websockets>=15'
 	touch $@
 
 demo: $(VENV)/.runtime

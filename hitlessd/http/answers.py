@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
+from hitlessd.http.fields import tokens
 from hitlessd.http.grammar import TOKEN, VALUE, safe
 
 __all__ = ["Answer", "error", "parse_errorfile", "redirect", "refusal", "returned", "target"]
@@ -92,19 +93,19 @@ _PERMANENT = (301, 308)
 class Answer:
     """A whole response. `head` lacks what depends on the request, and the empty line at its end."""
 
-    __slots__ = ("body", "framed", "head", "status", "version")
+    __slots__ = ("body", "head", "keeps", "status", "version")
 
-    def __init__(self, status: int, head: bytes, body: bytes, framed: bool = True, version: int = 11) -> None:
+    def __init__(self, status: int, head: bytes, body: bytes, keeps: bool = True, version: int = 11) -> None:
         self.status = status
         self.head = head
         self.body = body
-        self.framed = framed  # False: its end is the end of the connection
+        self.keeps = keeps  # False: the connection has to end with it
         self.version = version
 
     def render(self, method: bytes, client: int, keep: bool) -> bytes:
         """The bytes for a request of that method and version (10 or 11); `keep`: the connection goes on afterwards.
 
-        `keep` must be False where `framed` is.
+        `keep` must be False where `keeps` is.
         """
         if not keep:
             option = b"connection: close\r\n" if self.version == 11 else b""
@@ -183,7 +184,7 @@ def parse_errorfile(status: int, text: bytes) -> Answer:
     if line is None:
         raise ValueError(problem + "it does not begin with a line such as HTTP/1.1 503 Service Unavailable")
     out = [first]
-    framed = False
+    framed = closing = False
     for field in lines:
         match = re.fullmatch(rb"(" + TOKEN + rb"+):[\t ]*(" + VALUE + rb"*?)[\t ]*", field)
         if match is None:
@@ -195,10 +196,13 @@ def parse_errorfile(status: int, text: bytes) -> Answer:
             framed = True
         elif name == b"transfer-encoding":
             raise ValueError(problem + "its body must not be chunked")
-        elif name in (b"connection", b"keep-alive"):
+        elif name == b"connection":
+            closing |= b"close" in tokens(match[2])
             continue
         out.append(name + b": " + match[2])
-    return Answer(int(line[2]), b"\r\n".join(out) + b"\r\n", body, framed, 11 if line[1] == b"1" else 10)
+    return Answer(
+        int(line[2]), b"\r\n".join(out) + b"\r\n", body, framed and not closing, 11 if line[1] == b"1" else 10
+    )
 
 
 def _status_line(status: int) -> bytes:

@@ -75,7 +75,7 @@ def check_coding(coding: bytes, version: int, length: int | None) -> None:
     if version == 10:
         raise Refused(400, "Transfer-Encoding in HTTP/1.0")
     if coding != b"chunked":
-        if re.fullmatch(TOKEN + rb"++(?:[\t ]*+,[\t ]*+" + TOKEN + rb"++)*+", coding) and coding.count(b"chunked") < 2:
+        if re.fullmatch(TOKEN + rb"++(?:[\t ]*+,[\t ]*+" + TOKEN + rb"++)*", coding) and coding.count(b"chunked") < 2:
             raise Refused(501, "a transfer coding other than chunked")
         raise Refused(400, "Transfer-Encoding is malformed")
 

@@ -23,9 +23,11 @@ from hitlessd.http.fields import (
 from hitlessd.http.grammar import CHUNKED, CLOSE, LENGTH, MAX_FIELDS, MAX_HEAD, NONE, TOKEN, Refused
 from hitlessd.http.targets import ABSOLUTE, authority
 
-__all__ = ["Request", "Response", "head_end", "parse_request", "parse_response"]
+__all__ = ["Request", "Response", "fresh_request", "fresh_response", "head_end", "parse_request", "parse_response"]
 
-_BLOCK = rb"((?:" + TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n"
+# Only sets of characters are repeated possessively, never a group: the Python of Debian 12, 3.11.2, then takes for
+# matched what a failed last repetition had consumed (CPython's gh-106052).
+_BLOCK = rb"((?:" + TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*)\r\n"
 #: `#` is the one visible character that no request target has (RFC 9112 section 3.2).
 _REQUEST = re.compile(rb"(" + TOKEN + rb"++) ([!\"$-~]++) HTTP/1\.([01])\r\n" + _BLOCK)
 #: The space before an empty reason is missing with some servers; there is only one way to read that.
@@ -163,7 +165,7 @@ class Response:
     length: int
     options: tuple[bytes, ...]  # what Connection lists, in lower case
     keep_alive: bool  # the server wants to go on; in vain where the body ends with the connection
-    upgrade: bool  # 101 with an Upgrade field
+    upgrade: bool  # 101: the bytes behind are no longer HTTP; only an answer to a request whose `upgrade` is set
     direct: bool  # passing it on is all: its body has a length, and its connection goes on
 
     def __init__(self) -> None:
@@ -185,7 +187,8 @@ class Response:
     def body_for(self, method: bytes) -> tuple[int, int]:
         """Framing and length of the body that follows, if this answers such a request (RFC 9112 section 6.3).
 
-        After 101, and after 2xx to CONNECT, there is no body but a tunnel.
+        After 101, and after 2xx to CONNECT, there is no body but a tunnel. A body that ends with the connection has
+        length 0.
         """
         status = self.status
         if status < 200 or status == 204 or status == 304 or method == b"HEAD":
@@ -197,15 +200,16 @@ class Response:
 
 def parse_request(head: bytes) -> Request:
     """What a whole head says, the empty line at its end included. Raises Refused with 400, 413, 431, 501 or 505."""
-    return _shared_request(head) if len(head) <= _SHARED else _request(head)
+    return _shared_request(head) if len(head) <= _SHARED else fresh_request(head)
 
 
 def parse_response(head: bytes) -> Response:
     """What a whole head says, the empty line at its end included. Raises Refused; its status is of no use."""
-    return _shared_response(head) if len(head) <= _SHARED else _response(head)
+    return _shared_response(head) if len(head) <= _SHARED else fresh_response(head)
 
 
-def _request(head: bytes) -> Request:
+def fresh_request(head: bytes) -> Request:
+    """As parse_request(), without remembering it."""
     match = _REQUEST.fullmatch(head)
     if match is None:
         head = head.removeprefix(b"\r\n").removeprefix(b"\r\n")
@@ -269,7 +273,8 @@ def _request(head: bytes) -> Request:
     return request
 
 
-def _response(head: bytes) -> Response:
+def fresh_response(head: bytes) -> Response:
+    """As parse_response(), without remembering it."""
     match = _RESPONSE.fullmatch(head)
     if match is None:
         from hitlessd.http.diagnosis import diagnose
@@ -300,7 +305,9 @@ def _response(head: bytes) -> Response:
 
     response.options = options
     response.keep_alive = b"close" not in options if version == 11 else persists(options)
-    response.upgrade = upgrade and code == 101
+    response.upgrade = code == 101
+    if code == 101 and (not upgrade or version == 10):
+        raise Refused(400, "101 without Upgrade")
     response.length = 0
     if coding is not None:
         check_coding(coding, version, length)
@@ -319,5 +326,5 @@ def _response(head: bytes) -> Response:
     return response
 
 
-_shared_request = lru_cache(_SHARED_HEADS)(_request)
-_shared_response = lru_cache(_SHARED_HEADS)(_response)
+_shared_request = lru_cache(_SHARED_HEADS)(fresh_request)
+_shared_response = lru_cache(_SHARED_HEADS)(fresh_response)
