@@ -255,7 +255,10 @@ class ServerSide(HttpSide):
         conn.entered = False
         backend.sessions -= 1
         if not keep:
-            conn.depart()
+            if client.ready or conn.shared:
+                conn.depart()
+            else:
+                conn.leave()  # all is accounted for
             return
         conn.state = _WAITING
         if conn.slot >= 0:
