@@ -186,7 +186,7 @@ def test_errorfiles(haproxy: Haproxy) -> None:
     files = {status: parse_errorfile(status, text) for status, text in ((503, BUSY), (403, NOPE), (404, GONE))}
     for status, path in ((503, "/"), (403, "/403"), (404, "/404")):
         answer = error(status, files)
-        assert haproxy.ask(_get(path), haproxy.other) == answer.render(b"GET", 11, answer.keeps)
+        assert haproxy.ask(_get(path), haproxy.other) == answer.render(b"GET", 11, answer.framed)
     assert error(504, files) is error(504)
 
 

@@ -41,7 +41,8 @@ def test_an_unchanged_head_is_the_same_bytes() -> None:
         (b"TE: gzip, trailers\r\nConnection: TE\r\n", True, b"TE: trailers\r\nConnection: TE\r\n"),
         (b"TE: gzip\r\nConnection: TE\r\n", True, b""),
         (b"Expect: 100-continue\r\n", True, b"Expect: 100-continue\r\n"),
-        (b"Connection: Upgrade\r\nUpgrade: websocket\r\n", True, b"Upgrade: websocket\r\nConnection: Upgrade\r\n"),
+        (b"Connection: Upgrade\r\nUpgrade: x\r\nA: b\r\n", True, b"Connection: Upgrade\r\nUpgrade: x\r\nA: b\r\n"),
+        (b"Connection: Upgrade, A\r\nUpgrade: x\r\nA: b\r\n", True, b"Upgrade: x\r\nConnection: Upgrade\r\n"),
         (b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n", True, b""),
     ],
 )
@@ -120,7 +121,7 @@ def test_interim_responses_say_nothing_about_the_connection() -> None:
     assert _answered(b"Link: x\r\n", keep=False, line=b"HTTP/1.1 103 Early Hints\r\n") == b"Link: x\r\n"
     switching = _answered(b"Upgrade: x\r\nConnection: Upgrade\r\n", keep=False, line=b"HTTP/1.1 101 Switching\r\n")
     assert switching == b"Upgrade: x\r\nConnection: Upgrade\r\n"
-    needed = _answered(b"Upgrade: x\r\nConnection: upgrade\r\n", line=b"HTTP/1.1 426 Upgrade Required\r\n")
+    needed = _answered(b"Upgrade: x\r\nConnection: keep-alive, upgrade\r\n", line=b"HTTP/1.1 426 Upgrade Required\r\n")
     assert needed == b"Upgrade: x\r\nConnection: Upgrade\r\n"
 
 

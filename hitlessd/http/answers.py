@@ -93,19 +93,19 @@ _PERMANENT = (301, 308)
 class Answer:
     """A whole response. `head` lacks what depends on the request, and the empty line at its end."""
 
-    __slots__ = ("body", "head", "keeps", "status", "version")
+    __slots__ = ("body", "framed", "head", "status", "version")
 
-    def __init__(self, status: int, head: bytes, body: bytes, keeps: bool = True, version: int = 11) -> None:
+    def __init__(self, status: int, head: bytes, body: bytes, framed: bool = True, version: int = 11) -> None:
         self.status = status
         self.head = head
         self.body = body
-        self.keeps = keeps  # False: the connection has to end with it
+        self.framed = framed  # False: the connection ends with it, to mark its end or because a file says so
         self.version = version
 
     def render(self, method: bytes, client: int, keep: bool) -> bytes:
         """The bytes for a request of that method and version (10 or 11); `keep`: the connection goes on afterwards.
 
-        `keep` must be False where `keeps` is.
+        `keep` must be False where `framed` is.
         """
         if not keep:
             option = b"connection: close\r\n" if self.version == 11 else b""
