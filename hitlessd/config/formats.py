@@ -10,7 +10,10 @@ __all__ = ["check_format", "check_header", "log_format_problem"]
 
 _TOKEN = frozenset("!#$%&'*+.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-")
 #: What says where a message ends and how long its connection lasts is decided by the relay, on both sides.
-_OURS = ("connection", "content-length", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade")
+_OURS = (
+    *("connection", "content-length", "keep-alive", "proxy-connection"),
+    *("te", "trailer", "transfer-encoding", "upgrade"),
+)
 
 
 def check_format(text: str, stages: Collection[int] | None = None) -> str:
