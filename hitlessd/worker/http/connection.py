@@ -19,6 +19,7 @@ from hitlessd.http.heads import Request, Response, head_end, parse_request, pars
 from hitlessd.http.rules import Answer, seen_through
 from hitlessd.proxyprotocol import build
 from hitlessd.worker.connection import State
+from hitlessd.worker.counters import CONNECTS, OTHER, REQUESTS
 from hitlessd.worker.http.exchange import Exchange
 from hitlessd.worker.http.sample import LiveSample
 from hitlessd.worker.http.side import NOTHING, HttpSide
@@ -225,6 +226,8 @@ class HttpConnection(Trouble):
             if worker.idle and not worker.room_for_idle:
                 worker.spare_idle()
             exchange.reused = False
+            if target.codes is not None:
+                target.codes[CONNECTS] += 1
             super().connect(target)
             return
         if self.target is not target:
@@ -363,9 +366,12 @@ class HttpConnection(Trouble):
             if verdict.answer is not None:
                 exchange.response = None
                 if verdict.answer.kind == "deny":
-                    for tally in (self.backend, target):
-                        tally.row.dresp += 1
-                        tally.row.change()
+                    for row in {self.frontend.row, self.backend.row, target.row}:
+                        row.dresp += 1
+                        row.change()
+                if target.codes is not None:  # it has answered, even if nobody hears it
+                    target.codes[REQUESTS] += 1
+                    target.codes[response.status // 100 if response.status < 600 else OTHER] += 1
                 self.rule_answers_instead(verdict.answer)
                 return b""
         cookie = self.backend.config.cookie
