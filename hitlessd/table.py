@@ -97,6 +97,7 @@ class Column(IntEnum):
     OBSERVED_AT = 42  # everybody's successes when that began
     RATE = 43  # new sessions of this second and the one before; see worker/gate.py
     FRESH = 44  # of IDLE, those that have served one request only
+    INTERCEPTED = 45  # HTTP requests that a frontend's rules have answered, other than by denying them
 
 
 _COLUMNS = 48  # some to spare, so that the next version can add counters without a new format

@@ -21,6 +21,8 @@ SECTIONS: list[tuple[str, list[tuple[str, str]]]] = [
             ("mode", "http"),
             ("bind", "127.0.0.1:{web}"),
             ("http-request", "deny if {{ path /deny }}"),
+            ("http-request", "redirect location / if {{ path /redirect }}"),
+            ("http-request", "return status 200 if {{ path /return }}"),
             ("http-response", "deny if {{ status 418 }}"),
             ("cookie", "SRV insert"),
             ("balance", "leastconn"),
@@ -73,10 +75,14 @@ def haproxy_text(ports: dict[str, str], path: Path) -> str:
 
 
 def our_text(ports: dict[str, str]) -> str:
-    return "".join(
-        f"[{title}]\n" + "".join(f"{name} = {value.format(**ports)}\n" for name, value in options)
-        for title, options in SECTIONS
-    )
+    text = ""
+    for title, options in SECTIONS:
+        text += f"[{title}]\n"
+        before = ""
+        for name, value in options:
+            text += ("  " if name == before else f"{name} = ") + value.format(**ports) + "\n"
+            before = name
+    return text
 
 
 class Client:
@@ -108,8 +114,17 @@ class Client:
 def traffic(ports: dict[str, str]) -> list[Client]:
     """One of everything. The clients that are returned keep their connections."""
     kept = Client(ports["web"])
-    for target, status in (("/", 200), ("/?status=204", 204), ("/?status=304", 304), ("/?status=404", 404),
-                           ("/?status=503", 503), ("/deny", 403), ("/?frame=chunked", 200)):  # fmt: skip
+    for target, status in (
+        ("/", 200),
+        ("/?status=204", 204),
+        ("/?status=304", 304),
+        ("/?status=404", 404),
+        ("/?status=503", 503),
+        ("/deny", 403),
+        ("/redirect", 302),
+        ("/return", 200),
+        ("/?frame=chunked", 200),
+    ):
         assert kept.get(target) == status
     for target, head, status in (
         ("/?status=418", "Host: a", 502),

@@ -18,6 +18,7 @@ from hitlessd.http.grammar import CLOSE, Refused
 from hitlessd.http.heads import Request, Response, head_end, parse_request, parse_response
 from hitlessd.http.rules import Answer, seen_through
 from hitlessd.proxyprotocol import build
+from hitlessd.table import Column
 from hitlessd.worker.connection import State
 from hitlessd.worker.counters import CONNECTS, OTHER, REQUESTS
 from hitlessd.worker.http.exchange import Exchange
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["HttpConnection"]
 
 _WAITING, _EXCHANGING = State.WAITING, State.EXCHANGING
+_INTERCEPTED = int(Column.INTERCEPTED)
 _SOL_SOCKET, _SO_ERROR = int(socket.SOL_SOCKET), int(socket.SO_ERROR)
 
 
@@ -193,6 +195,9 @@ class HttpConnection(Trouble):
 
     def rule_answers(self, answer: Answer) -> None:
         """A rule wants us to answer."""
+        if answer.kind != "deny" and not self.entered:
+            row = self.frontend.row
+            row.slot[row.start + _INTERCEPTED] += 1
         if answer.kind == "redirect":
             self.cause = "LR"
             self.say(answer.status, answers.redirect(answer.status, answer.location))
