@@ -96,6 +96,8 @@ class Column(IntEnum):
     OBSERVED_RUN = 41  # errors that this worker has seen since anybody's latest success
     OBSERVED_AT = 42  # everybody's successes when that began
     RATE = 43  # new sessions of this second and the one before; see worker/gate.py
+    FRESH = 44  # of IDLE, those that have served one request only
+    INTERCEPTED = 45  # HTTP requests that a frontend's rules have answered, other than by denying them
 
 
 _COLUMNS = 48  # some to spare, so that the next version can add counters without a new format
@@ -107,7 +109,16 @@ _FEWEST_COLUMNS = 23
 _HEALTH, _TEXT, _TEXT_WORDS = 3, 14, 10
 #: Columns that say "now": they belong to a living worker and are zeroed when it dies.
 GAUGES = frozenset(
-    {Column.SCUR, Column.QCUR, Column.PARKED, Column.IDLE, Column.OBSERVED_RUN, Column.OBSERVED_AT, Column.RATE}
+    {
+        Column.SCUR,
+        Column.QCUR,
+        Column.PARKED,
+        Column.IDLE,
+        Column.FRESH,
+        Column.OBSERVED_RUN,
+        Column.OBSERVED_AT,
+        Column.RATE,
+    }
 )
 #: Columns of which the greatest, not the sum, is meaningful across workers and generations.
 MAXIMA = frozenset({Column.SMAX, Column.QMAX, Column.LASTSESS})

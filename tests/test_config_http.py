@@ -281,13 +281,13 @@ def test_conditions() -> None:
 def test_tcp_rules() -> None:
     found = frontend(
         "acl bad = src 192.0.2.0/24\ntcp-request = connection accept if LOCALHOST\n  connection reject if bad\n"
-        "use_backend = c if { req.ssl_sni -m end .example.net }",
+        "  inspect-delay 5s\nuse_backend = c if { req.ssl_sni -m end .example.net }",
         "tcp",
     )
     assert [rule.action for rule in found.tcp_rules] == ["accept", "reject"]
     assert isinstance(found.tcp_rules[0], TcpRule)
     assert found.use_backend[0].condition == Condition(
-        ((Term((Acl("req.ssl_sni", values=(".example.net",), where=Where("1.conf", 12), match="end"),)),),)
+        ((Term((Acl("req.ssl_sni", values=(".example.net",), where=Where("1.conf", 13), match="end"),)),),)
     )
 
 
@@ -388,6 +388,22 @@ def test_hash_functions_change_nothing() -> None:
     assert config.backends[0].hash_consistent
     (warning,) = config.warnings
     assert warning.endswith("hash-type: sdbm avalanche changes nothing: there is one hash function")
+
+
+@pytest.mark.parametrize(
+    ("lines", "warns"),
+    [
+        ("use_backend = b if { req.ssl_sni -m end .x }\n", True),
+        ("acl x = ssl_fc_sni a\nacl y = src 10.0.0.0/8\nuse_backend = b if y !x\n", True),
+        ("use_backend = b if { req.ssl_sni a }\ntcp-request = inspect-delay 5s\n", False),
+        ("use_backend = b if { src 10.0.0.0/8 }\n", False),
+        ("acl x = ssl_fc_sni a\n", False),
+    ],
+)
+def test_names_that_nobody_waits_for(lines: str, warns: bool) -> None:
+    backend = "[backend b]\ntimeout connect = 1s\ntimeout server = 1s\nserver s = /run/x\n"
+    config = read(f"[listen a]\n{TIMEOUTS}bind = :1\nserver s = /run/x\n{lines}{backend}")
+    assert [text.endswith("expected `tcp-request = inspect-delay TIME`") for text in config.warnings] == [True] * warns
 
 
 def test_pages_are_kept_with_the_text(tmp_path: Path) -> None:

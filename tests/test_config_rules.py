@@ -212,8 +212,13 @@ def test_rules_are_not_for_defaults(name: str) -> None:
 
 def test_pages_that_are_no_answers(tmp_path: Path) -> None:
     page = tmp_path / "x"
-    page.write_text("<html>")
-    assert "expected a whole answer, which begins with HTTP/1.1 and a status" in told(f"errorfile = 503 {page}")
+    for text, why in (
+        ("<html>", "there is no empty line behind its head"),
+        ("<html>\n\n", "it does not begin with a line such as HTTP/1.1 503 Service Unavailable"),
+        ("HTTP/1.1 503 No\r\nContent-Length: 7\r\n\r\nno", "its Content-Length does not tell the 2 bytes of its body"),
+    ):
+        page.write_bytes(text.encode())
+        assert f"use this as the answer 503: {why} ({page})" in told(f"errorfile = 503 {page}")
     page.write_bytes(b"x" * 65537)
     assert "expected one that can be read (found 65537 bytes, expected at most 65536)" in told(
         f"errorfile = 503 {page}"

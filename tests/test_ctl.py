@@ -17,6 +17,7 @@ import pytest
 
 from hitlessd import ctl
 from hitlessd.runtime.control import GenerationInfo, ReloadOutcome
+from hitlessd.runtime.summary import summary
 from tests.test_runtime_harness import PATIENCE, Harness
 
 DONE, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
@@ -319,8 +320,23 @@ def test_status(harness: Controlled, capsys: pytest.CaptureFixture[str]) -> None
     assert lines[4] == "last reload: number 9, refused after 250 ms, 1 min ago"
     assert lines[5] == "draining generations: 6 (pid 4000, 2 sessions)"
     assert lines[7] == "  f:1: bad"
-    assert lines[9].split() == ["PROXY", "NAME", "STATUS", "NOW", "TOTAL"]
-    assert lines[11].split() == ["pg", "a", "no", "check", "0", "0"]
+    assert lines[9].split() == ["PROXY", "NAME", "MODE", "STATUS", "NOW", "TOTAL", "REQUESTS"]
+    assert lines[11].split() == ["pg", "a", "tcp", "no", "check", "0", "0"]
+
+
+def test_status_in_http_mode() -> None:
+    names = "# pxname,svname,status,type,mode,scur,stot,req_tot,"
+    rows = ("web,FRONTEND,OPEN,0,http,1,2,30,", "web,s,UP,2,http,1,29,29,", "web,BACKEND,UP,1,http,1,29,30,",
+            "old,FRONTEND,OPEN,0,http,0,4,12,", "t,FRONTEND,OPEN,0,tcp,0,1,0,")  # fmt: skip
+    lines = summary({"CurrConns": "1"}, "\n".join((names, *rows)), "", "", 0.0).splitlines()
+    assert lines[2] == "sessions: 1 now, ? in all, ?/s (most: ?/s); HTTP requests: 42"
+    assert [line.split() for line in lines[7:]] == [
+        ["web", "FRONTEND", "http", "OPEN", "1", "2", "30"],
+        ["web", "s", "http", "UP", "1", "29", "29"],
+        ["web", "BACKEND", "http", "UP", "1", "29", "30"],
+        ["old", "FRONTEND", "http", "OPEN", "0", "4", "12"],
+        ["t", "FRONTEND", "tcp", "OPEN", "0", "1"],
+    ]
 
 
 def test_status_for_those_who_may_not_read_errors(

@@ -242,7 +242,7 @@ def test_show_stat_counts_over_workers_and_generations(harness: Harness) -> None
         slot[at + Column.STOT], slot[at + Column.SCUR], slot[at + Column.SMAX] = 10, 2, 5 + worker
         slot.release()
     row = next(row for row in rows(harness.ask(harness.listen(), b"show stat\n")) if row["svname"] == "a")
-    assert (row["stot"], row["scur"], row["smax"], row["used_conn_cur"]) == ("20", "4", "6", "4")
+    assert (row["stot"], row["scur"], row["smax"], row["connect"]) == ("20", "4", "6", "20")
 
 
 def test_show_stat_order_types_and_states(harness: Harness) -> None:

@@ -46,10 +46,10 @@ backend empty
     server dis 127.0.0.1:18435 disabled
 """
 
-#: Columns that haproxy fills and we have nothing for: averages and maxima of times, attempts to connect, the automatic
-#: fullconn, what counts transitions by checks, and what is for its own exporter.
+#: Columns that haproxy fills and we have nothing for: averages and maxima of times, the automatic fullconn,
+#: and what is for its own exporter.
 _UNKNOWN = (
-    "qtime ctime ttime qtime_max ctime_max ttime_max connect need_conn_est "
+    "qtime ctime ttime qtime_max ctime_max ttime_max need_conn_est "
     "agg_server_status agg_server_check_status agg_check_status cache_lookups cache_hits"
 )
 UNKNOWN = frozenset(_UNKNOWN.split())

@@ -94,6 +94,9 @@ class FakeControl:
     def rates(self, key: RowKey) -> tuple[int, int]:
         return (5, 9) if key.kind == "process" else (1, 2)
 
+    def request_rates(self, key: RowKey) -> tuple[int, int]:
+        return (3, 4)
+
     def request_reload(self, done: Callable[[ReloadOutcome], None]) -> int:
         if self.fail:
             raise RuntimeError("broken")

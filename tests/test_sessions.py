@@ -14,6 +14,7 @@ from hitlessd.runtime.sess import human_time, session_line, session_number
 from tests.support.backend import Backend
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo
+from tests.support.http_backend import HttpBackend
 from tests.support.load import Load
 from tests.support.processes import Process, free_port, poll_until
 from tests.support.visitors import Conversation, listen
@@ -152,6 +153,37 @@ def test_a_connection_keeps_its_number_and_its_names(tmp_path: Path) -> None:
             assert (fields["fe"], fields["be"], fields["srv"]) == ("t", "t", "s")
         assert daemon.ask("shutdown sessions server t/s") == "\n"
         assert held.closed()
+
+
+def test_requests_are_listed_and_can_be_ended(tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        HttpBackend() as backend,
+        Daemon(
+            tmp_path,
+            f"[listen t]\nmode = http\noption httplog\nbind = 127.0.0.1:{port}\nserver s = {backend.addresses[0]}\n",
+        ) as daemon,
+        socket.create_connection(("127.0.0.1", port)) as client,
+    ):
+        client.settimeout(20)
+
+        def ends(text: str) -> str:
+            """The one line there is, once it ends like this."""
+            return poll_until(
+                lambda: next((line for line in daemon.ask("show sess").splitlines() if line.endswith(text)), ""),
+                15,
+                text,
+            )
+
+        assert " be=<NONE> srv=<none> " in ends(" c_exp= req=-")
+        client.sendall(b"GET /?delay=60000 HTTP/1.1\r\nHost: a\r\n\r\n")
+        line = ends(' req="GET /?delay=60000 HTTP/1.1"')
+        assert " be=t srv=s " in line and "scb=[8,1h,fd=" in line
+        told = daemon.ask(f"show sess {line.partition(':')[0]}")
+        assert "  request=GET /?delay=60000 HTTP/1.1 status=-1 exchanges=1 reused=0\n" in told
+        assert daemon.ask("shutdown sessions server t/s") == "\n"
+        assert client.recv(100) == b""
+        assert " KH-- " in daemon.wait_log('"GET /?delay=60000 HTTP/1.1"')
 
 
 def test_thousands_are_listed_once_and_to_one_who_reads_slowly(tmp_path: Path) -> None:

@@ -137,6 +137,11 @@ def _fit_to_mode(proxy: Settings, place: Place) -> None:
         option = proxy.entry.options.get("log-format")
         where = option.where if option else place.where  # it may be that of [defaults]
         Place(place.problems, where, proxy.entry.title, "log-format").fail(problem)
+    if proxy.asks_hello and not proxy.inspect_delay:
+        place.warn(
+            "rules ask for the name in a ClientHello, but it is not waited for, so that most connections have none: "
+            "expected `tcp-request = inspect-delay TIME`"
+        )
     ignored = []
     for name, rules in (("http-request", proxy.http_request), ("http-response", proxy.http_response)):
         if rules:

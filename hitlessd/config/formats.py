@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from hitlessd.samples import Mistake
 
-__all__ = ["check_format", "check_header", "log_format_problem"]
+__all__ = ["check_format", "check_header", "errorfile_problem", "log_format_problem"]
 
 _TOKEN = frozenset("!#$%&'*+.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-")
 #: What says where a message ends and how long its connection lasts is decided by the relay, on both sides.
@@ -36,12 +36,21 @@ def check_header(name: str, value: str, stages: Collection[int] | None = None) -
     return name, check_format(value, stages)
 
 
-def log_format_problem(text: str, *, http: bool) -> str:
-    """What is wrong with the format of a log line, "cannot ...", or ""; without `http`, what only HTTP mode has is."""
-    import importlib  # only who uses it pays for it
+def errorfile_problem(status: int, data: bytes) -> str:
+    """What is wrong with an error page, "cannot ...", or ""; an empty one means to say nothing."""
+    if not data:
+        return ""
+    from hitlessd.http.answers import parse_errorfile  # only who uses it pays for it
 
     try:
-        found: str = importlib.import_module("hitlessd.logformat").problem_of(text, http=http)
-    except ModuleNotFoundError:
-        return ""
-    return found
+        parse_errorfile(status, data)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def log_format_problem(text: str, *, http: bool) -> str:
+    """What is wrong with the format of a log line, "cannot ...", or ""; without `http`, what only HTTP mode has is."""
+    from hitlessd.logformat import problem_of  # only who uses it pays for it
+
+    return problem_of(text, http=http)

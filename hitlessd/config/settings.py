@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
 
+from hitlessd.conditions import criterion
 from hitlessd.model import (
     Acl,
     Bind,
@@ -20,12 +21,12 @@ from hitlessd.model import (
     UseBackend,
     Where,
 )
-from hitlessd.samples import Mistake
+from hitlessd.samples import HELLO, Mistake
 
 from . import values
 from .acl import acl
 from .attached import Attached
-from .formats import log_format_problem
+from .formats import errorfile_problem, log_format_problem
 from .ini import Option
 from .lines import bind_line
 from .problems import Place, Problems
@@ -100,6 +101,13 @@ class Settings:
         # HAProxy gives [defaults]' default_backend to every listen, whose own servers are then never used
         if not (self.entry.kind == "listen" and self.entry.has("server ")):
             self.default_backend = self.default_backend or defaults.default_backend
+
+    @property
+    def asks_hello(self) -> bool:
+        """Whether a rule asks for what a TLS client says first."""
+        conditions = [rule.condition for rule, _ in self.use_backend if rule.condition is not None]
+        terms = [term for each in conditions for terms in each.alternatives for term in terms]
+        return any(criterion(test)[0].stage == HELLO for term in terms for test in term.tests)
 
     @property
     def has_http_check(self) -> bool:
@@ -234,8 +242,9 @@ class Reader:
         if int(code) in settings.errorfiles:
             raise Mistake("use this status twice", code, "one page for each in a section")
         data = self._attached.read(path)
-        if data and not data.startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")):
-            raise Mistake("use this file", path, "a whole answer, which begins with HTTP/1.1 and a status")
+        if problem := errorfile_problem(int(code), data):
+            place.fail(f"{problem} ({path})")
+            return
         settings.errorfiles[int(code)] = data
 
     def _acl(self, settings: Settings, name: str, option: Option) -> None:

@@ -65,7 +65,8 @@ class Homecoming:
         are of no use. `cold`: nobody lives who may have taken one that was on its way. `done` is called at the end.
         """
         event = _Event(self._loop.time(), cold, done=done)
-        event.lost.update({YOUNG: lost, _SPOILT: spoilt})
+        # Known already, and not to be held back by those who still come home.
+        self.lose(Counter({YOUNG: lost, _SPOILT: spoilt}))
         self._parks.adopt(parks)
         moving = [] if cold else _moving(parks)
         if moving and index is None:

@@ -71,6 +71,7 @@ class Main:
         self._store = Store(self._manager)
         self._reloads = Reloads(self.loop, lambda number: self._succession.begin(number))
         self._rates = status.Rates()
+        self._request_rates = status.Rates(Column.REQ_TOT, ("frontend",))
         self._stop_next = False
         self._succeeded = False  # another generation serves
         self._arrival: Arrival | None = None
@@ -344,6 +345,9 @@ class Main:
     def rates(self, key: RowKey) -> tuple[int, int]:
         return self._rates.of(key)
 
+    def request_rates(self, key: RowKey) -> tuple[int, int]:
+        return self._request_rates.of(key)
+
     def request_reload(self, done: Callable[[ReloadOutcome], None]) -> int:
         return self._reloads.request(done)
 
@@ -429,6 +433,7 @@ class Main:
         self.loop.call_later(1.0, self._tick)
         office.equipment.pool.tick()
         self._rates.tick(office.tables())
+        self._request_rates.tick(office.tables())
         if self._rates.ticks % _STATUS_EVERY == 0:
             self._tell_status()
 

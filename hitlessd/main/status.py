@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from hitlessd.main.arrival import Arrival
 from hitlessd.main.equipment import Equipment
@@ -15,17 +15,21 @@ from hitlessd.table import PROCESS, Column, RowKey, ServerState, Table, sum_over
 __all__ = ["Rates", "generations", "line", "retired", "sessions", "unparked"]
 
 
-class Rates:
-    """Sessions per second of every row, from one tick a second."""
+_ALL = ("process", "frontend", "backend", "server")
 
-    def __init__(self) -> None:
+
+class Rates:
+    """Of a column of rows, sessions for instance: how many a second, from one tick a second."""
+
+    def __init__(self, column: Column = Column.STOT, kinds: Container[str] = _ALL) -> None:
+        self._column, self._kinds = column, kinds
         self.ticks = 0
         self._before: dict[RowKey, int] = {}
         self._now: dict[RowKey, tuple[int, int]] = {}
 
     def tick(self, tables: Sequence[Table]) -> None:
         self.ticks += 1
-        totals = {key: sum_over(tables, key, Column.STOT) for key in tables[0].keys}
+        totals = {key: sum_over(tables, key, self._column) for key in tables[0].keys if key.kind in self._kinds}
         for key, total in totals.items():
             new = max(0, total - self._before.get(key, total))
             self._now[key] = (new, max(new, self._now.get(key, (0, 0))[1]))

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from hitlessd.model import InetAddress, Level, StatsSocket
 from hitlessd.runtime.control import Control, ReloadOutcome
+from hitlessd.runtime.info import event_date, show_info, show_proc
 from hitlessd.runtime.sess import session_details, session_line, session_number
-from hitlessd.runtime.stat import StatFilter, event_date, show_info, show_proc, show_stat
+from hitlessd.runtime.stat import StatFilter, show_stat
 
 __all__ = [
     "IDLE_TIMEOUT",

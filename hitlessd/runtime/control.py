@@ -120,6 +120,10 @@ class Control(Protocol):
         """Sessions in the last full second, and the most there ever were in one."""
         ...
 
+    def request_rates(self, key: RowKey) -> tuple[int, int]:
+        """The same of a frontend's HTTP requests."""
+        ...
+
     def request_reload(self, done: Callable[[ReloadOutcome], None]) -> int:
         """Begin a reload, or join the next one if the running one has already read its configuration.
 

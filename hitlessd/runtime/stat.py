@@ -1,23 +1,20 @@
-"""The formats of `show stat`, `show info` and `show proc`: HAProxy 2.6's fields in its order (management guide, 9).
+"""The format of `show stat`: HAProxy 2.6's columns in its order (management guide, 9.1).
 
 Pure functions of what the control object says; no I/O. A field that HAProxy has and we know nothing of stays empty; one
-that can only be zero here (no TLS, no HTTP, no compression) says 0 wherever HAProxy says 0: tools add such fields up.
+that can only be zero here (no TLS, no HTTP/2, no compression) says 0 wherever HAProxy says 0: tools add such fields up.
 """
 
 from __future__ import annotations
 
-import os
-import resource
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hitlessd import health
-from hitlessd.model import Backend, Check, Frontend, InetAddress, Server
-from hitlessd.runtime.control import Control, GenerationInfo
-from hitlessd.table import PROCESS, Column, Health, HealthRecord, RowKey, ServerState, Table, sum_over
+from hitlessd.model import Backend, Check, Frontend, InetAddress, Mode, Server
+from hitlessd.runtime.control import Control
+from hitlessd.table import Column, Health, HealthRecord, RowKey, ServerState, Table, sum_over
 
-__all__ = ["COLUMNS", "StatFilter", "event_date", "show_info", "show_proc", "show_stat", "uptime_text"]
+__all__ = ["COLUMNS", "StatFilter", "show_stat"]
 
 _NAMES = """
     pxname svname qcur qmax scur smax slim stot bin bout dreq dresp ereq econ eresp wretr wredis status weight act bck
@@ -49,6 +46,10 @@ _ZERO_BACKEND = (
     *_MODULES,
 )
 
+#: Where `mode = http`: what is 0 beyond that, and what is counted.
+_ZERO_HTTP = ("cache_lookups", "cache_hits")
+_RESPONSES = "hrsp_1xx hrsp_2xx hrsp_3xx hrsp_4xx hrsp_5xx hrsp_other req_tot"
+
 _UNCHECKED = HealthRecord()
 #: `show stat <iid> <type> <sid>`: bits of <type>.
 _FRONTENDS, _BACKENDS, _SERVERS = 1, 2, 4
@@ -69,17 +70,22 @@ class StatFilter:
 class _Row:
     """A row under construction."""
 
-    def __init__(self, pxname: str, svname: str, iid: int, sid: int, kind: int, zeroes: Iterable[str]) -> None:
+    def __init__(
+        self, pxname: str, svname: str, iid: int, sid: int, kind: int, mode: Mode, zeroes: Iterable[str]
+    ) -> None:
         values: list[str] = [""] * len(COLUMNS)
         for name in zeroes:
             values[_AT[name]] = "0"
         self.values = values
-        self.set(pxname=pxname, svname=svname, pid=1, iid=iid, sid=sid, type=kind, mode="tcp")
+        self.set(pxname=pxname, svname=svname, pid=1, iid=iid, sid=sid, type=kind, mode=mode)
         values[_AT["-"]] = "-"
 
     def set(self, **fields: object) -> None:
         for name, value in fields.items():
             self.values[_AT[name]] = str(value)
+
+    def number(self, name: str) -> int:
+        return int(self.values[_AT[name]])
 
     def line(self) -> str:
         return ",".join(map(_quoted, self.values)) + ",\n"
@@ -104,6 +110,10 @@ def _rows(control: Control, wanted: StatFilter, now: float) -> Iterator[str]:
         proxies.setdefault(frontend.iid, ([], []))[0].append(frontend)
     for backend in config.backends:
         proxies.setdefault(backend.iid, ([], []))[1].append(backend)
+    # All that there ever were: the sum over a backend's servers must not fall when one is taken away.
+    servers: dict[str, set[RowKey]] = {}
+    for key in (key for table in tables for key in table.keys if key.kind == "server"):
+        servers.setdefault(key.proxy, set()).add(key)
     for iid, (frontends, backends) in sorted(proxies.items()):
         if wanted.iid not in (-1, iid):
             continue
@@ -119,7 +129,7 @@ def _rows(control: Control, wanted: StatFilter, now: float) -> Iterator[str]:
                     if wanted.sid in (-1, server.sid) and not hidden:
                         yield _server(control, backend, server, state, tables, now, wanted.addresses)
             if wanted.types & _BACKENDS:
-                yield _backend(control, backend, states, tables, now, wanted)
+                yield _backend(control, backend, states, tables, now, wanted, servers.get(backend.name, ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +171,7 @@ def _state(server: Server, backend: Backend, tables: Sequence[Table]) -> _Server
 def _frontend(control: Control, frontend: Frontend, tables: Sequence[Table]) -> str:
     key = RowKey("frontend", frontend.name)
     rate, rate_max = control.rates(key)
-    row = _Row(frontend.name, "FRONTEND", frontend.iid, 0, 0, _ZERO_FRONTEND)
+    row = _Row(frontend.name, "FRONTEND", frontend.iid, 0, 0, frontend.mode, _ZERO_FRONTEND)
     _count(row, key, tables, "scur smax stot bin bout dreq dresp ereq dcon")
     row.set(
         rate_lim=frontend.rate_limit,
@@ -171,8 +181,15 @@ def _frontend(control: Control, frontend: Frontend, tables: Sequence[Table]) -> 
         rate_max=rate_max,
         conn_rate=rate,
         conn_rate_max=rate_max,
-        conn_tot=row.values[_AT["stot"]],
+        conn_tot=row.number("stot"),
     )
+    if frontend.mode == "http":
+        _count(row, key, tables, _RESPONSES + " intercepted")
+        requests, requests_max = control.request_rates(key)
+        row.set(**dict.fromkeys(_ZERO_HTTP, 0), req_rate=requests, req_rate_max=requests_max)
+        row.set(h1_open_connections=row.number("scur"), h1_total_connections=row.number("stot"))
+        row.set(h1_total_streams=row.number("req_tot"), h1_open_streams="")
+        row.set(h1_bytes_in=row.number("bin"), h1_bytes_out=row.number("bout"))
     return row.line()
 
 
@@ -187,7 +204,7 @@ def _server(
 ) -> str:
     key = RowKey("server", backend.name, server.name)
     rate, rate_max = control.rates(key)
-    row = _Row(backend.name, server.name, backend.iid, server.sid, 2, _ZERO_SERVER)
+    row = _Row(backend.name, server.name, backend.iid, server.sid, 2, backend.mode, _ZERO_SERVER)
     _count(row, key, tables, "qcur qmax scur smax stot bin bout dresp econ eresp wretr wredis lbtot cli_abrt srv_abrt")
     row.set(
         slim=server.maxconn or "",
@@ -200,13 +217,30 @@ def _server(
         rate=rate,
         rate_max=rate_max,
         lastsess=_last_session(key, tables, now),
-        used_conn_cur=row.values[_AT["scur"]],
+        used_conn_cur=row.number("scur") if backend.mode == "http" else 0,
+        **_connections(key, backend.mode, tables),
     )
+    if backend.mode == "http":
+        _count(row, key, tables, _RESPONSES)
+        idle, fresh = (sum_over(tables, key, column) for column in (Column.IDLE, Column.FRESH))
+        row.set(srv_icur=idle, idle_conn_cur=fresh, safe_conn_cur=max(0, idle - fresh))
+        if server.pool_max_conn >= 0:
+            row.set(src_ilim=server.pool_max_conn)
+        if addresses:
+            row.set(cookie=server.cookie)
     if server.check is not None:
         _check(row, key, server, server.check, state, tables, now)
     if addresses:
         row.set(addr=server.address if isinstance(server.address, InetAddress) else "unix")
     return row.line()
+
+
+def _connections(key: RowKey, mode: Mode, tables: Sequence[Table]) -> dict[str, int]:
+    """How often a server was connected to, and how often there was no need."""
+    if mode == "http":
+        return {"connect": sum_over(tables, key, Column.CONNECT), "reuse": sum_over(tables, key, Column.REUSE)}
+    # Each session begins with an attempt; others are counted where they follow.
+    return {"connect": sum_over(tables, key, Column.STOT) + sum_over(tables, key, Column.WRETR), "reuse": 0}
 
 
 def _check(
@@ -245,6 +279,7 @@ def _backend(
     tables: Sequence[Table],
     now: float,
     wanted: StatFilter,
+    servers: Iterable[RowKey],
 ) -> str:
     key = RowKey("backend", backend.name)
     rate, rate_max = control.rates(key)
@@ -257,7 +292,7 @@ def _backend(
     status = "UP" if active or backup or not states else "DOWN"
     if wanted.hide_maint or wanted.hide_down:
         status += f" ({len(active) + len(backup)}/{len(states)})"
-    row = _Row(backend.name, "BACKEND", backend.iid, 0, 1, _ZERO_BACKEND)
+    row = _Row(backend.name, "BACKEND", backend.iid, 0, 1, backend.mode, _ZERO_BACKEND)
     _count(
         row, key, tables, "qcur qmax scur smax stot bin bout dreq dresp econ eresp wretr wredis lbtot cli_abrt srv_abrt"
     )
@@ -272,8 +307,19 @@ def _backend(
         rate_max=rate_max,
         lastsess=_last_session(key, tables, now),
     )
+    _count(row, key, tables, "chkdown")
+    made = [_connections(key, backend.mode, tables) for key in servers]
+    row.set(connect=sum(each["connect"] for each in made), reuse=sum(each["reuse"] for each in made))
+    if backend.mode == "http":
+        _count(row, key, tables, _RESPONSES)
+        row.set(**dict.fromkeys(_ZERO_HTTP, 0))
+        if backend.cookie and wanted.addresses:
+            row.set(cookie=backend.cookie.name)
+        idle = sum(sum_over(tables, key, Column.IDLE) for key in servers)
+        row.set(h1_open_connections=idle + row.number("scur"), h1_total_connections=row.number("connect"))
+        row.set(h1_total_streams=row.number("connect") + row.number("reuse"), h1_open_streams=row.number("scur"))
+        row.set(h1_bytes_in="", h1_bytes_out="")
     if states:
-        _count(row, key, tables, "chkdown")
         row.set(downtime=_downtime(key, 0 if status.startswith("UP") else record.since, tables, now))
     if wanted.addresses:
         row.set(algo=backend.balance)
@@ -289,143 +335,3 @@ def _last_session(key: RowKey, tables: Sequence[Table], now: float) -> int:
     """Seconds since the latest session, -1 when there was none."""
     last = sum_over(tables, key, Column.LASTSESS)
     return max(0, int(now - last)) if last else -1
-
-
-def uptime_text(seconds: float) -> str:
-    """HAProxy's form: `0d 0h00m59s`."""
-    whole = max(0, int(seconds))
-    return f"{whole // 86400}d {whole // 3600 % 24}h{whole // 60 % 60:02}m{whole % 60:02}s"
-
-
-def show_info(control: Control, monotonic: float) -> str:
-    """The lines of `show info`: HAProxy's fields in its order, then our own. `monotonic` is the loop's time now."""
-    tables = control.tables()
-    uptime = monotonic - control.started
-    rate, rate_max = control.rates(PROCESS)
-    sessions, total, bytes_out, spliced = (
-        sum_over(tables, PROCESS, column) for column in (Column.SCUR, Column.STOT, Column.BOUT, Column.SPLICED)
-    )
-    parked, resumed, lost = (
-        sum_over(tables, PROCESS, column) for column in (Column.PARKED, Column.RESUMED, Column.LOST)
-    )
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    generations = control.generations()
-    workers = len(generations[0].workers) if generations else 0
-    completed, refused = control.reloads
-    last = control.last_reload
-    fields: list[tuple[str, object]] = [
-        ("Name", "hitlessd"),
-        ("Version", control.version),
-        ("Nbthread", 1),
-        ("Nbproc", workers),
-        ("Process_num", 1),
-        ("Pid", control.pid),
-        ("Uptime", uptime_text(uptime)),
-        ("Uptime_sec", max(0, int(uptime))),
-        ("Memmax_MB", 0),
-        ("Ulimit-n", descriptors),
-        ("Maxsock", descriptors),
-        ("Maxconn", control.maxconn),
-        ("Hard_maxconn", control.maxconn),
-        ("CurrConns", sessions),
-        ("CumConns", total),
-        ("CumReq", total),
-        ("MaxSslConns", 0),
-        ("CurrSslConns", 0),
-        ("CumSslConns", 0),
-        ("ConnRate", rate),
-        ("ConnRateLimit", 0),
-        ("MaxConnRate", rate_max),
-        ("SessRate", rate),
-        ("SessRateLimit", 0),
-        ("MaxSessRate", rate_max),
-        ("node", os.uname().nodename),
-        ("Stopping", int(control.stopping)),
-        ("Jobs", sessions + control.listeners),
-        ("Unstoppable Jobs", 0),
-        ("Listeners", control.listeners),
-        ("TotalBytesOut", bytes_out),
-        ("TotalSplicdedBytesOut", spliced),  # HAProxy's spelling
-        ("Build info", control.version),
-        ("Memmax_bytes", 0),
-        ("Start_time_sec", int(control.started_at)),
-        ("Generation", control.generation),
-        ("Generations", len(generations)),
-        ("Workers", workers),
-        ("Reloads", completed),
-        ("ReloadsRefused", refused),
-        ("LastReload", f"{last.number} {'success' if last.ok else 'failure'}" if last else "none"),
-        ("LastReload_time_sec", int(last.at) if last else 0),
-        ("LastReload_duration_ms", round(last.duration * 1000) if last else 0),
-        ("ConfigState", "stored" if control.warm else "file"),
-        ("CurrParked", parked),
-        ("CumResumed", resumed),
-        ("CumLost", lost),
-        ("Start_monotonic_usec", int(control.started * 1e6)),
-        ("Now_monotonic_usec", int(monotonic * 1e6)),
-    ]
-    return "".join(f"{name}: {value}\n" for name, value in fields)
-
-
-def show_proc(control: Control) -> str:
-    """The generations and their workers in the form of HAProxy's master CLI (management guide, 9.4.1)."""
-    generations = control.generations()
-    refused = control.reloads[1]
-    lines = [
-        _columns(
-            "#<PID>", "<type>", "<reloads>", "<uptime>", "<version>", "<generation>", "<sessions>", "<moved>", "<note>"
-        )
-    ]
-    for info in generations:
-        if info.role == "current":
-            lines.append(_process(info, "master", f"{info.reloads} [failed: {refused}]"))
-    lines.append("# workers\n")
-    lines += _workers(info for info in generations if info.role == "current")
-    draining = [info for info in generations if info.role == "draining"]
-    if draining:
-        lines.append("# old workers\n")
-    for info in draining:
-        lines.append(_process(info, "master", str(info.reloads)))
-        lines += _workers([info])
-    lines.append("# programs\n")
-    return "".join(lines)
-
-
-def _workers(generations: Iterable[GenerationInfo]) -> list[str]:
-    lines = []
-    for info in generations:
-        # A worker of the current generation has survived no reload; one that drains, as many as its generation.
-        reloads = 0 if info.role == "current" else info.reloads
-        for pid, sessions in info.workers:
-            uptime = _compact_uptime(info.uptime)
-            lines.append(_columns(pid, "worker", reloads, uptime, info.version, info.generation, sessions))
-    return lines
-
-
-def _process(info: GenerationInfo, kind: str, reloads: str) -> str:
-    sessions = sum(sessions for _, sessions in info.workers)
-    return _columns(
-        info.pid,
-        kind,
-        reloads,
-        _compact_uptime(info.uptime),
-        info.version,
-        info.generation,
-        sessions,
-        info.moved,
-        info.note,
-    )
-
-
-def _columns(*values: object) -> str:
-    return " ".join(f"{value!s:<15}" for value in values).rstrip() + "\n"
-
-
-def _compact_uptime(seconds: float) -> str:
-    whole = max(0, int(seconds))
-    return f"{whole // 86400}d{whole // 3600 % 24:02}h{whole // 60 % 60:02}m{whole % 60:02}s"
-
-
-def event_date(at: float) -> str:
-    """HAProxy's date of an event: `[22/Nov/2026:21:27:25.330]`, local time."""
-    return time.strftime("[%d/%b/%Y:%H:%M:%S", time.localtime(at)) + f".{int(at * 1000) % 1000:03}]"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["summary"]
 
+_ROW = "{:<20} {:<20} {:<4} {:<10} {:>8} {:>12} {:>12}"
+
 
 def summary(info: dict[str, str], stat: str, proc: str, errors: str, now: float) -> str:
     """A text of several lines from the answers to `show info` (its fields), `show stat`, `show proc` and `show errors`.
@@ -25,7 +27,7 @@ def summary(info: dict[str, str], stat: str, proc: str, errors: str, now: float)
         f"hitlessd {say('Version')}, generation {say('Generation')}, pid {say('Pid')}, up {say('Uptime')}{stopping}",
         f"listeners: {say('Listeners')}   workers: {say('Workers')}   servers: {used} of {len(servers)} in use",
         f"sessions: {say('CurrConns')} now, {say('CumConns')} in all, "
-        f"{say('SessRate')}/s (most: {say('MaxSessRate')}/s)",
+        f"{say('SessRate')}/s (most: {say('MaxSessRate')}/s){_requests(rows)}",
         f"configuration: {'the stored one; the file is invalid' if stored else 'the file'}",
         f"last reload: {_last_reload(info, now)}",
     ]
@@ -38,11 +40,19 @@ def summary(info: dict[str, str], stat: str, proc: str, errors: str, now: float)
         ]
         text.append("draining generations: " + ", ".join(generations))
     text += errors.splitlines()[1:]
-    text += ["", "{:<20} {:<20} {:<10} {:>8} {:>12}".format("PROXY", "NAME", "STATUS", "NOW", "TOTAL")]
+    text += ["", _ROW.format("PROXY", "NAME", "MODE", "STATUS", "NOW", "TOTAL", "REQUESTS").rstrip()]
     for row in rows:
-        cells = [row.get(name, "") for name in ("pxname", "svname", "status", "scur", "stot")]
-        text.append("{:<20} {:<20} {:<10} {:>8} {:>12}".format(*cells))
+        cells = [row.get(name, "") for name in ("pxname", "svname", "mode", "status", "scur", "stot", "req_tot")]
+        if row.get("mode") != "http":
+            cells[-1] = ""  # HAProxy says 0
+        text.append(_ROW.format(*cells).rstrip())
     return "\n".join(text)
+
+
+def _requests(rows: list[dict[str, str]]) -> str:
+    """Of HTTP, if there is any."""
+    counts = [row.get("req_tot", "") for row in rows if row.get("type") == "0" and row.get("mode") == "http"]
+    return f"; HTTP requests: {sum(int(count) for count in counts if count.isdecimal())}" if counts else ""
 
 
 def _last_reload(info: dict[str, str], now: float) -> str:

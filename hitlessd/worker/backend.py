@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "LiveBackend", "LiveServer"]
 
 _SCUR, _QCUR, _LBTOT = int(Column.SCUR), int(Column.QCUR), int(Column.LBTOT)
+_IDLE, _FRESH = int(Column.IDLE), int(Column.FRESH)
 #: Seconds between two looks at the queue when nobody has woken us; a lost wake-up costs no more than this.
 _RECHECK = 0.1
 #: Steps of `slowstart`; it begins at the second, which is a tenth.
@@ -164,6 +165,10 @@ class LiveServer(Tally):
         if opened:
             for row in (self.row, self.backend.row):
                 row.lbtot = row.slot[row.start + _LBTOT] = row.lbtot + opened
+        pool = self.pool
+        if pool is not None:
+            slot, start = self.row.slot, self.row.start
+            slot[start + _IDLE], slot[start + _FRESH] = len(pool.idle), pool.fresh
         super().collect(wall)
 
 
@@ -230,6 +235,8 @@ class LiveBackend(Tally):
         wall = worker.realtime(now)
         for server in self.servers:
             server.look(worker.table, now, wall)
+            if server.pool is not None:
+                server.pool.open(server.usable)
         ready = [server for server in self.servers if server.usable]
         # As with HAProxy, backup servers count only when nothing else is left, and then only the first.
         usable = [server for server in ready if not server.config.backup] or ready[:1]

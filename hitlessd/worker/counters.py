@@ -238,7 +238,6 @@ class Account:
         if answered:
             assert server.codes is not None
             server.codes[REUSES] += self.reused
-            server.codes[CONNECTS] += answered - self.reused
             self.bin = self.bout = self.reused = 0
             self.classes = [0] * 6
 

@@ -312,8 +312,9 @@ def resume_idle(worker: Worker, frozen: Frozen) -> None:
         return
     side = ServerSide.idle(worker, frozen.client, int((serial.http or {}).get("uses", 1)))
     worker.handlers[side.fd] = side.on_event
-    server.pool.give(side)
     worker.epoll.register(side.fd, EVENTS)
+    server.pool.give(side)  # which may not want it
+    server.touch()
 
 
 def _leads_to(sock: socket.socket | socket.SocketType, server: LiveServer) -> bool:

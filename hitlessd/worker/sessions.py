@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hitlessd import channel
 from hitlessd.worker.connection import Connection, State
+from hitlessd.worker.http.state import HttpState
 from hitlessd.worker.serial import to_serial
 from hitlessd.worker.timers import NEVER
 
@@ -18,6 +19,8 @@ __all__ = ["show", "shut_down"]
 
 #: Serial forms in one answer, which take a few milliseconds.
 _MOST_SHOWN = 100
+#: Bytes of a request's target that are shown.
+_LONGEST_TARGET = 100
 #: HAProxy's letters for where a connection was when it ended (configuration manual, 8.5).
 _WHERE = {State.QUEUED: "Q", State.PAUSED: "C", State.CONNECTING: "C"}
 
@@ -53,21 +56,45 @@ def _shown(conn: Connection) -> dict[str, Any]:
             conn.due_of(server, route.server_open, route.server_fin),
         )
         expires = [None if at == NEVER else at - now for at in due]
+    elif isinstance(conn, HttpState) and conn.state is State.EXCHANGING:
+        expires = [None if at == NEVER else at - now for at in (conn.client_due(), conn.server_due())]
     return to_serial(conn, data=False, names=True).as_dict() | {
         "fds": [conn.client.fd, server.fd if server is not None else -1],
         "expires": expires,
+        "request": _request(conn),
     }
+
+
+def _request(conn: Connection) -> str:
+    """The request line of an HTTP exchange."""
+    request = conn.exchange.request if isinstance(conn, HttpState) and conn.exchange is not None else None
+    if request is None:
+        return ""
+    target = request.target
+    if len(target) > _LONGEST_TARGET:
+        target = target[:_LONGEST_TARGET] + b"..."
+    return f"{request.method.decode()} {target.decode('latin-1')} HTTP/1.{request.version % 10}"
 
 
 def shut_down(worker: Worker, order: dict[str, Any]) -> dict[str, Any]:
     """End the connection of the number "only", or all of the "server" [backend, name]; answers how many."""
     only, server = order.get("only"), order.get("server")
     closed = 0
+    if not only and server:
+        _close_idle(worker, server)
     for conn in list(worker.connections):
         target = conn.target
         names = [conn.backend.name, target.name] if target is not None else None
         if conn.number == only if only else names == server:
-            conn.cause = "K" + _WHERE.get(conn.state, "D")
+            conn.cause = "K" + (conn.phase() if isinstance(conn, HttpState) else _WHERE.get(conn.state, "D"))
             conn.close()
             closed += 1
     return {"closed": closed}
+
+
+def _close_idle(worker: Worker, names: list[str]) -> None:
+    """End the connections of the server [backend, name] that wait for a request."""
+    backend = worker.backends.get(names[0])
+    for server in backend.servers if backend is not None else ():
+        if server.name == names[1] and server.pool:
+            server.pool.clear()

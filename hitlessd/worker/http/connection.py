@@ -18,7 +18,9 @@ from hitlessd.http.grammar import CLOSE, Refused
 from hitlessd.http.heads import Request, Response, head_end, parse_request, parse_response
 from hitlessd.http.rules import Answer, seen_through
 from hitlessd.proxyprotocol import build
+from hitlessd.table import Column
 from hitlessd.worker.connection import State
+from hitlessd.worker.counters import CONNECTS, OTHER, REQUESTS
 from hitlessd.worker.http.exchange import Exchange
 from hitlessd.worker.http.sample import LiveSample
 from hitlessd.worker.http.side import NOTHING, HttpSide
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["HttpConnection"]
 
 _WAITING, _EXCHANGING = State.WAITING, State.EXCHANGING
+_INTERCEPTED = int(Column.INTERCEPTED)
 _SOL_SOCKET, _SO_ERROR = int(socket.SOL_SOCKET), int(socket.SO_ERROR)
 
 
@@ -192,6 +195,9 @@ class HttpConnection(Trouble):
 
     def rule_answers(self, answer: Answer) -> None:
         """A rule wants us to answer."""
+        if answer.kind != "deny" and not self.entered:
+            row = self.frontend.row
+            row.slot[row.start + _INTERCEPTED] += 1
         if answer.kind == "redirect":
             self.cause = "LR"
             self.say(answer.status, answers.redirect(answer.status, answer.location))
@@ -225,6 +231,8 @@ class HttpConnection(Trouble):
             if worker.idle and not worker.room_for_idle:
                 worker.spare_idle()
             exchange.reused = False
+            if target.codes is not None:
+                target.codes[CONNECTS] += 1
             super().connect(target)
             return
         if self.target is not target:
@@ -363,9 +371,12 @@ class HttpConnection(Trouble):
             if verdict.answer is not None:
                 exchange.response = None
                 if verdict.answer.kind == "deny":
-                    for tally in (self.backend, target):
-                        tally.row.dresp += 1
-                        tally.row.change()
+                    for row in {self.frontend.row, self.backend.row, target.row}:
+                        row.dresp += 1
+                        row.change()
+                if target.codes is not None:  # it has answered, even if nobody hears it
+                    target.codes[REQUESTS] += 1
+                    target.codes[response.status // 100 if response.status < 600 else OTHER] += 1
                 self.rule_answers_instead(verdict.answer)
                 return b""
         cookie = self.backend.config.cookie

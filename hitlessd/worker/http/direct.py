@@ -126,6 +126,8 @@ class ClientSide(HttpSide):
         conn.server = self.peer = server
         server.conn = conn
         server.peer = self
+        if server.uses == 1:
+            pool.fresh -= 1
         server.uses += 1
         server.held = False
         conn.state = _EXCHANGING
@@ -249,6 +251,8 @@ class ServerSide(HttpSide):
         if pool.bucket and len(pool.idle) < pool.most:
             self.pool = pool
             pool.idle[self] = None
+            if self.uses == 1:
+                pool.fresh += 1
             worker.idle += 1
         else:
             pool.give(self)

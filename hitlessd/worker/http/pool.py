@@ -29,8 +29,9 @@ class Pool:
         self.idle: dict[HttpSide, None] = {}  # the latest at the end
         most = server.config.pool_max_conn
         # The configured limit is for all workers together.
-        self.most = -(-most // worker.table.workers) if most >= 0 else 1 << 60
+        self._limit = self.most = -(-most // worker.table.workers) if most >= 0 else 1 << 60
         self._delay = server.config.pool_purge_delay
+        self.fresh = 0  # of the idle ones: have served one exchange only, see http-reuse aggressive
         self.unneeded = 0  # so many were idle all the time since the last purge
         self.bucket = 0
         self._due = NEVER
@@ -58,8 +59,16 @@ class Pool:
             side, _ = sides.popitem()
         if len(sides) < self.unneeded:
             self.unneeded = len(sides)
+        if side.uses == 1:
+            self.fresh -= 1
         self._worker.idle -= 1
         return side
+
+    def open(self, wanted: bool) -> None:
+        """Whether there will be requests for its server; if not, none of its connections is kept."""
+        self.most = self._limit if wanted else 0
+        if not wanted:
+            self.clear()
 
     def give(self, side: HttpSide) -> None:
         """It has no exchange any more, and is fit for another. Too many: the oldest is closed."""
@@ -68,6 +77,8 @@ class Pool:
             return
         self.idle[side] = None
         side.pool = self
+        if side.uses == 1:
+            self.fresh += 1
         worker = self._worker
         worker.idle += 1
         if len(self.idle) > self.most:
@@ -86,7 +97,10 @@ class Pool:
     def take_out(self, side: HttpSide) -> None:
         """It is somebody else's."""
         del self.idle[side]
+        if side.uses == 1:
+            self.fresh -= 1
         self._worker.idle -= 1
+        self.server.touch()  # for the gauges; whoever takes or gives one counts anyway
         self.unneeded = min(self.unneeded, len(self.idle))
 
     def drop_oldest(self) -> bool:

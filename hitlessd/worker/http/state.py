@@ -9,7 +9,7 @@ from hitlessd.http.body import Body
 from hitlessd.http.grammar import CHUNKED
 from hitlessd.parking.park import farewell
 from hitlessd.worker.connection import Connection, State
-from hitlessd.worker.counters import CONNECTS, OTHER, REQUESTS, REUSES
+from hitlessd.worker.counters import OTHER, REQUESTS, REUSES
 from hitlessd.worker.http.direct import ClientSide, ServerSide
 from hitlessd.worker.http.exchange import Exchange
 from hitlessd.worker.http.record import HttpRecord
@@ -140,14 +140,18 @@ class HttpState(Connection):
         if not 1 <= place <= 5:
             place = OTHER
         target = self.target
-        for tally in (self.frontend, self.backend if self.entered else None, target):
+        # As with HAProxy, a server counts its own answers only, not what we say in its stead.
+        answered = target if exchange.response is not None else None
+        for tally in (self.frontend, self.backend if self.entered else None, answered):
             if tally is not None and tally.codes is not None:
                 tally.codes[REQUESTS] += 1
                 if exchange.status > 0:
                     tally.codes[place] += 1
                 tally.touch()
         if exchange.sent and target is not None and target.codes is not None:
-            target.codes[REUSES if exchange.reused else CONNECTS] += 1
+            if exchange.reused:
+                target.codes[REUSES] += 1
+                target.touch()
             self.observe()
 
     def observe(self) -> None:

@@ -209,7 +209,6 @@ class Trouble(HttpState):
             self.once_more()
             return
         self.cause = "SH"
-        self.count_abort(False)
         self._count_eresp()
         self.answer(502)
 
@@ -298,8 +297,10 @@ class Trouble(HttpState):
         assert exchange is not None
         by_client = self.client_due() <= self.worker.now
         self.cause = ("c" if by_client else "s") + self.phase()
-        self.count_abort(by_client)
-        if exchange.response is None and exchange.status < 0:
+        unanswered = exchange.response is None and exchange.status < 0
+        if by_client or not unanswered:
+            self.count_abort(by_client)
+        if unanswered:
             if not by_client:
                 self._count_eresp()
             self.answer(408 if by_client else 504)
