@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -135,6 +136,25 @@ def test_reused_after_a_large_response(web: Web, size: int) -> None:
     web.fills(server, stuff_head + bytes(size), client)
     web.exchange(client, server)
     assert web.farm.accept() is None
+
+
+def test_body_that_looks_like_a_response(web: Web) -> None:
+    """Its head came in the same moment as the connection."""
+    client = web.connect()
+    client.sock.sendall(GET)
+    while not web.worker.connections or only(web).state != "connecting":
+        web.turn()
+    assert select.select(web.farm.listeners, [], [], 10)[0]
+    server = web.farm.accept()
+    assert server is not None
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (2 + len(EVIL))
+    server.sock.sendall(head + b"ok")
+    web.gets(client, head + b"ok")
+    assert only(web).exchange is not None
+    web.gets(server, GET)
+    server.sock.sendall(EVIL)
+    web.gets(client, EVIL)
+    web.exchange(client, server)
 
 
 # -- nothing may be left lying -----------------------------------------------------------------------------------------

@@ -294,6 +294,7 @@ class HttpConnection(Trouble):
 
     def response_bytes(self, data: bytes) -> None:
         """The server answers."""
+        self.direct = False  # what comes next is not the whole of a response
         exchange, server = self.exchange, self.server
         assert exchange is not None and exchange.request is not None and server is not None
         if self.reply:

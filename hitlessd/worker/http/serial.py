@@ -194,6 +194,8 @@ def _answered(status: int, length: int, keep: int) -> bytes:
     """Likewise."""
     size = f"Content-Length: {length}\r\n" if length >= 0 else ""
     close = "" if keep else "Connection: close\r\n"
+    if status == 101:
+        close = "Connection: upgrade\r\nUpgrade: -\r\n"
     return f"HTTP/1.1 {status} -\r\n{size}{close}\r\n".encode()
 
 
