@@ -453,6 +453,7 @@ def test_answer_before_the_end_of_the_request(web: Web) -> None:
     server.sock.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
     web.until(lambda: client.read().endswith(b"\r\n\r\n"))
     assert client.got.startswith(b"HTTP/1.1 413 ")
+    server.close()  # it might have gone on reading
     web.ends(client)
     client.close()
     web.until(lambda: not web.worker.connections)

@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import random
+import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from hitlessd.http.answers import parse_errorfile
+from hitlessd.model import Timeouts
 from hitlessd.table import PROCESS, Column
+from hitlessd.worker.http.connection import HttpConnection
 from tests.support.descriptors import no_leak
 from tests.support.relay import Farm, Peer, make_park, make_table, take_over
 from tests.support.web import Web
@@ -21,8 +26,8 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 class Death:
     """Two workers of two generations: the first one dies, the second one goes on with what was parked."""
 
-    def __init__(self, farm: Farm) -> None:
-        self.old = Web(farm, park=make_park("1-0"))
+    def __init__(self, farm: Farm, slots: int = 1000) -> None:
+        self.old = Web(farm, park=make_park("1-0", slots))
         self.new = Web(
             farm,
             table=make_table(self.old.config, generation=2),
@@ -41,6 +46,15 @@ class Death:
         return self.old.table.value(self.old.table.index[PROCESS], Column.PARKED)
 
     def die(self, frozen: bool = False, **expected: object) -> None:
+        report = self.fall(frozen)
+        assert {name: report[name] for name in ("resumed", "ended", "lost")} == {
+            "resumed": 0,
+            "ended": 0,
+            "lost": {},
+        } | expected
+
+    def fall(self, frozen: bool) -> dict[str, Any]:
+        """It ends; the new one's report."""
         if frozen:
             self.old.worker.parking.freeze()
         for side in self.old.worker.idle_sides(lambda _: True):
@@ -50,12 +64,7 @@ class Death:
                 if server.pool is not None:
                     server.pool.idle.clear()
         self.old.die()
-        report = take_over(self.old, self.new, cold=True)
-        assert {name: report[name] for name in ("resumed", "ended", "lost")} == {
-            "resumed": 0,
-            "ended": 0,
-            "lost": {},
-        } | expected
+        return take_over(self.old, self.new, cold=True)
 
     def close(self) -> None:
         for peer in self.old.clients:
@@ -266,3 +275,159 @@ def test_parked_connections_end_for_their_peers(death: Death) -> None:
     for _ in range(8):
         death.old.pass_time(5.1)
     assert death.old.ends(client) == b"" and death.old.ends(server) == b""
+
+
+def waiting_for_an_answer(death: Death) -> tuple[Peer, Peer]:
+    """A request that is parked with its server."""
+    client, server = served(death.old)
+    client.sock.sendall(GET)
+    death.old.gets(server, GET)
+    death.age()
+    (conn,) = death.old.worker.connections
+    assert conn.server is not None and conn.server.mark
+    return client, server
+
+
+def test_kept_connection_has_no_part_in_what_was_parked(death: Death) -> None:
+    """Else bytes of its later exchanges would be taken for those of whoever has that slot then."""
+    client, server = waiting_for_an_answer(death)
+    server.sock.sendall(OK)
+    death.old.gets(client, OK)
+    (side,) = death.old.worker.idle_sides(lambda _: True)
+    assert side.mark == 0
+    client.sock.sendall(GET)
+    death.old.gets(server, GET)
+    server.sock.sendall(OK.replace(b"OK", b"OK\r\nConnection: close"))
+    death.old.until(lambda: client.read().endswith(b"ok"))
+    client.got = b""
+    (conn,) = death.old.worker.connections
+    assert conn.client.mark == 0 and conn.server is None
+
+
+def test_answer_of_our_own_to_a_parked_request(death: Death) -> None:
+    """Its server is no part of it any more, whatever the queue is rolled for and whoever goes on."""
+    old, new = death.old, death.new
+    client, server = waiting_for_an_answer(death)
+    (conn,) = old.worker.connections
+    assert isinstance(conn, HttpConnection)
+    conn.client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    page = b"HTTP/1.1 504 Late\r\nContent-Length: 5000000\r\n\r\n" + bytes(5_000_000)
+    conn.frontend.policy.errors[504] = parse_errorfile(504, page)
+    old.pass_time(51)
+    assert conn.client.blocked and conn.server is None
+    old.ends(server)
+    for _ in range(10):
+        old.pass_time(1.1)
+    assert not [line for line in old.logged if "bug" in line[1]]
+    old.worker.parking.sweep()
+    old.worker.parking.freeze()
+    assert conn.slot >= 0
+    death.die(resumed=1)
+    new.until(lambda: len(client.read()) == len(page), "the page")
+    assert client.got.startswith(b"HTTP/1.1 504 ") and client.got.endswith(page[100:])
+    client.got = b""
+    begins_anew(new, client)
+
+
+@pytest.mark.parametrize("framing", ["length", "close"])
+def test_answer_that_begins_late_and_takes_its_time(death: Death, framing: str) -> None:
+    """It was parked while it waited, and is again while it comes."""
+    client, server = waiting_for_an_answer(death)
+    head = b"HTTP/1.1 200 OK\r\n" + (b"Content-Length: 4\r\n\r\n" if framing == "length" else b"\r\n")
+    server.sock.sendall(head + b"ab")
+    death.old.until(lambda: client.read().endswith(b"ab"))
+    client.got = b""
+    death.age()
+    assert death.parked() == 1
+    death.die(resumed=1)
+    server.sock.sendall(b"cd")
+    death.new.gets(client, b"cd")
+
+
+def test_answer_that_was_over_when_its_worker_died(death: Death) -> None:
+    """All of it had been passed on, but nothing else was done."""
+    client, server = served(death.old)
+    client.sock.sendall(GET)
+    death.old.gets(server, GET)
+    server.sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
+    death.old.until(lambda: client.read().endswith(b"ab"))
+    client.got = b""
+    death.age()
+    assert death.parked() == 1
+    (conn,) = death.old.worker.connections
+    assert conn.server is not None
+    sock = conn.server.sock
+    server.sock.sendall(b"cd")
+    assert sock.recv(9, socket.MSG_PEEK) == b"cd"
+    conn.client.sock.send(sock.recv(9))
+    death.die(resumed=1)
+    death.new.gets(client, b"cd")
+    death.new.exchange(client, server)
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_slots_come_back(farm: Farm, others: int) -> None:
+    """However often clients are parked alone and with a server in turn, also when there are few slots."""
+    times = Timeouts(connect=5, client=60, server=50, http_keep_alive=10_000)
+    with Web(farm, park=make_park("1-0", slots=8), general={"timeouts": times}) as web:
+        client, server = served(web)
+        for _ in range(others):
+            served(web)
+        server.close()
+        web.until(lambda: web.worker.idle == others)
+        for _ in range(20):
+            client.sock.sendall(GET)
+            server = web.until(lambda: next((peer for peer in farm.peers if is_asked(peer)), None) or farm.accept())
+            web.hears(server, GET)
+            for _ in range(4):
+                web.pass_time(1.1)
+            server.sock.sendall(OK)
+            web.gets(client, OK)
+            for _ in range(4):
+                web.pass_time(1.1)
+        assert not [line for line in web.logged if "cannot park" in line[1]]
+
+
+def is_asked(peer: Peer) -> bool:
+    return peer.sock.fileno() >= 0 and peer.read().endswith(GET)
+
+
+def test_told_to_end_with_as_many_clients_as_slots(farm: Farm) -> None:
+    """All have an exchange, and were parked before without it."""
+    many = 8
+    made = Death(farm, slots=many)
+    try:
+        pairs = [served(made.old) for _ in range(many)]
+        made.age()
+        assert made.parked() == many
+        for client, _ in pairs:
+            client.sock.sendall(GET)
+        made.old.settle()
+        made.die(frozen=True, resumed=many)
+        for _, server in pairs:
+            made.new.until(lambda server=server: server.read() == GET)  # type: ignore[misc]
+            server.sock.sendall(OK)
+        for client, _ in pairs:
+            made.new.gets(client, OK)
+    finally:
+        made.close()
+
+
+def test_told_to_end_with_more_heads_than_the_book_takes(death: Death) -> None:
+    """Whoever sends half a huge head costs nobody else the connection."""
+    old = death.old
+    hogs = [old.connect() for _ in range(4)]
+    for hog in hogs:
+        hog.sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"a" * 16000)
+    client, _ = served(old)
+    client.sock.sendall(GET[:9])
+    old.settle()
+    assert old.park
+    while old.park.book.add_note({"http": 0, "form": "-" * 50_000}):
+        pass  # room for two or three heads is left
+    report = death.fall(frozen=True)
+    assert [line[1] for line in old.logged if "cannot park" in line[1]]
+    assert 1 <= report["resumed"] <= 4 and not report["lost"]
+    client.sock.sendall(GET[9:])
+    server = death.new.serve()
+    death.new.gets(server, GET)

@@ -431,6 +431,8 @@ class LiveBackend(Tally):
             self.dequeue(conn)
             try:
                 conn.connect(server)
+                if conn in self.worker.connections:
+                    conn.rearm()  # the time to queue may be longer than the time to connect
             except Exception:
                 self.worker.crashed(conn)
 

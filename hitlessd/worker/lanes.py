@@ -94,6 +94,16 @@ def _backend(name: str, record: dict[str, Any]) -> Backend:
     return Backend(name, 0, servers, timeouts=_timeouts(record), **known)
 
 
+_NONSENSE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+
+
+def _unknown(serial: SerialConnection, error: Exception) -> PeerError:
+    return PeerError(
+        f"cannot resume a connection of {serial.frontend} to {serial.backend}: these are not configured,"
+        f" and what came with it makes no sense ({type(error).__name__}: {error})"
+    )
+
+
 class Lanes:
     """Pairs of a frontend and a backend, and servers, that connections of other generations came with."""
 
@@ -115,26 +125,33 @@ class Lanes:
             undecided = serial.state in UNDECIDED or (serial.http is not None and not serial.entered)
             if live.backend.name == backend or undecided:
                 return live, live.backend
-            if not live.bound and backend in self._worker.backends:
-                return live, self._worker.backends[backend]
+            if not live.bound and (backend in self._worker.backends or serial.http is not None):
+                # The next request is the new configuration's.
+                return live, self._backend(serial, backends)
         pair = self._pairs.get((frontend, backend))
         if pair is None:
+            target = self._backend(serial, backends)
             try:
-                target = self._worker.backends.get(backend)
-                if target is None:
-                    target = LiveBackend(self._worker, _backend(backend, backends[backend]))
                 config = live.config if live is not None else _frontend(frontend, backend, frontends[frontend])
                 pair = LiveFrontend(self._worker, config, target)
                 pair.retired = live is None
-                pair.direct = pair.direct and live is not None
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-                raise PeerError(
-                    f"cannot resume a connection of {frontend} to {backend}: these are not configured,"
-                    f" and what came with it makes no sense ({type(error).__name__}: {error})"
-                ) from None
-            self._worker.backends[backend] = target
+                pair.direct = pair.direct and not pair.retired
+            except _NONSENSE as error:
+                raise _unknown(serial, error) from None
             self._pairs[frontend, backend] = pair
         return pair, pair.backend
+
+    def _backend(self, serial: SerialConnection, backends: Proxies) -> LiveBackend:
+        """The connection's backend, from now on among the worker's."""
+        name = serial.backend
+        live = self._worker.backends.get(name)
+        if live is None:
+            try:
+                live = LiveBackend(self._worker, _backend(name, backends[name]))
+            except _NONSENSE as error:
+                raise _unknown(serial, error) from None
+            self._worker.backends[name] = live
+        return live
 
     def server(self, backend: LiveBackend, name: str, backends: Proxies) -> LiveServer | None:
         """The server of that name, which balancing does not choose if it is no longer configured; None if nothing is
@@ -146,6 +163,7 @@ class Lanes:
             try:
                 record = next(r for r in backends[backend.name]["servers"] if r["name"] == name)
                 live = self._servers[backend.name, name] = LiveServer(self._worker, backend, _server(record))
+                live.usable = False
             except (StopIteration, KeyError, TypeError, ValueError, IndexError):
                 return None
         return live

@@ -20,7 +20,7 @@ from typing import NoReturn
 from hitlessd.model import Backend, Frontend
 from hitlessd.table import PROCESS
 from hitlessd.worker.backend import LiveBackend
-from hitlessd.worker.connection import Connection, State
+from hitlessd.worker.connection import UNDECIDED, Connection, State
 from hitlessd.worker.counters import Ledger, Tally
 from hitlessd.worker.frontend import LiveFrontend, LiveListener
 from hitlessd.worker.http.side import HttpSide
@@ -38,6 +38,8 @@ __all__ = ["Worker", "run"]
 
 #: Events taken from epoll at once: with TURN bytes each this bounds how long a ping waits.
 _EVENTS = 128
+#: No request has come yet.
+_IDLE = UNDECIDED | {State.WAITING}
 #: Seconds without accepting after accept(2) failed for want of something.
 _REST = 0.1
 #: Seconds between two log lines of the same kind.
@@ -326,8 +328,10 @@ class Worker:
         """Connections of another worker have come, and are ours from now on; to be parked by the caller."""
         for conn in connections:
             frontend = conn.frontend
+            # Of a frontend that is no more, nobody knows the rules: no request may begin there.
+            retired = frontend.retired and frontend.codes is not None and conn.state in _IDLE
             if conn.state is not State.CLOSED and (
-                frontend.config.shutdown_on_reload or conn.backend.config.shutdown_on_reload
+                frontend.config.shutdown_on_reload or conn.backend.config.shutdown_on_reload or retired
             ):
                 conn.cause = conn.cause or "KD"
                 conn.close()

@@ -69,6 +69,7 @@ class Parking:
         #: in the queue, the slot is nobody's: the two would be taken for one.
         self._retired: dict[int, int] = {}
         self._next_slot = 0
+        self._slots = park.book.slots if park else 0
         self._departing: dict[int, tuple[list[int], list[int]]] = {}  # by slot: blocks and places
         self._lanes: dict[tuple[str, str, str], int] = {}
         self._noted: set[tuple[str, str]] = set()
@@ -107,7 +108,8 @@ class Parking:
         assert self._park
         # None while somebody is on the way, who may come back.
         useful = 2 * (len(self._connections) + len(self._pipes))
-        rolling = bool(self._departing) or self.queue.roll(self._living, useful)
+        pressed = len(self._retired) > len(self._free_slots) + self._slots - self._next_slot
+        rolling = bool(self._departing) or self.queue.roll(self._living, useful, pressed)
         if self.busy:
             self._lasting()
         found = self._of_age() if worker.now >= self._rest_until else []
@@ -225,9 +227,9 @@ class Parking:
                 self._refused(why)
                 break
             if not self._write(conn, state):
-                if conn.slot == _UNFIT:
-                    continue
-                break
+                if not self._free_slots and self._next_slot >= self._slots:
+                    break
+                continue  # there may be room for others
             batch.append(conn)
             fds += own
         done += self._send_connections(batch, fds)
@@ -263,12 +265,10 @@ class Parking:
 
     def _write(self, conn: Connection, state: SlotState) -> bool:
         """Fill a slot for it, and label all that it has in flight."""
-        assert self._park
-        book = self._park.book
         lane = self._lane(conn)
         if self._free_slots:
             slot = self._free_slots.pop()
-        elif self._next_slot < book.slots:
+        elif self._next_slot < self._slots:
             slot = self._next_slot
             self._next_slot += 1
         else:
@@ -310,13 +310,16 @@ class Parking:
         shifts = (conn.client.shift, conn.server.shift if conn.server is not None else 0)
         if isinstance(conn, HttpState):
             if state is SlotState.FROZEN:
-                # Heads are long; and of those that run a short form will do.
-                if not self._park.book.add_note({"http": conn.number, "form": http_form(conn)}):
-                    return False
-                form["http"] = {}
+                form["http"] = http_form(conn)  # of those that run a short form will do
             elif conn.server is None:
                 shifts = (conn.client.received, conn.given)
         text = json.dumps(form, separators=(",", ":")).encode()
+        if len(text) > self._park.book.text_size and isinstance(conn, HttpState) and state is SlotState.FROZEN:
+            # Heads may be long.
+            if not self._park.book.add_note({"http": conn.number, "form": form["http"]}):
+                return False
+            form["http"] = {}
+            text = json.dumps(form, separators=(",", ":")).encode()
         if len(text) > self._park.book.text_size:
             return False
         self._park.book.write(slot, state, conn.number, text, (conn.accounted_in, conn.accounted_out), shifts)
@@ -559,6 +562,8 @@ class Parking:
                 loose.append(conn)
         if self._park:
             self._rest_until = 0.0
+            if len(loose) > len(self._free_slots) + self._slots - self._next_slot and not self._departing:
+                self.queue.renew(self._living)
             for conn in loose:
                 for side in (conn.client, conn.server):
                     if side is not None and side.pipe is not None and side.pipe.place < 0:

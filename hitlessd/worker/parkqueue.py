@@ -54,12 +54,14 @@ class Queue:
         self.in_flight += len(fds)
         return ""
 
-    def roll(self, living: Living, useful: int) -> bool:
+    def roll(self, living: Living, useful: int, pressed: bool = False) -> bool:
         """Let go of what is of no use, a bounded amount of work; whether there is more. `useful`: descriptors that
-        are of use."""
+        are of use; `pressed`: even if it is not much, for there are no slots left."""
         rolls = 0
         for _ in range(_DROPS):
-            if not self._messages or self.in_flight <= 2 * useful + (self._slack if useful else 0):
+            if not self._messages:
+                return False
+            if not pressed and self.in_flight <= 2 * useful + (self._slack if useful else 0):
                 return False
             records, fds = living(self._messages[0])
             if records:
@@ -68,6 +70,14 @@ class Queue:
                     return True
             self._drop()
         return True
+
+    def renew(self, living: Living) -> None:
+        """Let go of all that is of no use, at once."""
+        for _ in range(len(self._messages)):
+            records, fds = living(self._messages[0])
+            if records and self.send(records, fds):
+                return
+            self._drop()
 
     def sweep(self, living: Living) -> None:
         """Drop all messages at the front of which nothing lives."""

@@ -299,6 +299,8 @@ def freeze_idle(side: HttpSide) -> Frozen:
     serial = SerialConnection(
         backend=server.backend.name, server=server.name, state=str(State.POOLED), http={"uses": side.uses}
     )
+    if side.shared and serial.http is not None:
+        serial.http["shared"] = True
     return Frozen(serial, side.sock)
 
 
@@ -312,6 +314,7 @@ def resume_idle(worker: Worker, frozen: Frozen) -> None:
         return
     side = ServerSide.idle(worker, frozen.client, int((serial.http or {}).get("uses", 1)))
     worker.handlers[side.fd] = side.on_event
+    side.shared = bool((serial.http or {}).get("shared"))
     worker.epoll.register(side.fd, EVENTS)
     server.pool.give(side)  # which may not want it
     server.touch()
@@ -412,6 +415,9 @@ def resume(
         AwaitsHello(conn).listen()
     if isinstance(conn, HttpConnection) and serial.http is not None:
         restore_http(conn, serial.http, now)
+        if conn.exchange is not None and conn.server is not None and conn.target is not None:
+            # A server's address may have changed: whoever is connected to the old one is of no use to others.
+            conn.exchange.surplus = conn.exchange.surplus or not _leads_to(conn.server.sock, conn.target)
     # What has come or become possible meanwhile is an event of the registration itself.
     worker.epoll.register(client.fd, EVENTS)
     if state is State.QUEUED:

@@ -6,6 +6,7 @@ heads are read, checked and edited, bodies are counted and passed on as they are
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HttpConnection"]
 
+_EPOLLIN = int(select.EPOLLIN)
 _WAITING, _EXCHANGING = State.WAITING, State.EXCHANGING
 _INTERCEPTED = int(Column.INTERCEPTED)
 _SOL_SOCKET, _SO_ERROR = int(socket.SOL_SOCKET), int(socket.SO_ERROR)
@@ -107,7 +109,8 @@ class HttpConnection(Trouble):
         """What was sent behind the last request is the next one's."""
         data, self.buffer = self.buffer, b""
         self.client.held = False
-        self.request_bytes(data)
+        if data:
+            self.request_bytes(data)
         if self.exchange is None and self.state is _WAITING:
             self.client.release()
 
@@ -234,12 +237,15 @@ class HttpConnection(Trouble):
             if target.codes is not None:
                 target.codes[CONNECTS] += 1
             super().connect(target)
+            if self.state is State.CONNECTING:
+                self.sooner(self.due)
             return
         if self.target is not target:
             self.chosen(target)
         exchange.reused = True
         self.connected_at = worker.now
         self.server = side
+        side.asked = worker.turns
         side.conn = self
         side.peer = self.client
         self.client.peer = side
@@ -296,6 +302,7 @@ class HttpConnection(Trouble):
 
     def response_bytes(self, data: bytes) -> None:
         """The server answers."""
+        self.direct = False  # what comes next is not the whole of a response
         exchange, server = self.exchange, self.server
         assert exchange is not None and exchange.request is not None and server is not None
         if self.reply:
@@ -343,9 +350,15 @@ class HttpConnection(Trouble):
         self.outgoing = b""
         exchange.response, exchange.status = response, response.status
         exchange.answered_at = self.worker.now
+        if server.mark:
+            self.worker.parking.unpark(self)  # it is another state that has to be parked now
         if body.kind == CLOSE:
             exchange.keep = False
-        head = self.decide_response(request, response)
+        try:
+            head = self.decide_response(request, response)
+        except Refused:
+            exchange.response = None  # there is still time to say so
+            raise
         if not head:
             return
         if tunnel:
@@ -409,12 +422,17 @@ class HttpConnection(Trouble):
         if side is self.client:
             if rest is not None:
                 self.buffer = bytes(rest)
+        elif rest is not None:
+            assert self.exchange is not None
+            self.exchange.surplus = True
+        self.end_if_over()
+
+    def end_if_over(self) -> None:
+        """A server may answer early and still take the rest of the request, as long as it is there."""
+        client, server, exchange = self.client, self.server, self.exchange
+        if client.blocked or server is None or exchange is None or exchange.response is None or not server.body.done:
             return
-        exchange = self.exchange
-        assert exchange is not None
-        if rest is not None:
-            exchange.surplus = True
-        if not self.client.blocked:
+        if (client.body.done and not server.blocked) or server.eof or server.shut or server.ready & TROUBLE:
             self.end_exchange()
 
     def flushed(self, side: HttpSide) -> None:
@@ -427,7 +445,7 @@ class HttpConnection(Trouble):
                 if exchange is not None:
                     self.end_exchange()
             elif exchange is not None and exchange.response is not None and server.body.done:
-                self.end_exchange()
+                self.end_if_over()
             elif server.eof:
                 self.cut_off()
             else:
@@ -435,6 +453,8 @@ class HttpConnection(Trouble):
         elif not self.client.body.done and not side.shut:
             self.client.last = self.worker.now
             self.client.release()
+        else:
+            self.end_if_over()
 
     def end_exchange(self) -> None:
         """The client has its answer: what is left serves the next ones, or nobody."""
@@ -444,6 +464,8 @@ class HttpConnection(Trouble):
         self.count()
         self.log_exchange()
         read = client.body.done
+        if client.mark:
+            worker.parking.unpark(self)
         if client.pipe is not None:
             client.stop_splicing()
         if server is not None:
@@ -465,6 +487,8 @@ class HttpConnection(Trouble):
         client.body = NOTHING
         client.bulky = 0
         if not (exchange.keep and read):
+            if not read:
+                client.ready |= _EPOLLIN  # there may be more of it
             self.depart()
             return
         self.state = _WAITING
@@ -474,12 +498,12 @@ class HttpConnection(Trouble):
         now = client.last = self.began_at = self.idle_since = worker.now
         self.due = now + self.route.keep_alive
         self.sooner(self.due)
-        if self.buffer:
+        if self.buffer or client.ready:
             # In the next turn: a client with a thousand requests in its pipeline is not the only one.
             client.held = True
             worker.ready.append(client)
         else:
-            client.release()
+            client.held = False
 
     def _reusable(self, server: HttpSide, exchange: Exchange) -> bool:
         """Whether the server's connection may serve another exchange."""
@@ -492,7 +516,7 @@ class HttpConnection(Trouble):
             and not exchange.surplus
             and not server.blocked
             and not server.eof
-            and not server.ready & TROUBLE
+            and not (server.ready and self._said_more(server))
             and config.http_reuse != "never"
             and not (front.httpclose or back.httpclose)
             and self.target is not None
@@ -500,11 +524,23 @@ class HttpConnection(Trouble):
             and self.target.usable
         )
 
+    def _said_more(self, server: HttpSide) -> bool:
+        """Whether something lies behind the response, be it an end."""
+        if server.ready & TROUBLE:
+            return True
+        try:
+            server.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
     def open_tunnel(self, head: bytes, rest: bytes) -> None:
         """From here on it is TCP."""
         client, server = self.client, self.server
         assert server is not None
-        self.given += len(head)
+        self.given += len(head) + len(rest) - server.received
         early, self.buffer = self.buffer, b""
         client.body = server.body = NOTHING
         self.write(client, head + rest)

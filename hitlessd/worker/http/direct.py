@@ -125,6 +125,7 @@ class ClientSide(HttpSide):
         conn.target = target
         conn.server = self.peer = server
         server.conn = conn
+        server.asked = worker.turns
         server.peer = self
         if server.uses == 1:
             pool.fresh -= 1
@@ -161,6 +162,7 @@ class ServerSide(HttpSide):
             or self.held
             or self.blocked
             or conn.reply
+            or self.asked == conn.worker.turns
         ):
             HttpSide.on_event(self, events)
             return
@@ -177,7 +179,7 @@ class ServerSide(HttpSide):
             return
         self.received += size
         at = data.find(b"\r\n\r\n") + 4
-        if at >= 4 and size < SCRATCH:
+        if 4 <= at <= MAX_HEAD and size < SCRATCH:
             try:
                 response = parse_response(data[:at])
             except Refused:
@@ -239,6 +241,8 @@ class ServerSide(HttpSide):
         if not account.dirty:
             account.dirty = True
             account.ledger.accounts.append(account)
+        if client.mark:
+            worker.parking.unpark(conn)
         conn.server = conn.target = conn.exchange = None
         client.peer = self.peer = self.conn = None  # type: ignore[assignment]
         if backend.watched:

@@ -33,6 +33,6 @@ class HttpRecord(ConnectionRecord):
         self.request_began = exchange.began_at
         self.request_done = exchange.requested_at if exchange.request is not None else -1.0
         self.response_began = exchange.answered_at if exchange.response is not None else -1.0
-        self.bytes_read = conn.given - exchange.down_at
+        self.bytes_read = conn.passed_down - exchange.down_at
         self.bytes_uploaded = conn.client.received - len(conn.buffer) - exchange.up_at
         self.cookie_state = exchange.cookie_state

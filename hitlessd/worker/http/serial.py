@@ -106,6 +106,8 @@ def restore_http(conn: HttpConnection, form: dict[str, Any], now: float) -> None
         pinned = form["exchange"]["pinned"]
         conn.exchange.pinned = next((server for server in conn.backend.servers if server.name == pinned), None)
     client, server = conn.client, conn.server
+    if conn.frontend.retired and conn.exchange is not None:
+        conn.exchange.keep = False
     client.body = _body(form.get("up"))
     client.tunnel = bool(form.get("tunnel"))
     if last_words := form.get("last_words"):
@@ -130,6 +132,8 @@ def _go_on(conn: HttpConnection) -> None:
         client.held = client.body.done or server is None or server.blocked
         if server is not None:
             over = conn.exchange.response is not None and server.body.done
+            if over and client.body.done and not (client.blocked or server.blocked):
+                client.blocked = True  # its worker had died just then: the next look at it ends the exchange
             server.held = client.blocked or over
     elif conn.state is State.TARRYING and conn.dead is None:
         conn.worker.handlers[client.fd] = conn.on_lingering

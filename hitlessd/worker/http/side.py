@@ -38,7 +38,7 @@ _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 class HttpSide(Side):
     """One socket of an HTTP connection. `peer` is None while there is no exchange."""
 
-    __slots__ = ("body", "pool", "shared", "tunnel", "uses")
+    __slots__ = ("asked", "body", "pool", "shared", "tunnel", "uses")
 
     conn: Any  # an HttpConnection; None while it rests in the pool
 
@@ -48,6 +48,7 @@ class HttpSide(Side):
         self.body: Body = NOTHING  # of the message that comes from here; NOTHING: none, or its head comes first
         self.pool: Pool | None = None  # of a server: where it rests
         self.uses = 0  # exchanges on it, ever
+        self.asked = 0  # the turn in which it was taken from the pool
         self.shared = False  # of a server: a duplicate of its socket may lie in a park
         self.tunnel = False  # no messages any more: bytes
 
@@ -72,6 +73,9 @@ class HttpSide(Side):
             return
         if self.tunnel:
             Side.on_event(self, events)
+            return
+        if self.asked == self.worker.turns and events & READABLE:
+            self.conn.unasked(self)
             return
         if self.blocked and events & WRITABLE:
             self.flush()
@@ -167,6 +171,8 @@ class HttpSide(Side):
         if rest is not None:
             mark = self.peer.mark if self.peer is not None else 0
             self.out = self.worker.parking.keep(self, rest) if mark else bytes(rest)
+        elif self.peer is not None:
+            self.peer.ready |= select.EPOLLIN  # nobody has seen its socket empty
         self.blocked = True
         if self.peer is not None:
             self.peer.held = True

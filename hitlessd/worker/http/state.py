@@ -50,7 +50,7 @@ class HttpState(Connection):
         self.buffer = b""  # of the client: read, and part of no message yet
         self.reply = b""  # of the server: the beginning of a response's head
         self.outgoing = b""  # what a server is told first; kept as long as it may have to be told again
-        self.given = 0  # bytes for the client, ever
+        self.given = 0  # bytes for the client, ever; of a tunnel: less those that its server has said, ever
         self.idle_since = self.began_at = self.started  # end of the last answer; first byte of the request that comes
 
     @property
@@ -100,9 +100,13 @@ class HttpState(Connection):
 
     def drop_server(self) -> None:
         server = self.server
-        if server is not None and server.shared:
-            farewell(server.sock)
+        if server is not None:
+            if server.mark:
+                self.worker.parking.unpark(self)
+            if server.shared:
+                farewell(server.sock)
         super().drop_server()
+        self.client.peer = None  # type: ignore[assignment]
 
     # -- accounts ----------------------------------------------------------------------------------------------------
 
@@ -116,11 +120,14 @@ class HttpState(Connection):
             return "C"
         return "H" if self.exchange.response is None else "D"
 
+    @property
+    def passed_down(self) -> int:
+        """Bytes for the client, ever."""
+        server = self.server
+        return self.given + server.received if self.tunnel and server is not None else self.given
+
     def account(self) -> None:
-        if self.tunnel and self.server is not None:
-            super().account()
-            return
-        came, went = self.client.received - self.accounted_in, self.given - self.accounted_out
+        came, went = self.client.received - self.accounted_in, self.passed_down - self.accounted_out
         self.accounted_in += came
         self.accounted_out += went
         self.account_at = self.worker.now + _ACCOUNT
@@ -131,6 +138,8 @@ class HttpState(Connection):
                 tally.bout += went
                 tally.spliced += spliced
                 tally.touch()
+        if self.tunnel and self.slot >= 0:
+            self.worker.parking.account(self)
 
     def count(self) -> None:
         """One exchange more."""

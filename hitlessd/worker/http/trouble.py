@@ -8,6 +8,7 @@ import socket
 
 from hitlessd.http import answers
 from hitlessd.http.grammar import CLOSE, Refused
+from hitlessd.parking.park import reset
 from hitlessd.worker.connection import State
 from hitlessd.worker.http.policy import NO_POLICY, Policy
 from hitlessd.worker.http.side import HttpSide
@@ -41,6 +42,10 @@ class Trouble(HttpState):
 
     def message_done(self, side: HttpSide, rest: memoryview | None = None) -> None:
         """All of a message has come from this side."""
+        raise NotImplementedError
+
+    def end_if_over(self) -> None:
+        """End the exchange if there is nothing left to do for it."""
         raise NotImplementedError
 
     # -- answers of our own --------------------------------------------------------------------------------------------
@@ -162,9 +167,8 @@ class Trouble(HttpState):
     def cut_off(self) -> None:
         """The server's response has broken off: the client must not take it for a whole one."""
         if self.server is not None and self.server.body.kind == CLOSE:
-            self.settle(self.client)
-        else:
-            self.close()
+            reset(self.client.sock)
+        self.close()
 
     # -- who has left --------------------------------------------------------------------------------------------------
 
@@ -188,13 +192,13 @@ class Trouble(HttpState):
         self.count_abort(True)
         self.close()
 
-    def server_left(self) -> None:
-        """The server says no more."""
+    def server_left(self, broken: bool = False) -> None:
+        """The server says no more; `broken`: that is no end."""
         exchange, server = self.exchange, self.server
         assert exchange is not None and server is not None
         server.eof = server.held = True
         if exchange.response is not None:
-            if server.body.kind == CLOSE or server.body.done:
+            if server.body.done or (server.body.kind == CLOSE and not broken):
                 server.body.done = True
                 self.message_done(server)
                 return
@@ -231,7 +235,26 @@ class Trouble(HttpState):
         elif side is self.client:
             self._client_left()
         else:
-            self.server_left()
+            self.server_left(True)
+
+    def unasked(self, server: HttpSide) -> None:
+        """A connection from the pool has said something, or has ended, before it could know of the request: that is
+        no answer. One that had ended has not heard the request; what another one makes of it, nobody knows."""
+        exchange = self.exchange
+        assert exchange is not None and exchange.request is not None
+        try:
+            heard = bool(server.sock.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return  # only urgent data, or it was read already
+        except OSError:
+            heard = False
+        if self.outgoing and (not heard or exchange.request.method in _SAFE):
+            self.once_more()
+            return
+        self.cause = "SH"
+        self.count_abort(False)
+        self._count_eresp()
+        self.answer(502)
 
     def unwritable(self, side: Side, error: OSError) -> None:
         if self.tunnel:
@@ -257,7 +280,10 @@ class Trouble(HttpState):
         if self.tunnel:
             super().trouble(side, events)
             return
-        if side is not self.client or self.state is State.TARRYING:
+        if side is not self.client:
+            self.end_if_over()
+            return
+        if self.state is State.TARRYING:
             return
         if events & (select.EPOLLERR | select.EPOLLHUP):
             error = side.sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
