@@ -313,14 +313,22 @@ class Parking:
                 form["http"] = http_form(conn)  # of those that run a short form will do
             elif conn.server is None:
                 shifts = (conn.client.received, conn.given)
+        room = self._park.book.text_size
         text = json.dumps(form, separators=(",", ":")).encode()
-        if len(text) > self._park.book.text_size and isinstance(conn, HttpState) and state is SlotState.FROZEN:
-            # Heads may be long.
-            if not self._park.book.add_note({"http": conn.number, "form": form["http"]}):
-                return False
-            form["http"] = {}
+        if len(text) > room and isinstance(conn, HttpState):
+            if state is SlotState.FROZEN:
+                # Heads may be long.
+                if not self._park.book.add_note({"http": conn.number, "form": form["http"]}):
+                    return False
+                form["http"] = {}
+            else:
+                # The target is for the log only.
+                form["http"] = http_form(conn, data=False, target=1)
             text = json.dumps(form, separators=(",", ":")).encode()
-        if len(text) > self._park.book.text_size:
+        if len(text) > room:
+            self._worker.complain(
+                f"cannot park a connection: its record has {len(text)} bytes, there is room for {room}"
+            )
             return False
         self._park.book.write(slot, state, conn.number, text, (conn.accounted_in, conn.accounted_out), shifts)
         return True
