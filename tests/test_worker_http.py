@@ -187,6 +187,49 @@ def test_bulky_bodies(web: Web, framing: str, upwards: bool) -> None:
     assert web.worker.pipes.lent == 0
 
 
+@pytest.mark.parametrize("upwards", [False, True])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_reader_that_reads_when_nothing_moves(web: Web, framing: str, upwards: bool) -> None:
+    """It gets all that waits in sockets and pipes, though none of them has anything new to tell."""
+    total = 64 << 20
+    size = b"Transfer-Encoding: chunked" if framing == "chunked" else b"Content-Length: %d" % total
+    head = (b"POST / HTTP/1.1\r\nHost: a\r\n%s\r\n\r\n" % size) if upwards else GET
+    client = web.connect()
+    client.sock.sendall(head)
+    server = web.serve()
+    web.gets(server, head)
+    source, sink = (client, server) if upwards else (server, client)
+    if not upwards:
+        answer = b"HTTP/1.1 200 OK\r\n%s\r\n\r\n" % size
+        server.sock.sendall(answer)
+        web.gets(client, answer)
+    if framing == "chunked":
+        source.sock.sendall(b"%x\r\n" % total)
+        web.gets(sink, b"%x\r\n" % total)
+    sent, part, piece = 0, 1, memoryview(bytes(1 << 20))
+    while part:
+        part = source.send(piece)
+        sent += part
+        web.settle()
+    assert 0 < sent < total
+    got = 0
+
+    def some() -> bool:
+        nonlocal got
+        try:
+            got += len(sink.sock.recv(1 << 19))
+        except BlockingIOError:
+            return False
+        web.settle()
+        return got >= sent
+
+    web.until(some, f"{sent} bytes")
+    assert got == sent
+    server.close()
+    client.close()
+    web.until(lambda: not web.worker.connections)
+
+
 def test_slow_reader_holds_its_server(web: Web) -> None:
     """Memory is bounded: what the client does not read, the server cannot send."""
     client = web.connect()

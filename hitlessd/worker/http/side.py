@@ -170,6 +170,9 @@ class HttpSide(Side):
         self.blocked = True
         if self.peer is not None:
             self.peer.held = True
+            if rest is None:
+                # What a splice leaves in the socket makes no new event.
+                self.peer.ready |= select.EPOLLIN
         self.conn.rearm()
 
     def flush(self) -> None:
