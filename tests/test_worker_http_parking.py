@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from hitlessd.table import PROCESS, Column
+from hitlessd.worker.http.state import HttpState
 from tests.support.descriptors import no_leak
 from tests.support.relay import Farm, Peer, make_park, make_table, take_over
 from tests.support.web import Web
@@ -216,6 +217,27 @@ def test_within_a_body(death: Death, framing: str, upwards: bool, frozen: bool, 
     new.exchange(client, server)
     new.settle()
     assert new.worker.pipes.lent == 0
+
+
+def test_record_of_a_request_with_a_long_target(death: Death) -> None:
+    """A slot has little room; what is for the log only makes way."""
+    client, server = served(death.old)
+    request = b"GET /" + 500 * b"x" + b" HTTP/1.1\r\nHost: a\r\n\r\n"
+    client.sock.sendall(request)
+    death.old.gets(server, request)
+    begun = b"HTTP/1.1 200 OK\r\nContent-Length: 12345678901234\r\n\r\nab"
+    server.sock.sendall(begun)
+    death.old.gets(client, begun)
+    # Like one that has been there for years.
+    (conn,) = death.old.worker.connections
+    assert isinstance(conn, HttpState)
+    conn.started -= 1e9
+    conn.idle_since -= 1e8
+    death.age()
+    assert death.parked() == 1
+    death.die(resumed=1)
+    server.sock.sendall(b"cd")
+    death.new.gets(client, b"cd")
 
 
 def test_chunked_body_is_reset_or_frozen(death: Death) -> None:

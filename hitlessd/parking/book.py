@@ -36,7 +36,8 @@ _HEAD_BYTES = _PAGE
 BLOCK = 64 << 10
 #: Pipes that a worker may have parked.
 PIPES = 512
-_TEXT = 640
+#: Of a slot's text: an exchange between IPv6 addresses, with counters and times of ten digits.
+_TEXT = 768
 _NOTES = 16 << 20
 _MOST_BLOCKS = 4096
 #: Blocks that stay in memory when they are free; those above give it back.

@@ -316,8 +316,16 @@ class Parking:
                 form["http"] = {}
             elif conn.server is None:
                 shifts = (conn.client.received, conn.given)
+        room = self._park.book.text_size
         text = json.dumps(form, separators=(",", ":")).encode()
-        if len(text) > self._park.book.text_size:
+        if len(text) > room and isinstance(conn, HttpState) and form["http"]:
+            # The target is for the log only.
+            form["http"] = http_form(conn, data=False, target=1)
+            text = json.dumps(form, separators=(",", ":")).encode()
+        if len(text) > room:
+            self._worker.complain(
+                f"cannot park a connection: its record has {len(text)} bytes, there is room for {room}"
+            )
             return False
         self._park.book.write(slot, state, conn.number, text, (conn.accounted_in, conn.accounted_out), shifts)
         return True

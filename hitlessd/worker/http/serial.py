@@ -33,12 +33,17 @@ _LONGEST_TARGET = 100
 _BYTES = ("buffer", "reply", "outgoing")
 
 
-def http_form(conn: HttpState, data: bool = True) -> dict[str, Any]:
-    """The form; `data` False leaves out what is buffered, and the heads."""
+def http_form(conn: HttpState, data: bool = True, target: int = _LONGEST_TARGET) -> dict[str, Any]:
+    """The form; `data` False leaves out what is buffered, and the heads but for so many bytes of the target."""
     now = conn.worker.now
-    form: dict[str, Any] = {"exchanges": conn.exchanges, "given": conn.given, "began": round(now - conn.began_at, 6)}
+    digits = 6 if data else 3
+    form: dict[str, Any] = {
+        "exchanges": conn.exchanges,
+        "given": conn.given,
+        "began": round(now - conn.began_at, digits),
+    }
     if conn.idle_since != conn.began_at:
-        form["idle"] = round(now - conn.idle_since, 6)
+        form["idle"] = round(now - conn.idle_since, digits)
     if data:
         for name in _BYTES:
             if value := getattr(conn, name):
@@ -56,7 +61,7 @@ def http_form(conn: HttpState, data: bool = True) -> dict[str, Any]:
     for name in _TIMES:
         at = getattr(exchange, name)
         if at >= 0:
-            told[name] = round(now - at, 6)
+            told[name] = round(now - at, digits)
     request, response = exchange.request, exchange.response
     if request is not None and data:
         told["request"] = _text(request.raw)
@@ -64,8 +69,8 @@ def http_form(conn: HttpState, data: bool = True) -> dict[str, Any]:
             told["response"] = _text(response.raw)
     elif request is not None:
         # As much as is needed of those that are on their way.
-        target = request.target[:_LONGEST_TARGET].decode() if request.target.startswith(b"/") else "/"
-        told["asked"] = [request.method.decode(), target, request.version, int(request.keep_alive)]
+        path = request.target[:target].decode() if request.target.startswith(b"/") else "/"
+        told["asked"] = [request.method.decode(), path, request.version, int(request.keep_alive)]
         if response is not None:
             length = response.length if response.framing == LENGTH else -1
             told["answered"] = [response.status, length, int(response.keep_alive)]
@@ -76,7 +81,7 @@ def http_form(conn: HttpState, data: bool = True) -> dict[str, Any]:
     form["exchange"] = told
     for name, side in (("up", conn.client), ("down", conn.server)):
         if side is not None and side.body is not NOTHING:
-            form[name] = side.body.words()
+            form[name] = _words(side.body)
     return form
 
 
@@ -146,7 +151,7 @@ def count_on(form: dict[str, Any], up: int, down: int) -> None:
             raise ValueError("bytes that belong to no body")
         if size:
             body.skip(size)
-        form[name] = body.words()
+        form[name] = _words(body)
     form["given"] = int(form.get("given", 0)) + down
 
 
@@ -170,8 +175,19 @@ def _exchange(form: dict[str, Any], now: float) -> Exchange | None:
     return exchange
 
 
+def _words(body: Body) -> list[int]:
+    """Without the zeros at its end."""
+    words = list(body.words())
+    while len(words) > 1 and not words[-1]:
+        del words[-1]
+    return words
+
+
 def _body(words: Any) -> Body:
-    return NOTHING if words is None else Body.of(tuple(int(word) for word in words))
+    if words is None:
+        return NOTHING
+    told = [int(word) for word in words]
+    return Body.of((*told, *[0] * (len(NOTHING.words()) - len(told))))
 
 
 def _head(told: dict[str, Any], whole: str, short: str, make: Callable[..., bytes]) -> bytes:
