@@ -24,10 +24,12 @@ __all__ = ["SETTINGS", "HttpComparison", "HttpHaproxy", "HttpHitlessd", "Nginx",
 NGINX: Final = shutil.which("nginx", path="/usr/sbin:/usr/bin") or "/usr/sbin/nginx"
 
 SETTINGS: Final = (
-    "haproxy: mode http, nbthread 1; http-reuse safe, which is the default, or always; no log",
-    "hitlessd: mode http, workers 1; http-reuse safe, which is the default, or always; no log; crash-proof as shipped",
-    "nginx: worker_processes 1; keepalive 64 to the server, which is as http-reuse always; access_log off",
+    "haproxy: mode http, nbthread 1; http-reuse safe, which is the default, or always; no log, or option httplog",
+    "hitlessd: mode http, workers 1; http-reuse and log likewise; crash-proof as shipped",
+    "nginx: worker_processes 1; keepalive 64 to the server, which is as http-reuse always; access_log off, or combined",
+    "httplog: a line for each request by UDP to a socket that nobody reads",
     "wrk: 64 connections, one thread; the server is an nginx that answers 200 with 256 bytes",
+    "CPU is user and system time of all processes of a proxy; ratios are to the haproxy with the same settings",
 )
 """How the contenders are set up, for the reader."""
 
@@ -50,29 +52,42 @@ _TIMES: Final = ("timeout connect", "5s"), ("timeout client", "1m"), ("timeout s
 
 
 class HttpHitlessd(Hitlessd):
-    """hitlessd in HTTP mode."""
+    """hitlessd in HTTP mode; `log_port`: that of a syslog server, or 0."""
 
     reuse = ""
+    log_port = 0
 
     def text(self, listen: Sequence[int], servers: Sequence[int]) -> str:
         text = super().text(listen, servers).replace("mode = tcp", "mode = http")
-        return text.replace("[listen t]\n", f"[listen t]\nhttp-reuse = {self.reuse}\n") if self.reuse else text
+        if self.reuse:
+            text = text.replace("[listen t]\n", f"[listen t]\nhttp-reuse = {self.reuse}\n")
+        if self.log_port:
+            text = text.replace("[global]\n", f"[global]\nlog = 127.0.0.1:{self.log_port} local0\n")
+            text = text.replace("[listen t]\n", "[listen t]\noption httplog =\n")
+        return text
 
 
 class HttpHaproxy(Haproxy):
-    """haproxy in HTTP mode."""
+    """haproxy in HTTP mode; `log_port`: that of a syslog server, or 0."""
 
     reuse = ""
+    log_port = 0
 
     def text(self, listen: Sequence[int], servers: Sequence[int]) -> str:
         text = super().text(listen, servers).replace("mode tcp", "mode http")
-        return text.replace("listen t\n", f"listen t\n    http-reuse {self.reuse}\n") if self.reuse else text
+        if self.reuse:
+            text = text.replace("listen t\n", f"listen t\n    http-reuse {self.reuse}\n")
+        if self.log_port:
+            text = text.replace("global\n", f"global\n    log 127.0.0.1:{self.log_port} local0\n", 1)
+            text = text.replace("listen t\n", "listen t\n    log global\n    option httplog\n")
+        return text
 
 
 class Nginx(Proxy):
     """Debian's nginx with one worker process."""
 
     name = "nginx"
+    log_port = 0
 
     def text(self, listen: Sequence[int], servers: Sequence[int]) -> str:
         binds = " ".join(f"listen 127.0.0.1:{port} backlog=4096;" for port in listen)
@@ -81,7 +96,9 @@ class Nginx(Proxy):
             'location / { proxy_pass http://servers; proxy_http_version 1.1; proxy_set_header Connection ""; '
             "proxy_set_header Host $host; }"
         )
-        return nginx_text(self.directory, f"upstream servers {{ {lines} keepalive 64; }}", f"{binds} {location}")
+        upstream = f"upstream servers {{ {lines} keepalive 64; }}"
+        log = f"syslog:server=127.0.0.1:{self.log_port} combined" if self.log_port else "off"
+        return nginx_text(self.directory, upstream, f"{binds} {location}", log)
 
     def command(self) -> list[str]:
         return nginx_command(self.file)
@@ -97,15 +114,15 @@ class Nginx(Proxy):
         raise RuntimeError("cannot time a reload of nginx: it does not tell when it is done")
 
 
-def nginx_text(directory: Path, before: str, server: str) -> str:
-    """A configuration for a process of its own: nothing outside `directory`, no log."""
+def nginx_text(directory: Path, before: str, server: str, log: str = "off") -> str:
+    """A configuration for a process of its own: nothing outside `directory`; `log` is its access log."""
     names = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
     paths = " ".join(f"{name}_temp_path {directory}/{name};" for name in names)
     user = "user root;" if os.geteuid() == 0 else ""
     return (
         f"daemon off; {user} worker_processes 1; pid {directory}/nginx.pid; error_log stderr error;\n"
         "events { worker_connections 4096; }\n"
-        f"http {{ access_log off; keepalive_requests 100000000; {paths}\n{before}\nserver {{ {server} }} }}\n"
+        f"http {{ access_log {log}; keepalive_requests 100000000; {paths}\n{before}\nserver {{ {server} }} }}\n"
     )
 
 
@@ -155,20 +172,23 @@ class HttpComparison:
         self._rounds = rounds
         self._tell = tell
 
-    def contenders(self, port: int) -> list[Proxy]:
-        """Those that can be had here; the first of each kind is as shipped."""
+    def contenders(self, port: int, log_port: int) -> list[Proxy]:
+        """Those that can be had here; the first of each kind is as shipped, but that it logs nothing."""
+        kinds: list[type[HttpHaproxy | HttpHitlessd | Nginx]] = [HttpHaproxy] if haproxy_version() else []
+        kinds += [Nginx, HttpHitlessd]
         found: list[Proxy] = []
-        kinds: list[tuple[type[Proxy], str, str]] = []
-        if haproxy_version():
-            kinds += [(HttpHaproxy, "haproxy", ""), (HttpHaproxy, "haproxy, always", "always")]
-        kinds += [(Nginx, "nginx", "")]
-        kinds += [(HttpHitlessd, "hitlessd", ""), (HttpHitlessd, "hitlessd, always", "always")]
-        for kind, name, reuse in kinds:
-            proxy = kind(self._directory / name.replace(", ", "-"), [free_port()], [port], cpu=PROXY_CPU)
-            proxy.name = name
-            if isinstance(proxy, HttpHitlessd | HttpHaproxy):
-                proxy.reuse = reuse
-            found.append(proxy)
+        for kind in kinds:
+            for variant in ("", "always", "httplog"):
+                if kind is Nginx and variant == "always":
+                    continue
+                name = f"{kind.name}, {variant}" if variant else kind.name
+                proxy = kind(self._directory / name.replace(", ", "-"), [free_port()], [port], cpu=PROXY_CPU)
+                proxy.name = name
+                if variant == "httplog":
+                    proxy.log_port = log_port
+                elif not isinstance(proxy, Nginx):
+                    proxy.reuse = variant
+                found.append(proxy)
         return found
 
     def sections(self) -> Iterator[tuple[Work, dict[str, Series], list[Target]]]:
@@ -176,7 +196,9 @@ class HttpComparison:
         kinds = _works(self._seconds)
         with contextlib.ExitStack() as stack:
             port, server = stack.enter_context(nginx_server(self._directory / "server", LOAD_CPU))
-            proxies = self.contenders(port)
+            sink = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            sink.bind(("127.0.0.1", 0))
+            proxies = self.contenders(port, sink.getsockname()[1])
             for proxy in proxies:
                 stack.enter_context(proxy)
             found = measure.compare(

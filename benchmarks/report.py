@@ -63,12 +63,15 @@ def show_work(out: Terminal, work: Work, series: Mapping[str, Series], targets: 
     """One kind of traffic: the cost of a unit as bars, then the rate and who was busy."""
     _section(out, work.name, f"{work.shown} a {work.unit}; shorter is better")
     top = max(each.cost for each in series.values())
-    base = series["haproxy"].cost if "haproxy" in series else top
+    plain = series["haproxy"].cost if "haproxy" in series else top
     for name, each in series.items():
         colour = "green" if name.startswith("hitlessd") else "blue"
+        # Like with like, where there is a haproxy with the same settings.
+        variant = f"haproxy, {name.partition(', ')[2]}"
+        base = series[variant].cost if variant in series and variant != name else plain
         ratio = f"{each.cost / base:5.2f} x" if name != "haproxy" else "       "
         out.line(
-            f"    {pad(name, 16)}{out.paint(bar(each.cost / top, _BAR), colour)} "
+            f"    {pad(name, 18)}{out.paint(bar(each.cost / top, _BAR), colour)} "
             f"{pad(out.paint(_figure(each.cost * work.scale), 'bold'), 8, right=True)}  {ratio}"
             f"{pad(_figure(each.rate), 9, right=True)} {pad(work.rate_shown, 5)} "
             + out.paint(f"proxy {each.busy:4.0%}  load {each.load_busy:4.0%}", "dim")
@@ -78,7 +81,7 @@ def show_work(out: Terminal, work: Work, series: Mapping[str, Series], targets: 
     for target in targets:
         label = target.name if len(targets) > 1 else ""
         value = f"{target.value:.2f} x   " if len(targets) > 1 else ""
-        out.line(f"    {pad(label, 16 + _BAR + 1)}{pad(value, 10, right=True)}{_mark(out, target)}")
+        out.line(f"    {pad(label, 18 + _BAR + 1)}{pad(value, 10, right=True)}{_mark(out, target)}")
 
 
 def show_notes(out: Terminal, notes: Sequence[str]) -> None:
