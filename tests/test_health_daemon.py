@@ -160,7 +160,9 @@ def test_failures_to_connect_mark_down_at_once(tmp_path: Path) -> None:
                 in line
             )
             row = stat(daemon)["a"]
-            assert (row["check_status"], row["hanafail"], row["last_chk"]) == ("HANA", "1", text)
+            assert (row["check_status"], row["last_chk"]) == ("HANA", text)
+            # Ten more may have failed before the workers knew.
+            assert 1 <= int(row["hanafail"]) <= failed // 10
             assert exchange(port) == b"hello"
 
 

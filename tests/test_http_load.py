@@ -94,7 +94,7 @@ def test_wrk_sees_no_error_while_one_reload_follows_another(
 
 
 def test_h2load_has_all_its_answers_while_one_reload_follows_another(proxy: Front, backend: HttpBackend) -> None:
-    count, reloads = 10_000, 0
+    count, reloads = 30_000, 0
     with Process(["h2load", "--h1", f"-n{count}", "-c32", "-t1", f"http://{proxy.address}/?size=300"]) as process:
         while process.running:
             proxy.reload()
