@@ -1,8 +1,9 @@
 """The demonstration: a hitlessd under load is reloaded as fast as it can, and a scoreboard shows what came of it.
 
-New connections arrive all the time, others stay open from beginning to end; the configuration changes with every reload
-(a listener comes and goes, servers are exchanged). Every byte of every answer is checked. The exit status is 0 only if
-nothing was refused, reset, unanswered, cut short or altered, and no reload failed.
+New connections arrive all the time, others stay open from beginning to end, and HTTP clients ask on connections that
+they keep; the configuration changes with every reload (a listener comes and goes, servers are exchanged). Every byte of
+every answer is checked. The exit status is 0 only if nothing was refused, reset, unanswered, cut short or altered, no
+request was served twice, and no reload failed.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,8 +22,9 @@ from benchmarks.proxies import Hitlessd
 from benchmarks.terminal import Terminal, bar, pad, sparkline
 from hitlessd import __version__
 from tests.support.backend import Backend
+from tests.support.http_backend import HttpBackend
 from tests.support.load import Load
-from tests.support.processes import free_ports, raise_descriptor_limit
+from tests.support.processes import free_port, free_ports, raise_descriptor_limit
 
 _WORDS = {
     "refused": "refused",
@@ -31,8 +33,24 @@ _WORDS = {
     "short": "cut short",
     "corrupt": "altered",
     "wrong": "mixed up",
+    "status": "declined",
     "local": "not sent",
 }
+_HTTP_PAUSE = 0.02
+"""Seconds between two requests of an HTTP client."""
+
+
+class Balancer(Hitlessd):
+    """One that has a section in mode http as well, which stays as it is."""
+
+    web = ""
+
+    def text(self, listen: Sequence[int], servers: Sequence[int]) -> str:
+        return super().text(listen, servers) + self.web
+
+    def add_web(self, port: int, servers: Sequence[str]) -> None:
+        lines = "".join(f"server w{index} = {address}\n" for index, address in enumerate(servers, 1))
+        self.web = f"[listen web]\nmode = http\nbind = 127.0.0.1:{port}\n{lines}"
 
 
 class Reloader:
@@ -81,10 +99,10 @@ class Show:
         self._seen: dict[str, Any] = {}
         self._last_line = 0.0
 
-    def update(self, seconds: float, load: Load, streams: Load, reloader: Reloader) -> None:
+    def update(self, seconds: float, load: Load, streams: Load, web: Load, reloader: Reloader) -> None:
         """Draw the scoreboard, or without a terminal write a line each second."""
-        now, flows = load.progress, streams.progress
-        if not now or not flows:
+        now, flows, pages = load.progress, streams.progress, web.progress
+        if not now or not flows or not pages:
             return
         if now["t"] != self._seen.get("t"):
             passed = now["t"] - self._seen.get("t", 0.0)
@@ -93,13 +111,14 @@ class Show:
             if now["latency_ms"]["max"]:
                 self.worst.append(now["latency_ms"]["max"])
             self._seen = now
-        failed = now["failed"] + flows["failed"]
+        failed = now["failed"] + flows["failed"] + pages["failed"]
         if self.out.live:
-            self.out.draw(self._board(seconds, now, flows, reloader, failed))
+            self.out.draw(self._board(seconds, now, flows, pages, reloader, failed))
         elif seconds - self._last_line >= 1.0:
             self._last_line = seconds
             self.out.line(
-                f"  {seconds:5.1f} s  {now['done']:>7,} connections  {len(reloader.times):>4} reloads"
+                f"  {seconds:5.1f} s  {now['done']:>7,} connections  {pages['requests']:>7,} HTTP requests"
+                f"  {len(reloader.times):>4} reloads"
                 f"  {failed:>3} failures  {flows['open']:>4} kept open  p99 {now['latency_ms']['p99']:6.1f} ms"
             )
 
@@ -111,7 +130,13 @@ class Show:
         return self._row(what, self.out.paint(f"{count:,}", "red" if count else "green", "bold"))
 
     def _board(
-        self, seconds: float, now: dict[str, Any], flows: dict[str, Any], reloader: Reloader, failed: int
+        self,
+        seconds: float,
+        now: Mapping[str, Any],
+        flows: Mapping[str, Any],
+        pages: Mapping[str, Any],
+        reloader: Reloader,
+        failed: int,
     ) -> list[str]:
         paint, times = self.out.paint, reloader.times
         width = min(44, self.out.width - 34)
@@ -130,6 +155,7 @@ class Show:
             self._row("reloads", f"{len(times):,}", paint(sparkline(times, width), "magenta") + f" {last}"),
             self._row("slowest", f"{now['latency_ms']['max']:.1f} ms", paint(sparkline(self.worst, width), "yellow"))
             + f" p50 {now['latency_ms']['p50']:.1f} ms",
+            self._row("HTTP requests", f"{pages['requests']:,}", f"on {pages['open']:,} kept connections"),
             self._row(
                 "kept open", f"{flows['open']:,}", f"since the start, {flows['bytes'] / 1e6:,.1f} MB checked on them"
             ),
@@ -142,13 +168,24 @@ class Show:
             lines.append(f"  server {tag}      {paint(bar(answers[tag] / top, width), 'blue')} {answers[tag]:,}")
         return lines
 
-    def final(self, result: dict[str, Any], flows: dict[str, Any], reloader: Reloader, processes: str) -> bool:
+    def final(
+        self,
+        result: Mapping[str, Any],
+        flows: Mapping[str, Any],
+        pages: Mapping[str, Any],
+        books: Mapping[str, Any],
+        reloader: Reloader,
+        processes: str,
+    ) -> bool:
         """The last scoreboard. Whether nothing failed."""
         out, times = self.out, reloader.times
         out.erase()
         latency = result["latency_ms"]
-        failures = {word: result["failures"][kind] + flows["failures"][kind] for kind, word in _WORDS.items()}
-        failed = sum(failures.values()) + result["unfinished"] + flows["unfinished"]
+        all_loads = (result, flows, pages)
+        failures = {word: sum(each["failures"][kind] for each in all_loads) for kind, word in _WORDS.items()}
+        failures["hung up"] = pages["hung_up"] + pages["told_to_close"]
+        failures["served twice"] = books["duplicates"]
+        failed = sum(failures.values()) + sum(each["unfinished"] for each in all_loads)
         out.line()
         out.line(
             self._row(
@@ -164,6 +201,11 @@ class Show:
         else:
             note = "not one was completed"
         out.line(self._row("reloads", f"{len(times):,}", note))
+        web = (
+            f"on {pages['done']:,} connections that were kept all the time, {pages['request_rate']:,.0f} a second, "
+            f"p99 {pages['latency_ms']['p99']:.1f} ms"
+        )
+        out.line(self._row("HTTP requests", f"{pages['requests']:,}", web))
         kept = (
             f"of {flows['started']:,} were open all the time, {(flows['bytes_in'] + flows['bytes_out']) / 1e6:,.0f} MB"
         )
@@ -179,13 +221,17 @@ class Show:
             )
         )
         out.line(self._row("processes", processes, "left of all generations"))
-        out.line(self._verdict(failed) + ", ".join(f"{count} {word}" for word, count in failures.items()))
+        *some, last = failures
+        none = f"none {', '.join(some)} or {last}"
+        out.line(
+            self._verdict(failed) + (", ".join(f"{count} {word}" for word, count in failures.items() if count) or none)
+        )
         out.line()
-        for error in [*result["errors"], *flows["errors"]][:5]:
+        for error in [*result["errors"], *flows["errors"], *pages["errors"], *books["problems"]][:5]:
             out.line("  " + out.paint(error, "red"))
         for problem in reloader.failures[:5]:
             out.line("  " + out.paint(f"reload failed: {problem}", "red"))
-        good = not failed and not reloader.failures and bool(times) and result["done"] > 0
+        good = not failed and not reloader.failures and bool(times) and result["done"] > 0 and pages["requests"] > 0
         if good:
             text = f"✔ {len(times)} reloads, and nobody noticed"
             out.line("  " + out.paint(text, "green", "bold"))
@@ -208,7 +254,7 @@ def run(options: argparse.Namespace, out: Terminal, directory: Path) -> bool:
         signal.signal(number, interrupted)
     show = Show(options, out)
     first, second, third = listen = free_ports(3)
-    with Backend(["127.0.0.1:0"] * 3, tags=[1, 2, 3]) as backend:
+    with Backend(["127.0.0.1:0"] * 3, tags=[1, 2, 3]) as backend, HttpBackend(2) as web_backend:
         one, two, three = backend.ports
         variants = [([first, second], [one, two]), ([first, second, third], [two, three])]
         out.line()
@@ -216,34 +262,41 @@ def run(options: argparse.Namespace, out: Terminal, directory: Path) -> bool:
         for letter, (binds, servers) in zip("AB", variants, strict=True):
             names = ", ".join(str(backend.ports.index(port) + 1) for port in servers)
             out.line(out.paint(f"  configuration {letter}: {len(binds)} listeners, servers {names}", "dim"))
-        load_text = f"{options.rate:,.0f} new connections a second, {options.streams} that stay"
+        load_text = f"{options.rate:,.0f} new connections a second, {options.streams} that stay, {options.web} of HTTP"
         out.line(out.paint(f"  {load_text}; {options.workers} workers", "dim"))
         if not out.live:
             out.line()
         targets = [f"127.0.0.1:{port}" for port in listen[:2]]
-        with Hitlessd(directory, *variants[0], workers=options.workers) as proxy:
+        proxy = Balancer(directory, *variants[0], workers=options.workers)
+        web_port = free_port()
+        proxy.add_web(web_port, web_backend.addresses)
+        with proxy:
             reloader = Reloader(proxy, variants, options.pause)
             with (
                 Load(targets, mode="stream", clients=options.streams, interval=0.05, body=(32, 512)) as streams,
+                Load(f"127.0.0.1:{web_port}", mode="http", clients=options.web, interval=_HTTP_PAUSE) as web,
                 Load(targets, rate=options.rate) as load,
             ):
                 try:
                     streams.wait_ready(20)
                     began = time.monotonic()
                     reloader.start()
-                    while (passed := time.monotonic() - began) < options.seconds and load.running and streams.running:
-                        show.update(passed, load, streams, reloader)
+                    while (passed := time.monotonic() - began) < options.seconds and all(
+                        each.running for each in (load, streams, web)
+                    ):
+                        show.update(passed, load, streams, web, reloader)
                         if over.wait(0.1):
                             break
                 finally:
                     reloader.stop()
-                result, flows = load.stop(), streams.stop()
+                result, flows, pages = load.stop(), streams.stop(), web.stop()
+                books = web_backend.counters()
             poll = threading.Event()
             deadline = time.monotonic() + 5
             while len(proxy.processes()) > 1 + options.workers and time.monotonic() < deadline:
                 poll.wait(0.05)
             processes = f"{len(proxy.processes())}"
-    return show.final(result, flows, reloader, processes)
+    return show.final(result, flows, pages, books, reloader, processes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -253,6 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seconds", type=float, default=15.0, help="how long (%(default)g)")
     add("--rate", type=float, default=1200.0, help="new connections a second (%(default)g)")
     add("--streams", type=int, default=40, help="connections that stay open (%(default)d)")
+    add("--web", type=int, default=20, help="HTTP clients, each with one connection (%(default)d)")
     add("--workers", type=int, default=2, help="workers of hitlessd (%(default)d)")
     add("--pause", type=float, default=0.02, help="seconds between two reloads (%(default)g)")
     options = parser.parse_args(argv)
