@@ -219,6 +219,28 @@ def test_within_a_body(death: Death, framing: str, upwards: bool, frozen: bool, 
     assert new.worker.pipes.lent == 0
 
 
+@pytest.mark.parametrize("parked_anew", [False, True])
+def test_body_of_an_answer_that_was_long_in_coming(death: Death, parked_anew: bool) -> None:
+    """The request was parked while it waited; its answer is parked as any other."""
+    client, server = served(death.old)
+    death.age()
+    client.sock.sendall(GET)
+    death.old.gets(server, GET)
+    death.age()
+    begun = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab"
+    server.sock.sendall(begun)
+    death.old.gets(client, begun)
+    if parked_anew:
+        death.age()
+        assert death.parked() == 1
+        death.die(resumed=1)
+        server.sock.sendall(b"cd")
+        death.new.gets(client, b"cd")
+        death.new.exchange(client, server)
+    else:
+        death.die()  # it is in no park, until the next look
+
+
 def test_record_of_a_request_with_a_long_target(death: Death) -> None:
     """A slot has little room; what is for the log only makes way."""
     client, server = served(death.old)
@@ -255,12 +277,17 @@ def test_chunked_body_is_reset_or_frozen(death: Death) -> None:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_tunnel(death: Death, frozen: bool) -> None:
+@pytest.mark.parametrize("connect", [False, True])
+def test_tunnel(death: Death, connect: bool, frozen: bool) -> None:
     client, server = served(death.old)
-    head = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    if connect:
+        head = b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"
+        answer = b"HTTP/1.1 200 Established\r\n\r\n"
+    else:
+        head = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        answer = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     client.sock.sendall(head)
     death.old.gets(server, head)
-    answer = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     server.sock.sendall(answer)
     death.old.gets(client, answer)
     death.age()

@@ -342,7 +342,11 @@ class Resumption:
         _complete(server, other, ahead_up, to_client, elapsed)
         serial.counted = serial.http is None
         if serial.http is not None:
-            count_on(serial.http, client.received - came, server.received - went)
+            try:
+                count_on(serial.http, client.received - came, server.received - went)
+            except ValueError:
+                # Its answer began, or ended, after it was parked.
+                raise Hole("a request died with the process") from None
         return how, to_server, to_client
 
     def _check_alone(self, serial: SerialConnection, slot: int, sock: socket.SocketType) -> None:

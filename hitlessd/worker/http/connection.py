@@ -351,6 +351,9 @@ class HttpConnection(Trouble):
         if tunnel:
             self.open_tunnel(head, rest)
             return
+        if client.mark and not body.done:
+            # Its record tells of no body; it is parked anew with this one.
+            self.worker.parking.unpark(self)
         server.body = body
         self.given += len(head) + len(rest)
         self.write(client, head + rest if rest else head)

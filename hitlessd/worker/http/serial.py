@@ -199,7 +199,9 @@ def _head(told: dict[str, Any], whole: str, short: str, make: Callable[..., byte
 def _asked(method: str, target: str, version: int, keep: int) -> bytes:
     """A head that stands for one that is on its way."""
     close = "" if keep or version < 11 else "Connection: close\r\n"
-    return f"{method} {target} HTTP/1.{version % 10}\r\nHost: -\r\n{close}\r\n".encode()
+    host = "-:1" if method == "CONNECT" else "-"
+    target = host if method == "CONNECT" else target
+    return f"{method} {target} HTTP/1.{version % 10}\r\nHost: {host}\r\n{close}\r\n".encode()
 
 
 def _answered(status: int, length: int, keep: int) -> bytes:
