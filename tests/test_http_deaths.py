@@ -147,11 +147,16 @@ def test_counted_bodies_outlive_workers_and_main(tmp_path: Path) -> None:
             visitor.ask()
         for index, visitor in enumerate(every):
             visitor.begin(*((BULK, 0) if index < HALVES else (300, BULK)))
+        for visitor in every:
+            visitor.go_on(BULK // 8)
+        # One that was parked before is parked with its server at the next beat, within a second.
+        then = service.number("Uptime_sec")
+        service.wait(lambda: service.number("Uptime_sec") > then + 1, 10, "a second has passed")
         for death in deaths(service):
-            for visitor in every:
-                visitor.go_on(BULK // 8)
             service.wait_number("CurrParked", len(every))
             death()
+            for visitor in every:
+                visitor.go_on(BULK // 8)
         for visitor in every:
             visitor.finish()
             visitor.ask()
