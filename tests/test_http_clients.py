@@ -42,7 +42,7 @@ def test_websocket_sessions_are_held_through_fifty_reloads_and_a_restart(tmp_pat
     with (
         EchoServer() as server,
         front(tmp_path, [server.address]) as proxy,
-        Sessions(proxy.address, sessions) as clients,
+        Sessions(proxy.address, sessions, pause=0.05) as clients,
     ):
         for _ in range(50):
             proxy.reload()

@@ -94,7 +94,7 @@ def test_wrk_sees_no_error_while_one_reload_follows_another(
 
 
 def test_h2load_has_all_its_answers_while_one_reload_follows_another(proxy: Front, backend: HttpBackend) -> None:
-    count, reloads = 30_000, 0
+    count, reloads = 60_000, 0
     with Process(["h2load", "--h1", f"-n{count}", "-c32", "-t1", f"http://{proxy.address}/?size=300"]) as process:
         while process.running:
             proxy.reload()
@@ -154,8 +154,8 @@ def test_a_server_that_is_down_gets_no_request_through_fifty_reloads(tmp_path: P
         front(tmp_path, backend.addresses, options) as proxy,
     ):
         poll_until(lambda: proxy.statuses()["s2"].startswith("DOWN"), 10, "server 2 is down")
-        with Load(proxy.address, mode="http", clients=20, interval=0.01) as load:
-            reload_until(proxy, load, 2000, 50)
+        with Load(proxy.address, mode="http", clients=20, interval=0.05) as load:
+            reload_until(proxy, load, 1000, 50)
             result = load.stop()
         flawless(result)
         assert set(backend.spotless()["tags"]) == {"1", "3"}
