@@ -288,6 +288,21 @@ def test_always_reuses(farm: Farm) -> None:
         assert farm.accept() is None
 
 
+def test_aggressive_reuses_what_was_reused_before(farm: Farm) -> None:
+    with Web(farm, backend={"http_reuse": "aggressive"}) as web:
+        servers = []
+        for requests in (1, 2, 1):
+            client = web.connect()
+            for number in range(requests):
+                client.sock.sendall(GET)
+                if len(servers) < 2 and not number:
+                    servers.append(web.serve())
+                web.gets(servers[-1], GET)
+                servers[-1].sock.sendall(OK)
+                web.gets(client, OK)
+        assert farm.accept() is None
+
+
 def test_never_reuses(farm: Farm) -> None:
     with Web(farm, backend={"http_reuse": "never"}) as web:
         client = web.connect()
@@ -469,3 +484,48 @@ def test_client_that_goes(web: Web) -> None:
     web.until(lambda: not web.worker.connections)
     assert web.ends(server) == b"" and gauges(web.table) == {}
     assert web.value("frontend", Column.CLI_ABRT) == 1
+
+
+def test_who_has_waited_too_long_for_a_server_is_forgotten(farm: Farm) -> None:
+    """And told so, and may ask again; those behind it get the slot."""
+    with Web(farm, server={"maxconn": 1}) as web:
+        busy, late, later = web.connect(), web.connect(), web.connect()
+        busy.sock.sendall(GET)
+        server = web.serve()
+        web.gets(server, GET)
+        late.sock.sendall(GET)
+        web.until(lambda: web.value("backend", Column.QCUR) == 1)
+        web.pass_time(5)
+        later.sock.sendall(GET)
+        web.until(lambda: web.value("backend", Column.QCUR) == 2)
+        web.pass_time(3)
+        web.is_told(late, 503)
+        assert web.value("backend", Column.QCUR) == 1
+        server.sock.sendall(OK)
+        web.gets(busy, OK)
+        fresh = web.serve()
+        for client in (later, late):
+            web.gets(fresh, GET)
+            fresh.sock.sendall(OK)
+            web.gets(client, OK)
+            late.sock.sendall(GET)
+        assert not any("bug in hitlessd" in line for line in web.lines)
+
+
+@pytest.mark.parametrize("abort", [False, True])
+def test_client_that_leaves_with_its_request(farm: Farm, abort: bool) -> None:
+    """FIN comes with the request, so that no event tells of it later."""
+    with Web(farm, backend={"abortonclose": abort}, server={"maxconn": 1}) as web:
+        busy, client = web.connect(), web.connect()
+        busy.sock.sendall(GET)
+        server = web.serve()
+        web.gets(server, GET)
+        client.sock.sendall(GET)
+        client.sock.shutdown(1)
+        if abort:
+            assert web.ends(client) == b""
+            assert web.value("backend", Column.QCUR) == 0
+        server.sock.sendall(OK)
+        web.gets(busy, OK)
+        if not abort:
+            web.gets(web.serve(), GET)

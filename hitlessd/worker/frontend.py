@@ -218,7 +218,7 @@ class LiveFrontend(Tally):
             and not (config.use_backend or backend.config.cookie or backend.config.http_reuse == "never")
             and not any(server.send_proxy for server in backend.servers)
         )
-        self.first_is_fresh = backend.config.http_reuse not in ("aggressive", "always")
+        self.first_is_fresh = backend.config.http_reuse != "always"  # connect() knows what `aggressive` means
         self.connection = HttpConnection if config.mode == "http" else Connection
         #: What a connection does as soon as its client is known.
         self.first: Callable[[Any], None] = self.connection.start

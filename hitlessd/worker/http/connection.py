@@ -6,6 +6,7 @@ heads are read, checked and edited, bodies are counted and passed on as they are
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ __all__ = ["HttpConnection"]
 _WAITING, _EXCHANGING = State.WAITING, State.EXCHANGING
 _INTERCEPTED = int(Column.INTERCEPTED)
 _SOL_SOCKET, _SO_ERROR = int(socket.SOL_SOCKET), int(socket.SO_ERROR)
+_RDHUP = select.EPOLLRDHUP
 
 
 class HttpConnection(Trouble):
@@ -146,9 +148,14 @@ class HttpConnection(Trouble):
             self.buffer = rest
             rest = b""
         head = self.decide(request)
-        if head:
-            self.outgoing = head + rest
-            self.assign()
+        if not head:
+            return
+        if client.ready & _RDHUP and client.body.done and self.backend.config.abortonclose:
+            # It was gone when it was heard: no event will say so again.
+            self._client_left()
+            return
+        self.outgoing = head + rest
+        self.assign()
 
     def decide(self, request: Request) -> bytes:
         """Apply the rules and find the backend: the head that its server shall get; b"" when we have answered."""
@@ -385,7 +392,8 @@ class HttpConnection(Trouble):
             said = from_server(
                 cookie, request.method, response, target.config.cookie, stays=stays, dated=exchange.dated
             )
-            exchange.cookie_state = exchange.cookie_state[:1] + said.letter
+            asked = exchange.cookie_state[:1]
+            exchange.cookie_state = ("D" if asked == "V" and self.redispatched else asked) + said.letter
             if said.edits:
                 head = renewed(forward_response(response, request.version, exchange.keep), said.edits)
                 return edited(head, edits) if edits else head

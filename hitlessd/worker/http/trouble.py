@@ -65,6 +65,8 @@ class Trouble(HttpState):
         its end."""
         exchange, client = self.exchange, self.client
         assert exchange is not None
+        if self.state is State.QUEUED:
+            self.backend.dequeue(self)
         self.drop_server()
         exchange.status = status
         exchange.answered_at = self.worker.now
