@@ -132,7 +132,7 @@ def test_answers_by_rule(tmp_path: Path) -> None:
         "               redirect prefix http://other.example.net if { path_beg /moved }",
         "               redirect scheme https code 308 if { path_beg /login }",
         '               return status 200 content-type text/plain string "User-agent: *" if { path /robots.txt }',
-        '               return status 404 content-type text/html lf-string "<p>%HP</p>" hdr X-A "b %[src]" if { path /gone }',
+        '               return status 404 content-type text/html lf-string "no %HP" hdr X-A "%[src]" if { path /gone }',
         "               return status 204 if { path /ping }",
     )
     with beside(tmp_path, text) as pair:
@@ -403,7 +403,8 @@ def test_abortonclose(tmp_path: Path, option: str) -> None:
                     side.origins["a"].release()
                     assert leaves.receive().status == 200
                 else:
-                    assert leaves.rest() == b""
+                    # haproxy says 503 if FIN came later than the request; who has left gets nothing from us
+                    assert leaves.rest() == b"" or not side.ours
                     side.origins["a"].release()
                 assert busy.receive().status == 200
         assert len(pair.ours.origins["a"].seen) == 1 + option.startswith("no")
@@ -549,8 +550,6 @@ def test_upgrade_and_connect(tmp_path: Path) -> None:
 
 
 def test_what_the_standard_says_and_haproxy_does_not(both: Pair) -> None:
-    ours, theirs = both.ours, both.theirs
-
     def passed(request: bytes) -> list[Seen]:
         for side in both:
             assert side.ask(request).status == 200

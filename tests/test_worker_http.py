@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from hitlessd.table import Column
-from tests.support.relay import Farm, gauges
+from tests.support.relay import Farm, Peer, gauges
 from tests.support.web import Web
 
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -290,7 +290,7 @@ def test_always_reuses(farm: Farm) -> None:
 
 def test_aggressive_reuses_what_was_reused_before(farm: Farm) -> None:
     with Web(farm, backend={"http_reuse": "aggressive"}) as web:
-        servers = []
+        servers: list[Peer] = []
         for requests in (1, 2, 1):
             client = web.connect()
             for number in range(requests):

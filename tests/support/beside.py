@@ -1,7 +1,7 @@
 """hitlessd and a real haproxy beside each other: the same configuration, the same requests, servers of the same kind.
 
     with beside(tmp_path, "[listen web]\nbind = $web\nserver a = $a\n") as pair:
-        reply = pair.ask(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")  # of hitlessd; AssertionError if haproxy says anything else
+        reply = pair.ask(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")  # hitlessd's; AssertionError if haproxy's differs
 
 The text is hitlessd's; haproxy gets it in its own syntax. A name behind `$` is an Origin if it has one letter, else an
 address to listen on.
@@ -22,7 +22,7 @@ from tests.support.origin import Origin, Seen
 from tests.support.processes import Lines, Process, free_port, poll_until
 from tests.support.restartable import Restartable
 
-__all__ = ["Client", "Log", "Pair", "Reply", "Side", "beside"]
+__all__ = ["Client", "Line", "Pair", "Reply", "Side", "beside"]
 
 _DEFAULTS = """
 [defaults]
@@ -42,7 +42,7 @@ _LOG = re.compile(
 #: Names of fields of which a proxy may say what it likes, or which frame what it relays.
 _HOP = (b"connection", b"keep-alive")
 
-Log = dict[str, str]
+Line = dict[str, str]
 
 
 @dataclass
@@ -198,7 +198,7 @@ class Side:
             found = list(self.log)
         return [line for line in found if re.match(r"[\d.]+:\d+ \[|\{", line)]
 
-    def logs(self, count: int) -> list[Log]:
+    def logs(self, count: int) -> list[Line]:
         """The first log lines, in HAProxy's HTTP format, when there are so many."""
         lines = poll_until(lambda: (found := self.lines())[count - 1 :] and found[:count], 10, f"{count} log lines")
         parsed = []
@@ -233,7 +233,7 @@ class Pair:
             self._agreed[name] = len(ours), len(theirs)
             _same(list(map(_message, ours[start:])), list(map(_message, theirs[started:])))
 
-    def agree_on_logs(self, count: int, *names: str) -> list[Log]:
+    def agree_on_logs(self, count: int, *names: str) -> list[Line]:
         """The first log lines of both have the same values there; ours are returned.
 
         %B is not among them: haproxy counts what it stores of a response, where we count what the client gets.

@@ -8,7 +8,7 @@
 | `/quit` | 200 with `Connection: close` |
 | `/old` | a response of HTTP/1.0 |
 | `/cookie` | 200 that sets a cookie `SRV` of its own |
-| `/big` | a body of a million bytes |
+| `/big`, `/huge` | a body of a million bytes, of 32 million, which no buffer holds |
 | `/drop`, `/cut` | the connection is closed instead of an answer; in the middle of the body |
 | `/garbage` | what is no response |
 | `/hang` | nothing until release() |
@@ -201,6 +201,8 @@ class Origin:
             own += b"Connection: close\r\n"
         if path == b"/big":
             body = b"0123456789" * 100_000
+        if path == b"/huge":
+            body = b"0123456789" * 3_200_000
         if path == b"/chunked":
             framing = b"Transfer-Encoding: chunked\r\n"
             body = b"%x\r\n%b\r\n0\r\nX-Trailer: 1\r\n\r\n" % (len(body), body)
