@@ -222,7 +222,7 @@ class ServerSide(HttpSide):
             self.body = WHOLE
             client.block(memoryview(data)[sent:])
             return
-        account = frontend.accounts[target]
+        account = frontend.accounts.get(target) or frontend.account_with(target)  # it may have been redispatched
         came, went = client.received - conn.accounted_in, conn.given - conn.accounted_out
         conn.accounted_in += came
         conn.accounted_out += went
