@@ -349,8 +349,8 @@ server b = $b
         assert [reply.values(b"x-origin") for reply in replies] == [[b"b"], [b"b"]]
         logs = pair.agree_on_logs(3, "b", "s", "ST", "tsc")
         assert (logs[0]["tsc"], logs[0]["rc"]) == ("SC--", "2")
-        # haproxy turns to another server at once where the algorithm does not say which, we with the last try.
-        assert [[log["rc"] for log in side.logs(3)] for side in pair] == [["2", "+2", "+2"], ["2", "+1", "+1"]]
+        # Which of the two comes first is everybody's own affair.
+        assert all(log["rc"] in ("0", "+1") and log["s"] == "b" for side in pair for log in side.logs(3)[1:])
 
 
 def _quick(*timeouts: str) -> str:

@@ -298,10 +298,12 @@ def test_redispatch_leaves_the_server_of_the_hash(farm: Farm) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         servers = [Server("s1", InetAddress("127.0.0.1", bound.getsockname()[1])), farm.server(1)]
-        with Lab(configure(servers, balance="source", retries=1, redispatch=True)) as lab:
+        with Lab(configure(servers, balance="source", retries=2, redispatch=True)) as lab:
             connect(lab, homes[0][0])
+            lab.until(lambda: [conn for conn in lab.worker.connections if conn.state == "paused"])
+            lab.pass_time(1.1)
             lab.until(lambda: scur(lab) == [0, 1])
-            assert lab.value("s1", Column.WREDIS) == 1
+            assert lab.value("s1", Column.WREDIS) == lab.value("s1", Column.WRETR) == 1
 
 
 # -- queues of servers -------------------------------------------------------------------------------------------------

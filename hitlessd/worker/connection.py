@@ -363,7 +363,9 @@ class Connection:
             self.give_up(503)
             return
         self.retries += 1
-        if config.redispatch and self.retries == config.retries and any(s is not target for s in backend.usable):
+        # With the last attempt; at once where neither a hash nor a cookie wants this very server.
+        elsewhere = config.redispatch and (self.retries == config.retries or backend.home(self) is None)
+        if elsewhere and any(s is not target for s in backend.usable):
             row.wredis += 1
             backend.row.wredis += 1
             self.redispatched = True
