@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 from collections.abc import Iterator
@@ -509,7 +510,7 @@ def test_who_has_waited_too_long_for_a_server_is_forgotten(farm: Farm) -> None:
             fresh.sock.sendall(OK)
             web.gets(client, OK)
             late.sock.sendall(GET)
-        assert not any("bug in hitlessd" in line for line in web.lines)
+        assert not any("bug in hitlessd" in line for _, line in web.logged)
 
 
 @pytest.mark.parametrize("abort", [False, True])
@@ -529,3 +530,19 @@ def test_client_that_leaves_with_its_request(farm: Farm, abort: bool) -> None:
         web.gets(busy, OK)
         if not abort:
             web.gets(web.serve(), GET)
+
+
+def test_redispatched_request() -> None:
+    """It is counted with the server that answers it, to which no request had gone before."""
+    two = Farm(2)
+    with contextlib.closing(two), Web(two, backend={"redispatch": True, "retries": 3}) as web:
+        two.listeners[0].close()
+        client = web.connect()
+        client.sock.sendall(GET)
+        server = web.serve(1)
+        web.gets(server, GET)
+        server.sock.sendall(OK)
+        web.gets(client, OK)
+        web.settle()
+        assert [web.value(name, Column.HRSP_2XX) for name in ("s1", "s2")] == [0, 1]
+        assert not any("bug in hitlessd" in line for _, line in web.logged)
