@@ -10,9 +10,11 @@ from hitlessd.table import Column
 
 if TYPE_CHECKING:
     from hitlessd.worker.connection import Connection
-    from hitlessd.worker.counters import Row
+    from hitlessd.worker.counters import Row, Tally
 
 __all__ = ["ConnectionRecord"]
+
+_SCUR = int(Column.SCUR)
 
 
 class ConnectionRecord:
@@ -77,7 +79,6 @@ class ConnectionRecord:
 
     def __init__(self, conn: Connection) -> None:
         worker, address, target, server = conn.worker, conn.address, conn.target, conn.server
-        worker.write_counters()
         self.conn = conn
         self.wall = worker.realtime
         self.client = address if isinstance(address, tuple) else None
@@ -125,24 +126,40 @@ class ConnectionRecord:
 
     @property
     def process_connections(self) -> int:
-        return self._now_on(self.conn.worker.process.row)
+        worker = self.conn.worker
+        return len(worker.connections) + self._elsewhere(worker.process.row)
 
     @property
     def frontend_connections(self) -> int:
-        return self._now_on(self.conn.frontend.row)
+        return self._now_on(self.conn.frontend)
 
     @property
     def backend_connections(self) -> int:
-        return self._now_on(self.conn.backend.row) - 1 if self._routed else 0
+        if not self._routed:
+            return 0
+        frontend = self.conn.frontend
+        # Where a backend's number follows from the frontend's, what is new there is still to be added here.
+        pending = frontend.sessions - frontend.counted if frontend.bound else 0
+        return self._now_on(self.conn.backend) + pending - 1
 
     @property
     def server_connections(self) -> int:
         target = self.conn.target
-        return self._now_on(target.row) - 1 if target is not None else 0
+        return self._now_on(target) - 1 if target is not None else 0
 
-    def _now_on(self, row: Row) -> int:
-        number = row.number
-        return self.conn.worker.table.value(number, Column.SCUR) if number >= 0 else row.scur
+    def _now_on(self, tally: Tally) -> int:
+        """What its row would say if it were brought up to date, which costs as much as all of a log line."""
+        row = tally.row
+        return row.scur + tally.sessions - tally.counted + self._elsewhere(row)
+
+    def _elsewhere(self, row: Row) -> int:
+        """In the other workers."""
+        worker = self.conn.worker
+        slots = worker.slots
+        if len(slots) == 1 or row.number < 0:
+            return 0
+        at = row.start + _SCUR
+        return sum([slot[at] for slot in slots]) - slots[worker.index][at]
 
 
 def _name(ask: Any) -> tuple[str, int] | None:
