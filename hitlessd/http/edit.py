@@ -10,19 +10,15 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from hitlessd.http.grammar import CHUNKED, TOKEN, Refused, safe
+from hitlessd.http.grammar import CHUNKED, Refused, safe
 from hitlessd.http.heads import Request, Response
 
-__all__ = ["ADD", "DELETE", "SET", "Edit", "edit", "edited", "forward_request", "forward_response", "renewed"]
+__all__ = ["ADD", "DELETE", "SET", "Edit", "edited", "forward_request", "forward_response", "renewed"]
 
 #: What is done to the fields of a name: SET leaves one, at the end; ADD puts one more there.
 SET, ADD, DELETE = range(3)
 Edit = tuple[int, bytes, bytes]
 
-#: What frames a message or concerns one connection only is ours to say.
-_OURS = re.compile(
-    rb"connection|content-length|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade", re.IGNORECASE
-)
 #: Hop-by-hop fields (RFC 9110 section 7.6.1), each with the line end before it, which makes the search fast.
 _HOP = re.compile(
     rb"\r\n(?=[ckptuhCKPTUH])(?:connection|keep-alive|proxy-connection|te|upgrade|http2-settings):[^\r]*+",
@@ -39,19 +35,6 @@ _KEPT = re.compile(
     rb"host|content-.*|transfer-encoding|authorization|proxy-auth.*|(?:set-)?cookie2?|cache-control|pragma|expect|range"
     rb"|if-.*|origin|referer|x-forwarded.*|forwarded|x-real-ip|via|max-forwards|sec-.*|date|location|etag|vary|status"
 )
-
-
-def edit(action: str, name: str, value: bytes = b"") -> Edit:
-    """An Edit of `set-header`, `add-header` or `del-header`.
-
-    Raises ValueError ("cannot ...: why") for a name that is none, or is not a rule's to change.
-    """
-    key = name.encode()
-    if not re.fullmatch(TOKEN + rb"++", key):
-        raise ValueError(f"cannot {action} {name!r}: this is not the name of a header")
-    if _OURS.fullmatch(key):
-        raise ValueError(f"cannot {action} {name}: it belongs to the connection or frames the message")
-    return {"set-header": SET, "add-header": ADD, "del-header": DELETE}[action], key, value
 
 
 def forward_request(request: Request, keep: bool, edits: Sequence[Edit] = ()) -> bytes:

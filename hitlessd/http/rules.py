@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol, cast
 
 from hitlessd.conditions import compile_condition
+from hitlessd.http.answers import target
 from hitlessd.http.edit import ADD, DELETE, SET, Edit
 from hitlessd.http.texts import Text, compile_text
 from hitlessd.model import HttpRule
@@ -122,18 +123,11 @@ def _edit(rule: HttpRule) -> _Step:
 
 def _redirect(rule: HttpRule) -> _Step:
     text, status = compile_text(rule.value), rule.status
-    if rule.name == "location":
-        return lambda sample: Answer("redirect", status, location=text(sample))
 
     def redirect(sample: Sample) -> Answer:
-        start = text(sample)
-        path = _path_and_query(sample.request)
-        if rule.name == "scheme":
-            host = sample.request.values(b"host") if sample.request else []
-            start += b"://" + (host[0] if host else b"")
-        elif start == b"/":
-            start = b""  # HAProxy: to redirect to the same path
-        return Answer("redirect", status, location=start + path)
+        host = sample.request.values(b"host") if sample.request else []
+        location = target(rule.name, text(sample), _path_and_query(sample.request), host[0] if host else b"")
+        return Answer("redirect", status, location=location)
 
     return redirect
 
