@@ -304,17 +304,21 @@ class Table:
         return bool(self._words[_Header.FOLDED_INTO])
 
     def _fold(self, ended: Table) -> None:
+        words = self._words
+        totals: list[tuple[int, int]] = []
         for row, key in enumerate(ended.keys):
             mine = self.index.get(key)
             if mine is None:
                 continue
             for column in Column:
-                if column in GAUGES:
-                    continue
-                at = self._base_at + mine * self.columns + column
                 value = ended.value(row, column)
-                total = max(self._words[at], value) if column in MAXIMA else self._words[at] + value
-                self._words[at] = min(total, _MOST)
+                if value and column not in GAUGES:
+                    at = self._base_at + mine * self.columns + column
+                    total = max(words[at], value) if column in MAXIMA else words[at] + value
+                    totals.append((at, min(total, _MOST)))
+        # Who is killed in between counts some of it twice: so there is as little in between as can be.
+        for at, total in totals:
+            words[at] = total
         ended._words[_Header.FOLDED_INTO] = self.generation
 
     @property

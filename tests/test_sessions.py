@@ -167,18 +167,19 @@ def test_requests_are_listed_and_can_be_ended(tmp_path: Path) -> None:
     ):
         client.settimeout(20)
 
-        def ends(text: str) -> str:
-            """The one line there is, once it ends like this."""
-            return poll_until(
-                lambda: next((line for line in daemon.ask("show sess").splitlines() if line.endswith(text)), ""),
-                15,
-                text,
-            )
+        def ends(text: str, has: str = "") -> str:
+            """The one line there is, once it ends like this, and has that in it."""
+
+            def found() -> str:
+                lines = daemon.ask("show sess").splitlines()
+                return next((line for line in lines if line.endswith(text) and has in line), "")
+
+            return poll_until(found, 15, text)
 
         assert " be=<NONE> srv=<none> " in ends(" c_exp= req=-")
         client.sendall(b"GET /?delay=60000 HTTP/1.1\r\nHost: a\r\n\r\n")
-        line = ends(' req="GET /?delay=60000 HTTP/1.1"')
-        assert " be=t srv=s " in line and "scb=[8,1h,fd=" in line
+        line = ends(' req="GET /?delay=60000 HTTP/1.1"', "scb=[8,1h,fd=")
+        assert " be=t srv=s " in line
         told = daemon.ask(f"show sess {line.partition(':')[0]}")
         assert "  request=GET /?delay=60000 HTTP/1.1 status=-1 exchanges=1 reused=0\n" in told
         assert daemon.ask("shutdown sessions server t/s") == "\n"

@@ -221,7 +221,7 @@ class Parking:
         for conn in connections:
             own = [conn.client.fd] + ([conn.server.fd] if conn.server is not None else [])
             if len(fds) + len(own) > ROOM:
-                done += self._send_connections(batch, fds)
+                done += self._send_connections(batch, fds, state)
                 batch, fds = [], []
             if why := self.queue.full(len(fds) + len(own)):
                 self._refused(why)
@@ -232,19 +232,23 @@ class Parking:
                 continue  # there may be room for others
             batch.append(conn)
             fds += own
-        done += self._send_connections(batch, fds)
+        done += self._send_connections(batch, fds, state)
         if done and done == len(connections):
             self._complained_of = ""
         return done
 
-    def _send_connections(self, batch: Sequence[Connection], fds: Sequence[int]) -> int:
+    def _send_connections(self, batch: Sequence[Connection], fds: Sequence[int], state: SlotState) -> int:
         if not batch:
             return 0
+        assert self._park
         records = [
             Record(Kind.BOTH if conn.server is not None else Kind.CLIENT, conn.number, conn.slot) for conn in batch
         ]
         why = self.queue.send(records, fds)
         if not why:
+            # Not before: what is not in the queue is somebody else's still, or dies with us and is counted with those.
+            for conn in batch:
+                self._park.book.set_state(conn.slot, state)
             self.tell()
             self._batches += 1
             self._strike(f"batch-{self._batches}")
@@ -276,7 +280,7 @@ class Parking:
         if lane < 0 or slot < 0:
             self._refused("its book is full")
             return False
-        if not self._fill(conn, slot, state, lane):
+        if not self._fill(conn, slot, state, lane, queued=False):
             self._free_slots.append(slot)
             if state is SlotState.FROZEN:
                 self._refused("its book is full")
@@ -301,7 +305,7 @@ class Parking:
                 side.out = self.keep(side, side.out)
         return True
 
-    def _fill(self, conn: Connection, slot: int, state: SlotState, lane: int) -> bool:
+    def _fill(self, conn: Connection, slot: int, state: SlotState, lane: int, queued: bool = True) -> bool:
         assert self._park
         form = to_serial(conn, data=False).as_dict()
         for name in _ELSEWHERE:
@@ -330,7 +334,8 @@ class Parking:
                 f"cannot park a connection: its record has {len(text)} bytes, there is room for {room}"
             )
             return False
-        self._park.book.write(slot, state, conn.number, text, (conn.accounted_in, conn.accounted_out), shifts)
+        stands = state if queued else SlotState.FREE
+        self._park.book.write(slot, stands, conn.number, text, (conn.accounted_in, conn.accounted_out), shifts)
         return True
 
     def boundary(self, conn: HttpState) -> None:
