@@ -49,19 +49,30 @@ def test_a_crowd_passes_through_kills_and_reloads(tmp_path: Path) -> None:
             Population(f"127.0.0.1:{port}", idle=40, pingpong=30, bulk=8) as crowd,
         ):
             service.wait_number("CurrParked", 3 * 78)
+
+            def all_are_parked() -> bool:
+                return service.number("CurrParked") + 3 * len(crowd.lost) >= 3 * 78
+
             for number in range(6):
+                # Whose worker dies in the midst of a handover stays with the old generation (docs/migration.md), which
+                # has nobody who would outlive main: so main dies in other rounds.
+                amid = number % 3 == 0
+                if not amid:
+                    service.wait(lambda: len(service.workers()) == 2, 20, "two workers")
+                    service.kill_worker(dice.randrange(2))
+                    service.wait(lambda: len(service.workers()) == 2, 20, "two workers")
+                    service.wait(all_are_parked, 20, "all are parked, or lost")
                 with Process(python_module("hitlessd.ctl", "-s", service.daemon.socket, "reload"), cwd=ROOT) as reload:
                     pause.wait(dice.uniform(0.05, 0.3))
-                    with contextlib.suppress(ProcessLookupError, IndexError):
-                        os.kill(dice.choice(service.workers()), signal.SIGKILL)
+                    if amid:
+                        with contextlib.suppress(ProcessLookupError, IndexError):
+                            os.kill(dice.choice(service.workers()), signal.SIGKILL)
                     reload.wait(30)
                 if number % 3 == 1:
                     service.crash()
                 if number % 3 == 2:
                     service.restart()
-                service.wait(
-                    lambda: service.number("CurrParked") + 3 * len(crowd.lost) >= 3 * 78, 20, "all are parked, or lost"
-                )
+                service.wait(all_are_parked, 20, "all are parked, or lost")
             crowd.verify()
             report = crowd.flawless()
             assert report["corrupt"] == 0
