@@ -207,24 +207,22 @@ class HttpConnection(Trouble):
         if answer.kind != "deny" and not self.entered:
             row = self.frontend.row
             row.slot[row.start + _INTERCEPTED] += 1
-        if answer.kind == "redirect":
-            self.cause = "LR"
-            self.say(answer.status, answers.redirect(answer.status, answer.location))
-            return
         if answer.kind == "deny":
             denied = self.backend if self.entered else self.frontend
             denied.row.dreq += 1
             denied.row.change()
-            self.cause = "PR"
-        else:
-            self.cause = "LR"
-        if answer.kind == "deny" and answer.body is None:
+        self.cause = "PR" if answer.kind == "deny" else "LR"
+        self.say_for(answer)
+
+    def say_for(self, answer: Answer) -> None:
+        """What the rule has us say."""
+        if answer.kind == "redirect":
+            self.say(answer.status, answers.redirect(answer.status, answer.location))
+        elif answer.kind == "deny" and answer.body is None:
             self.answer(answer.status)
         else:
-            self.say(
-                answer.status,
-                answers.returned(answer.status, answer.body or b"", answer.content_type, answer.headers),
-            )
+            text = answers.returned(answer.status, answer.body or b"", answer.content_type, answer.headers)
+            self.say(answer.status, text)
 
     # -- the server --------------------------------------------------------------------------------------------------
 
@@ -399,7 +397,8 @@ class HttpConnection(Trouble):
                 if target.codes is not None:  # it has answered, even if nobody hears it
                     target.codes[REQUESTS] += 1
                     target.codes[response.status // 100 if response.status < 600 else OTHER] += 1
-                self.rule_answers_instead(verdict.answer)
+                self.cause = "PH" if verdict.answer.kind == "deny" else "LH"
+                self.say_for(verdict.answer)
                 return b""
         cookie = self.backend.config.cookie
         if cookie is not None:
@@ -413,18 +412,6 @@ class HttpConnection(Trouble):
                 head = renewed(forward_response(response, request.version, exchange.keep), said.edits)
                 return edited(head, edits) if edits else head
         return forward_response(response, request.version, exchange.keep, edits)
-
-    def rule_answers_instead(self, answer: Answer) -> None:
-        """A rule about responses wants another one."""
-        denied = answer.kind == "deny"
-        self.cause = "PH" if denied else "LH"
-        if denied and answer.body is None:
-            self.answer(answer.status)
-        elif answer.kind == "redirect":
-            self.say(answer.status, answers.redirect(answer.status, answer.location))
-        else:
-            text = answers.returned(answer.status, answer.body or b"", answer.content_type, answer.headers)
-            self.say(answer.status, text)
 
     def message_done(self, side: HttpSide, rest: memoryview | None = None) -> None:
         """All of a message has come from this side, and may still wait to be written; `rest` came behind it."""

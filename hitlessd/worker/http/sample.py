@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hitlessd.worker.routing import plain
+
 if TYPE_CHECKING:
     from hitlessd.http.heads import Request, Response
     from hitlessd.worker.http.state import HttpState
@@ -26,11 +28,11 @@ class LiveSample:
 
     @property
     def client(self) -> tuple[str, int] | None:
-        return _plain(self._conn.source())
+        return plain(self._conn.source())
 
     @property
     def local(self) -> tuple[str, int] | None:
-        return _plain(self._conn.local())
+        return plain(self._conn.local())
 
     @property
     def frontend_name(self) -> str:
@@ -44,8 +46,3 @@ class LiveSample:
     def server_name(self) -> str:
         target = self._conn.target
         return target.name if target is not None else ""
-
-
-def _plain(address: tuple[str, int] | None) -> tuple[str, int] | None:
-    """A client of IPv4 that came to a socket of IPv6 is one of IPv4."""
-    return (address[0].removeprefix("::ffff:"), address[1]) if address is not None else None

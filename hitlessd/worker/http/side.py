@@ -171,8 +171,6 @@ class HttpSide(Side):
         if rest is not None:
             mark = self.peer.mark if self.peer is not None else 0
             self.out = self.worker.parking.keep(self, rest) if mark else bytes(rest)
-        elif self.peer is not None:
-            self.peer.ready |= select.EPOLLIN  # nobody has seen its socket empty
         self.blocked = True
         if self.peer is not None:
             self.peer.held = True

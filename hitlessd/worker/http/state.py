@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hitlessd.http.body import Body
 from hitlessd.http.grammar import CHUNKED
@@ -189,10 +189,10 @@ class HttpState(Connection):
         if not (silent and self.frontend.config.dontlognull):
             access_log(HttpRecord(self))
 
-    def unsound(self, since: float) -> Exchange:
+    def unsound(self) -> Exchange:
         """An exchange of which there is no request that could be understood."""
         exchange = Exchange(
-            None, since, self.began_at, self.worker.now, not self.exchanges, self.accounted_in, self.given
+            None, self.idle_since, self.began_at, self.worker.now, not self.exchanges, self.accounted_in, self.given
         )
         self.exchange = exchange
         self.exchanges += 1
@@ -240,12 +240,10 @@ class HttpState(Connection):
         return client.body.done and countable(server.body) and not server.body.done
 
     def parked_on(self) -> None:
-        """An exchange of a parked client is over."""
+        """An exchange of a client that is parked alone is over."""
         parking = self.worker.parking
         parking.busy.pop(self, None)
-        if self.client.mark:
-            parking.unpark(self)
-        elif not self.buffer:
+        if not self.buffer:
             parking.boundary(self)
 
     # -- timers ------------------------------------------------------------------------------------------------------
@@ -275,10 +273,6 @@ class HttpState(Connection):
         if server is None or client.blocked or not (server.blocked or client.body.done or server.shut):
             return NEVER
         return server.last + self.route.server_idle
-
-    def both(self) -> tuple[HttpSide, HttpSide]:
-        """Client and server, while there is one."""
-        return self.client, cast(HttpSide, self.server)
 
 
 def countable(body: Body) -> bool:

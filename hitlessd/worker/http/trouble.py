@@ -136,7 +136,7 @@ class Trouble(HttpState):
     def refuse(self, refused: Refused) -> None:
         """It is no request that anybody would understand the same way: say so, and hear no more."""
         self.client.held = True
-        self.unsound(self.idle_since)
+        self.unsound()
         self.cause = "PR"
         self.worker.complain(f"refused a request to {self.frontend.name}: {refused.reason}")
         self.answer(refused.status)
@@ -185,7 +185,7 @@ class Trouble(HttpState):
             self._client_left()
         else:
             if self.buffer or not self.exchanges:
-                self.unsound(self.idle_since).status = 400
+                self.unsound().status = 400
                 self.cause = "CR"
             self.close()
 
@@ -296,16 +296,6 @@ class Trouble(HttpState):
         if self.backend.config.abortonclose and exchange is not None and exchange.response is None:
             self._client_left()
 
-    def client_left(self) -> bool:
-        """While there is no server: a client that has sent its request and FIN wants its answer, unless
-        `option abortonclose` says otherwise."""
-        try:
-            return not self.client.sock.recv(1, socket.MSG_PEEK) and self.backend.config.abortonclose
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
     # -- who is too slow -----------------------------------------------------------------------------------------------
 
     def _expired(self) -> None:
@@ -317,7 +307,7 @@ class Trouble(HttpState):
                 self.close()
                 return
             self.client.held = True
-            self.unsound(self.idle_since)
+            self.unsound()
             self.cause = "cR"
             self.answer(408)
             return
