@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.relay import Farm, Peer, gauges, make_table, migrate
+from tests.support.relay import Farm, gauges, make_table, migrate
 from tests.support.web import Web
 
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -53,19 +53,8 @@ def moves(farm: Farm) -> Iterator[Moves]:
     made.close()
 
 
-def first_exchange(web: Web) -> tuple[Peer, Peer]:
-    """A client that is idle, and a server's connection that is in the pool."""
-    client = web.connect()
-    client.sock.sendall(GET)
-    server = web.serve()
-    web.gets(server, GET)
-    server.sock.sendall(OK)
-    web.gets(client, OK)
-    return client, server
-
-
 def test_idle_client_and_pooled_server(moves: Moves) -> None:
-    client, server = first_exchange(moves.old)
+    client, server = moves.old.served()
     new = moves.go()
     assert new.worker.idle == 1
     new.exchange(client, server)

@@ -91,16 +91,6 @@ def death(farm: Farm) -> Iterator[Death]:
     made.close()
 
 
-def served(web: Web) -> tuple[Peer, Peer]:
-    client = web.connect()
-    client.sock.sendall(GET)
-    server = web.serve()
-    web.gets(server, GET)
-    server.sock.sendall(OK)
-    web.gets(client, OK)
-    return client, server
-
-
 def begins_anew(web: Web, client: Peer) -> None:
     """The client's next request, which gets a connection of its own."""
     client.sock.sendall(GET)
@@ -112,7 +102,7 @@ def begins_anew(web: Web, client: Peer) -> None:
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_idle_client(death: Death, frozen: bool) -> None:
-    client, server = served(death.old)
+    client, server = death.old.served()
     death.age()
     assert death.parked() == 1
     for _ in range(3):
@@ -133,7 +123,7 @@ def test_client_without_a_request_yet(death: Death, frozen: bool) -> None:
 
 def test_request_that_dies_with_its_worker(death: Death) -> None:
     """It is reset, so that nobody waits for it: half a request, or one whose answer had begun."""
-    client, _ = served(death.old)
+    client, _ = death.old.served()
     death.age()
     client.sock.sendall(b"GET / HT")
     death.old.settle()
@@ -144,7 +134,7 @@ def test_request_that_dies_with_its_worker(death: Death) -> None:
 
 @pytest.mark.parametrize("at", [5, len(GET)])
 def test_request_of_a_worker_that_is_told_to_end(death: Death, at: int) -> None:
-    client, server = served(death.old)
+    client, server = death.old.served()
     death.age()
     client.sock.sendall(GET[:at])
     death.old.settle()
@@ -162,7 +152,7 @@ def test_request_of_a_worker_that_is_told_to_end(death: Death, at: int) -> None:
 
 def test_answer_that_is_long_in_coming(death: Death) -> None:
     """A request that waits for its answer is parked with its server."""
-    client, server = served(death.old)
+    client, server = death.old.served()
     death.age()
     client.sock.sendall(GET)
     death.old.gets(server, GET)
@@ -182,7 +172,7 @@ def test_within_a_body(death: Death, framing: str, upwards: bool, frozen: bool, 
     """What was on its way is found in the kernel, in pipes and in the book."""
     data = random.Random(3).randbytes(6 << 20)
     old, new = death.old, death.new
-    client, server = served(old)
+    client, server = old.served()
     header = b"" if framing == "close" and not upwards else b"Content-Length: %d\r\n" % len(data)
     head = b"POST / HTTP/1.1\r\nHost: a\r\n" + header + b"\r\n" if upwards else GET
     client.sock.sendall(head)
@@ -231,7 +221,7 @@ def test_within_a_body(death: Death, framing: str, upwards: bool, frozen: bool, 
 @pytest.mark.parametrize("parked_anew", [False, True])
 def test_body_of_an_answer_that_was_long_in_coming(death: Death, parked_anew: bool) -> None:
     """The request was parked while it waited; its answer is parked as any other."""
-    client, server = served(death.old)
+    client, server = death.old.served()
     death.age()
     client.sock.sendall(GET)
     death.old.gets(server, GET)
@@ -252,7 +242,7 @@ def test_body_of_an_answer_that_was_long_in_coming(death: Death, parked_anew: bo
 
 def test_record_of_a_request_with_a_long_target(death: Death) -> None:
     """A slot has little room; what is for the log only makes way."""
-    client, server = served(death.old)
+    client, server = death.old.served()
     request = b"GET /" + 500 * b"x" + b" HTTP/1.1\r\nHost: a\r\n\r\n"
     client.sock.sendall(request)
     death.old.gets(server, request)
@@ -272,7 +262,7 @@ def test_record_of_a_request_with_a_long_target(death: Death) -> None:
 
 
 def test_chunked_body_is_reset_or_frozen(death: Death) -> None:
-    client, server = served(death.old)
+    client, server = death.old.served()
     client.sock.sendall(GET)
     death.old.gets(server, GET)
     begun = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab"
@@ -288,7 +278,7 @@ def test_chunked_body_is_reset_or_frozen(death: Death) -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("connect", [False, True])
 def test_tunnel(death: Death, connect: bool, frozen: bool) -> None:
-    client, server = served(death.old)
+    client, server = death.old.served()
     if connect:
         head = b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"
         answer = b"HTTP/1.1 200 Established\r\n\r\n"
@@ -314,7 +304,7 @@ def test_tunnel(death: Death, connect: bool, frozen: bool) -> None:
 
 def test_parked_connections_end_for_their_peers(death: Death) -> None:
     """Duplicates lie in the park: close(2) alone would show nobody anything."""
-    client, server = served(death.old)
+    client, server = death.old.served()
     client.sock.sendall(GET)
     death.old.gets(server, GET)
     death.age()
@@ -328,7 +318,7 @@ def test_parked_connections_end_for_their_peers(death: Death) -> None:
 
 def waiting_for_an_answer(death: Death) -> tuple[Peer, Peer]:
     """A request that is parked with its server."""
-    client, server = served(death.old)
+    client, server = death.old.served()
     client.sock.sendall(GET)
     death.old.gets(server, GET)
     death.age()
@@ -395,7 +385,7 @@ def test_answer_that_begins_late_and_takes_its_time(death: Death, framing: str) 
 
 def test_answer_that_was_over_when_its_worker_died(death: Death) -> None:
     """All of it had been passed on, but nothing else was done."""
-    client, server = served(death.old)
+    client, server = death.old.served()
     client.sock.sendall(GET)
     death.old.gets(server, GET)
     server.sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
@@ -419,9 +409,9 @@ def test_slots_come_back(farm: Farm, others: int) -> None:
     """However often clients are parked alone and with a server in turn, also when there are few slots."""
     times = Timeouts(connect=5, client=60, server=50, http_keep_alive=10_000)
     with Web(farm, park=make_park("1-0", slots=8), general={"timeouts": times}) as web:
-        client, server = served(web)
+        client, server = web.served()
         for _ in range(others):
-            served(web)
+            web.served()
         server.close()
         web.until(lambda: web.worker.idle == others)
         for _ in range(20):
@@ -446,7 +436,7 @@ def test_told_to_end_with_as_many_clients_as_slots(farm: Farm) -> None:
     many = 8
     made = Death(farm, slots=many)
     try:
-        pairs = [served(made.old) for _ in range(many)]
+        pairs = [made.old.served() for _ in range(many)]
         made.age()
         assert made.parked() == many
         for client, _ in pairs:
@@ -468,7 +458,7 @@ def test_told_to_end_with_more_heads_than_the_book_takes(death: Death) -> None:
     hogs = [old.connect() for _ in range(4)]
     for hog in hogs:
         hog.sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"a" * 16000)
-    client, _ = served(old)
+    client, _ = old.served()
     client.sock.sendall(GET[:9])
     old.settle()
     assert old.park

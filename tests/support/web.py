@@ -77,11 +77,24 @@ class Web(Lab):
     def exchange(self, client: Peer, server: Peer, request: bytes = b"", response: bytes = b"") -> None:
         """One request and its response, from end to end."""
         request = request or b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-        response = response or b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
         client.sock.sendall(request)
+        self.exchange_on(client, server, request, response)
+
+    def exchange_on(self, client: Peer, server: Peer, request: bytes, response: bytes = b"") -> None:
+        """As exchange(), from when the client has asked."""
+        response = response or b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
         self.gets(server, request)
         server.sock.sendall(response)
         self.gets(client, response)
+
+    def served(self) -> tuple[Peer, Peer]:
+        """A client that has had one answer and is idle, and a server's connection that is in the pool."""
+        client = self.connect()
+        request = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
+        client.sock.sendall(request)
+        server = self.serve()
+        self.exchange_on(client, server, request)
+        return client, server
 
     def fills(self, source: Peer, data: bytes, sink: Peer, size: int | None = None) -> bytes:
         """Send bytes from one end and read at the other until `size` have come; their digest."""
