@@ -6,21 +6,22 @@ import contextlib
 import socket
 import threading
 from types import TracebackType
+from typing import Self
 
 
-class Echo:
-    """Listens on a free port of 127.0.0.1 while the `with` block lasts. `greeting` is sent to each client first."""
+class Threaded:
+    """Listens on 127.0.0.1 while the `with` block lasts; _converse() serves each client in a thread. Port 0: a free
+    one."""
 
-    def __init__(self, greeting: bytes = b"") -> None:
-        self._greeting = greeting
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    def __init__(self, port: int = 0) -> None:
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self.accepted = 0
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
-    def __enter__(self) -> Echo:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -51,14 +52,28 @@ class Echo:
     def _serve(self, sock: socket.socket) -> None:
         try:
             with sock:
-                sock.sendall(self._greeting)
-                while data := sock.recv(65536):
-                    sock.sendall(data)
+                self._converse(sock)
         except OSError:
             return
         finally:
             with self._lock:
                 self._open.discard(sock)
+
+    def _converse(self, sock: socket.socket) -> None:
+        raise NotImplementedError
+
+
+class Echo(Threaded):
+    """`greeting` is sent to each client first."""
+
+    def __init__(self, greeting: bytes = b"") -> None:
+        super().__init__()
+        self._greeting = greeting
+
+    def _converse(self, sock: socket.socket) -> None:
+        sock.sendall(self._greeting)
+        while data := sock.recv(65536):
+            sock.sendall(data)
 
 
 def exchange(port: int, text: bytes = b"hello", timeout: float = 10.0) -> bytes:
