@@ -328,6 +328,17 @@ def test_a_full_store_costs_what_is_parked_and_nothing_else(tmp_path: Path) -> N
         assert exchange(port) == b"hello"
 
 
+def test_a_table_is_in_the_store_before_the_one_it_takes_the_totals_from_leaves(tmp_path: Path) -> None:
+    """Whoever is killed between the two is the last who knew the totals."""
+    with held(tmp_path, count=3) as (service, _, _):
+        for end in (service.crash, service.restart, service.crash):
+            end()
+        service.manager.settle()
+        tables = [move for move in service.manager.moves if ".table-" in move]
+        wanted = ["+ table-1", "+ table-2", "- table-1", "+ table-3", "- table-2", "+ table-4", "- table-3"]
+        assert [move.replace("hitlessd.", "") for move in tables] == wanted
+
+
 def test_the_store_does_not_grow(tmp_path: Path) -> None:
     with held(tmp_path, workers=2, count=20) as (service, every, _):
         service.manager.settle()

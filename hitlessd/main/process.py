@@ -158,9 +158,10 @@ class Main:
         self._predecessor = office.ancestors[-1].pid if office.ancestors else 0
         dead = [ancestor.table for ancestor in office.ancestors if not ancestor.pid]
         lost, parked = status.unparked(dead), sum_over(dead, PROCESS, Column.PARKED)
+        # Our table goes into the store before it gets the totals of others, which die with us else.
+        self._keep(born)
         for ancestor in list(office.ancestors):
             self._watch(ancestor)
-        self._keep(born)
         if not born.successor:
             # All who had them are dead.
             parks = born.stored.parks

@@ -105,6 +105,7 @@ class Keeper:
         self._manager = FakeManager(address)
         self._changed = threading.Condition()
         self._lines: list[str] = []
+        self._moves: list[str] = []
         self._marks = 0
         self._thread = threading.Thread(target=self._run, daemon=True, name="keeper")
 
@@ -124,6 +125,12 @@ class Keeper:
         """All lines so far, but for those about descriptors."""
         with self._changed:
             return list(self._lines)
+
+    @property
+    def moves(self) -> list[str]:
+        """What was put into the store and dropped from it so far, in order: '+ name', '- name'."""
+        with self._changed:
+            return list(self._moves)
 
     @property
     def status(self) -> str:
@@ -182,6 +189,8 @@ class Keeper:
 
     def _apply(self, datagram: Datagram) -> None:
         self._lines += [line for line in datagram.lines if not line.startswith("FD")]
+        names = [line.removeprefix("FDNAME=") for line in datagram.lines if line.startswith("FDNAME=")]
+        self._moves += [f"{'+' if 'FDSTORE=1' in datagram.lines else '-'} {name}" for name in names]
         room = self.limit - len(self._manager.store)
         if "FDSTORE=1" in datagram.lines and len(datagram.fds) > room:
             for fd in datagram.fds[room:]:
