@@ -30,12 +30,14 @@ __all__ = [
     "InetAddress",
     "Level",
     "LogTarget",
+    "MetricsBind",
     "Mode",
     "Observe",
     "Reuse",
     "Server",
     "Severity",
     "SourceFile",
+    "StatsPage",
     "StatsSocket",
     "SystemdAddress",
     "TcpRule",
@@ -211,8 +213,8 @@ class HttpRule:
     `value` is text in the language of log-format, as in `%[src]`: of a header, a redirect's target, a returned body.
     """
 
-    action: Literal["allow", "deny", "set-header", "add-header", "del-header", "redirect", "return"]
-    name: str = ""  # of the header; of a redirect: location, prefix or scheme
+    action: Literal["allow", "deny", "set-header", "add-header", "del-header", "redirect", "return", "use-service"]
+    name: str = ""  # of the header; of a redirect: location, prefix or scheme; of the service: prometheus-exporter
     value: str = ""
     status: int = 0  # of deny, redirect and return
     content_type: str = ""  # of return
@@ -283,6 +285,22 @@ class HttpCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class StatsPage:
+    """`stats enable` and what goes with it: the page of a proxy (HAProxy configuration manual, "stats ...")."""
+
+    uri: str = "/haproxy?stats"  # what a request's target begins with
+    realm: str = "HAProxy Statistics"
+    auth: tuple[tuple[str, str], ...] = ()  # user names and passwords; none: everybody may look
+    admin: Condition | None = None  # who may change something; None: nobody
+    refresh: float | None = None  # seconds, for browsers without scripts
+    hide_version: bool = False
+    scope: tuple[str, ...] = ()  # names of the proxies to show, "." for the own one; none: all
+    description: str = ""  # `stats show-desc`
+    node: str = ""  # `stats show-node`
+    where: Where = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
 class Server:
     """A server of a backend."""
 
@@ -292,6 +310,8 @@ class Server:
     weight: int = 1  # 0..256
     backup: bool = False
     disabled: bool = False
+    drain: bool = False  # nobody new but those who belong to it; an operator's word at run time
+    added: bool = False  # by `add server` at run time
     maxconn: int = 0  # 0: no limit
     hostname: str = ""  # what the file said, when it was not a number
     where: Where = NOWHERE
@@ -337,6 +357,7 @@ class Backend:
     http_request: tuple[HttpRule, ...] = ()
     http_response: tuple[HttpRule, ...] = ()
     errorfiles: tuple[tuple[int, bytes], ...] = ()  # status and the whole answer, head and body
+    stats: StatsPage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,6 +388,19 @@ class Frontend:
     http_request: tuple[HttpRule, ...] = ()
     http_response: tuple[HttpRule, ...] = ()
     errorfiles: tuple[tuple[int, bytes], ...] = ()
+    stats: StatsPage | None = None
+    disabled: bool = False  # accepts nobody, as `disable frontend` says at run time
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsBind:
+    """`metrics bind`: where Prometheus finds `/metrics`."""
+
+    address: InetAddress | UnixAddress
+    mode: int | None = None
+    user: str = ""
+    group: str = ""
+    where: Where = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,6 +441,8 @@ class Global:
     crash_proof: bool = True  # established connections are parked while they are served, not only at a restart
     park_after: float = 1.0  # seconds; the age from which on an established connection is parked, 0: at once
     park_timeout: float = 60.0  # seconds; what nobody has resumed for longer is closed
+    stats_maxconn: int = 10  # `stats maxconn`: clients of the runtime API that are neither root nor of our uid
+    metrics_binds: tuple[MetricsBind, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hitlessd.changes import Change, Changes
 from hitlessd.loop import READ, Loop
 from hitlessd.model import (
     Backend,
@@ -70,6 +71,10 @@ class FakeControl:
         self.started_at = time.time() - 59.0
         self.last_reload: ReloadOutcome | None = None
         self.reloads = (6, 0)
+        self.history: list[ReloadOutcome] = []
+        self.changes = Changes()
+        self.administered: list[Change] = []
+        self.refusal = ""
         self.startup_logs = ""
         self.warm = False
         self.config_error = ""
@@ -96,6 +101,14 @@ class FakeControl:
 
     def request_rates(self, key: RowKey) -> tuple[int, int]:
         return (3, 4)
+
+    @property
+    def configured(self) -> Config:
+        return self.config
+
+    def administer(self, change: Change, done: Callable[[str], object]) -> None:
+        self.administered.append(change)
+        done(self.refusal)
 
     def request_reload(self, done: Callable[[ReloadOutcome], None]) -> int:
         if self.fail:

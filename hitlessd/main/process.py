@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from hitlessd import __version__
+from hitlessd.changes import Change, Changes
 from hitlessd.errors import ConfigError, HitlessdError, PeerError, SystemRefused
 from hitlessd.handover.successor import Summons
 from hitlessd.listeners import close_unwanted
@@ -324,6 +325,21 @@ class Main:
     @property
     def reloads(self) -> tuple[int, int]:
         return self._reloads.completed, self._reloads.refused
+
+    @property
+    def history(self) -> Sequence[ReloadOutcome]:
+        return self._reloads.history
+
+    @property
+    def configured(self) -> Config:
+        return self._serving.config
+
+    @property
+    def changes(self) -> Changes:
+        return Changes()
+
+    def administer(self, change: Change, done: Callable[[str], object]) -> None:
+        done(f"cannot change {change.item.kind}: not at run time")
 
     @property
     def startup_logs(self) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from hitlessd.loop import Loop
@@ -12,6 +14,9 @@ from hitlessd.runtime.control import ReloadOutcome
 __all__ = ["Reloads"]
 
 Done = Callable[[ReloadOutcome], None]
+
+#: Outcomes that are remembered.
+_HISTORY = 50
 
 
 class Reloads:
@@ -25,7 +30,12 @@ class Reloads:
         self.running = False
         self.completed = 0
         self.refused = 0
-        self.last: ReloadOutcome | None = None
+        self.history: deque[ReloadOutcome] = deque(maxlen=_HISTORY)
+
+    @property
+    def last(self) -> ReloadOutcome | None:
+        """The latest that ended."""
+        return self.history[-1] if self.history else None
 
     def request(self, done: Done) -> int:
         """Join the next reload; its configuration will be read after this call. Returns its number."""
@@ -60,7 +70,7 @@ class Reloads:
 
     def note(self, outcome: ReloadOutcome) -> None:
         """Count an outcome."""
-        self.last = outcome
+        self.history.append(outcome)
         if outcome.ok:
             self.completed += 1
         else:
@@ -68,12 +78,20 @@ class Reloads:
 
     def export(self) -> dict[str, Any]:
         """What the successor must know to go on counting; the running reload is told separately."""
-        return {"number": self.number, "completed": self.completed, "refused": self.refused}
+        return {
+            "number": self.number,
+            "completed": self.completed,
+            "refused": self.refused,
+            "history": [asdict(outcome) for outcome in self.history],
+        }
 
     def restore(self, record: dict[str, Any]) -> None:
         self.number = int(record.get("number", 0))
         self.completed = int(record.get("completed", 0))
         self.refused = int(record.get("refused", 0))
+        for each in record.get("history", ()):
+            if outcome := _remembered(each):
+                self.history.append(outcome)
 
     def _start(self) -> None:
         if self.running or not self._callers:
@@ -88,3 +106,13 @@ class Reloads:
                 reason = f"cannot start the reload: {error}"
                 self.finished(ReloadOutcome(self.number, False, reason, 0.0, time.time()))
             raise
+
+
+def _remembered(record: Any) -> ReloadOutcome | None:
+    """An outcome as export() has written it; who is older or younger than we may know other fields."""
+    try:
+        fields = {name: value for name, value in record.items() if name in ReloadOutcome.__dataclass_fields__}
+        fields["phases"] = tuple((str(what), float(took)) for what, took in fields.get("phases", ()))
+        return ReloadOutcome(**fields)
+    except (AttributeError, TypeError, ValueError):
+        return None

@@ -43,7 +43,7 @@ class State:
     files: tuple[SourceFile, ...] = ()
     resolved: dict[str, tuple[str, ...]] = field(default_factory=dict)
     listeners: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name in the store
-    reloads: dict[str, int] = field(default_factory=dict)
+    reloads: dict[str, Any] = field(default_factory=dict)
 
     def dump(self) -> bytes:
         return json.dumps(
@@ -65,7 +65,7 @@ class State:
             tuple(SourceFile(str(name), str(body)) for name, body in text.get("files", ())),
             {str(name): tuple(map(str, found)) for name, found in text.get("resolved", {}).items()},
             {str(name): dict(record) for name, record in text.get("listeners", {}).items()},
-            {str(name): int(number) for name, number in text.get("reloads", {}).items()},
+            _counted(text.get("reloads", {})),
         )
 
 
@@ -199,6 +199,11 @@ class Store:
     def _drop(self, short: str) -> None:
         if self._manager.has_store:
             self._manager.unstore(STORE_PREFIX + short)
+
+
+def _counted(reloads: dict[str, Any]) -> dict[str, Any]:
+    """Numbers by name, and the history, which whoever restores it looks at."""
+    return {str(name): list(value) if name == "history" else int(value) for name, value in reloads.items()}
 
 
 def _read_state(fd: int) -> State:

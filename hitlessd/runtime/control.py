@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+from hitlessd.changes import Change, Changes
 from hitlessd.model import Config, StatsSocket
 from hitlessd.table import RowKey, Table
 
@@ -45,6 +46,14 @@ class ReloadOutcome:
     reason: str = ""  # what a person wants to read: the errors, or a summary of the success; may have several lines
     duration: float = 0.0  # seconds
     at: float = 0.0  # CLOCK_REALTIME seconds when it ended
+    generation: int = 0  # that it brought up; of a refused one: that serves on
+    moved: int = 0  # connections that went over
+    kept: int = 0  # that stayed with the old generation
+    lost: int = 0
+    taken: int = 0  # listeners: inherited, bound anew, closed
+    bound: int = 0
+    closed: int = 0
+    phases: tuple[tuple[str, float], ...] = ()  # what took how many seconds, in order
 
 
 class Control(Protocol):
@@ -76,6 +85,27 @@ class Control(Protocol):
     @property
     def reloads(self) -> tuple[int, int]:
         """Reloads since the first start: completed, refused."""
+        ...
+
+    @property
+    def history(self) -> Sequence[ReloadOutcome]:
+        """The latest reloads that ended, the oldest first, whichever generation they began in."""
+        ...
+
+    @property
+    def configured(self) -> Config:
+        """What the files say; `config` is that with what operators have changed since, see changes.py."""
+        ...
+
+    @property
+    def changes(self) -> Changes:
+        """What operators have changed."""
+        ...
+
+    def administer(self, change: Change, done: Callable[[str], object]) -> None:
+        """Change something at run time. `done`, called once and maybe at once, gets "" when every worker has it, or the
+        reason why it is refused, one line for a person.
+        """
         ...
 
     @property

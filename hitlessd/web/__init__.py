@@ -1,0 +1,1 @@
+"""HTTP that main itself answers: metrics and the statistics page."""
