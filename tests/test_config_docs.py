@@ -11,6 +11,7 @@ import pytest
 from hitlessd.config import load, parse
 from hitlessd.config.words import KINDS, OPTIONS
 from hitlessd.model import SourceFile
+from tests.support.reference import written
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "configuration.md"
@@ -32,7 +33,10 @@ def test_example_is_valid_with_everything_that_is_commented_out() -> None:
 
 
 def test_configurations_in_the_reference_are_valid() -> None:
-    pages = [REFERENCE, REFERENCE.with_name("routing.md"), REFERENCE.with_name("proxy-protocol.md")]
+    pages = [
+        REFERENCE,
+        *map(REFERENCE.with_name, ("routing.md", "proxy-protocol.md", "health-checks.md", "cookbook.md")),
+    ]
     blocks = [block for page in pages for block in re.findall(r"```ini\n(.*?)```", page.read_text(), re.S)]
     assert blocks
     for block in blocks:
@@ -44,6 +48,11 @@ def test_every_option_is_described(option: str) -> None:
     assert re.search(rf"^### `{re.escape(option)}\b", REFERENCE.read_text(), re.M)
     plain = MAN.read_text().replace("\\-", "-")
     assert re.search(rf'^\.TP\n\.B[IR]? "?{re.escape(option)}\b', plain, re.M)
+
+
+def test_the_table_of_options_is_the_one_that_counts() -> None:
+    page = REFERENCE.read_text()
+    assert page == written(page), "make it anew with python -m tests.support.reference"
 
 
 @pytest.mark.parametrize("kind", KINDS)
