@@ -83,7 +83,8 @@ class Succession:
         except (HitlessdError, OSError) as error:
             return self.refused(str(error))
         self._log("info", f"reload {number}: started process {process.pid}")
-        self._handover = Predecessor(self._loop, self, sock, process, nonce, self._office.config.global_.reload_timeout)
+        timeout = self._office.config.global_.reload_timeout
+        self._handover = Predecessor(self._loop, self, sock, process, nonce, timeout, began=self._began)
 
     def again(self) -> None:
         """Somebody who waits for no answer wants one more reload than the running one."""
@@ -137,7 +138,7 @@ class Succession:
         self._reloads.number += 1
         self._began = time.monotonic()
         self._handover = Predecessor(
-            self._loop, self, sock, process, "", self._office.config.global_.reload_timeout, already
+            self._loop, self, sock, process, "", self._office.config.global_.reload_timeout, already, self._began
         )
 
     # What follows is Host, for Predecessor.
@@ -150,6 +151,7 @@ class Succession:
                 "pid": office.pid,
                 "sessions": status.sessions([office.equipment.table]),
                 "reloads": {**self._reloads.export(), "began": self._began},
+                "state": self._store.state,
             }
         )
         for _, listener in office.equipment.listeners:
@@ -236,14 +238,24 @@ class Succession:
         return line
 
     def refused(self, reason: str) -> None:
-        self._handover = None
+        handover, self._handover = self._handover, None
         if self._line:
             self._line.close()
             self._line = None
         self._manager.replaced = False
         if not self._by_hand:
             self._manager.notify("READY=1")
-        outcome = ReloadOutcome(self._reloads.number, False, reason, time.monotonic() - self._began, time.time())
+        took = time.monotonic() - self._began
+        outcome = ReloadOutcome(
+            self._reloads.number,
+            False,
+            reason,
+            took,
+            time.time(),
+            self._office.generation,
+            lost=self._passage.moved,
+            phases=handover.phases if handover else (("start", took),),
+        )
         for line in reason.splitlines():
             self._log("err", f"reload {outcome.number} refused: {line}")
         # Those who had moved before it failed; whoever is still on the way is reported when that is known.
