@@ -99,9 +99,12 @@ class Column(IntEnum):
     RATE = 43  # new sessions of this second and the one before; see worker/gate.py
     FRESH = 44  # of IDLE, those that have served one request only
     INTERCEPTED = 45  # HTTP requests that a frontend's rules have answered, other than by denying them
+    DEATHS = 46  # workers that died; of the process only, main counts these, as the next two
+    MOVED = 47  # connections that went over to a successor
+    KEPT = 48  # connections that stayed behind when others did
 
 
-_COLUMNS = 48  # some to spare, so that the next version can add counters without a new format
+_COLUMNS = 52  # some to spare, so that the next version can add counters without a new format
 _STATES = 24
 #: As many as the first version had; where a table has fewer than ours, the others are 0.
 _FEWEST_COLUMNS = 23

@@ -377,7 +377,7 @@ def test_a_feed_goes_on_without_a_reconnect(web: WebHarness, clock: Clock) -> No
 
 def test_a_handover_that_fails_gives_them_back(browser: Browser, web: WebHarness) -> None:
     browser.send(GET % b"/big")
-    states = web.server.export_clients()
+    states = web.server.export_clients(252)
     for fd, state in states:
         web.server.import_client(fd, state)
     assert browser.response()[2] == web.site.body

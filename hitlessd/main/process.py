@@ -31,6 +31,7 @@ from hitlessd.main.office import Office, send_signal
 from hitlessd.main.pidfile import Pidfile
 from hitlessd.main.reloads import Reloads
 from hitlessd.main.sessions import LineServer, Sessions
+from hitlessd.main.site import page_of, responders
 from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
 from hitlessd.model import Config, LogTarget, StatsSocket
@@ -39,6 +40,7 @@ from hitlessd.runtime.control import Credentials, GenerationInfo, ReloadOutcome
 from hitlessd.runtime.server import RuntimeServer
 from hitlessd.systemd import Manager, leave_no_trace
 from hitlessd.table import PROCESS, Column, RowKey, Table, sum_over
+from hitlessd.web.server import WebServer
 
 __all__ = ["EXIT_CONFIG", "EXIT_REPLACED", "Main", "Options"]
 
@@ -129,6 +131,7 @@ class Main:
             born.generation,
             equipment,
             RuntimeServer(self.loop, self, self.log),
+            WebServer(self.loop, self.log, responders(self), lambda proxy: page_of(self.config, proxy)),
             Pidfile(self._options.pidfile),
             born.config_error,
             born.inheritance.ancestors,
@@ -190,9 +193,9 @@ class Main:
         equipment.pool.tell("sweep")
         for state, fd in born.clients:
             try:
-                office.server.import_client(socket.socket(fileno=fd), state)
-            except (PeerError, OSError) as error:
-                self.log("warning", f"cannot serve a client of the predecessor's runtime API: {error}")
+                office.import_client(fd, state)
+            except PeerError as error:
+                self.log("warning", f"cannot serve a client of the predecessor: {error}")
         if born.successor:
             arrival = self._arrival = Arrival(
                 self.loop,
@@ -223,7 +226,7 @@ class Main:
             State(born.generation, born.config.files, born.config.resolved, {}, self._reloads.export()),
             equipment.table,
             [listener for _, listener in equipment.listeners],
-            [listener for _, listener in equipment.runtime],
+            equipment.mains,
         )
         equipment.parks.store()
         self._store.forget(born.stored.useless)
@@ -314,7 +317,7 @@ class Main:
         found = [equipment.limits.shortage]
         if self._manager.store_limit is not None and self._manager.has_store:
             own = sum(1 for _, listener in equipment.listeners if listener.origin != "systemd")
-            entries = store_entries(own, len(equipment.runtime), equipment.table.workers)
+            entries = store_entries(own, len(equipment.mains), equipment.table.workers)
             found.append(store_problem(entries, self._manager.store_limit))
         return [problem for problem in found if problem]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hitlessd.descriptors import close_all
 from hitlessd.errors import HitlessdError, PeerError
 from hitlessd.handover.getsocks import Giver
 from hitlessd.handover.predecessor import Offer, Predecessor
@@ -61,7 +62,7 @@ class Succession:
         self._committing = committing
         self._ended = ended
         self._handover: Predecessor | None = None
-        self._exported: list[tuple[socket.socket, dict[str, Any]]] = []
+        self._exported: list[tuple[int, dict[str, Any]]] = []
         self._by_hand = False
         self._began = 0.0
         self._again = False
@@ -156,7 +157,7 @@ class Succession:
         )
         for _, listener in office.equipment.listeners:
             offer.add("listener", listener.sock.fileno(), listener.record())
-        for _, listener in office.equipment.runtime:
+        for listener in office.equipment.mains:
             offer.add("runtime", listener.sock.fileno(), listener.record())
         for ancestor in [*office.ancestors, office.as_ancestor()]:
             offer.add("table", ancestor.table.fd, ancestor.record())
@@ -182,7 +183,7 @@ class Succession:
         equipment = self._office.equipment
         self._committing()
         self.kept = [index for index in kept if index < len(equipment.listeners)]
-        ours = [listener for _, listener in (*equipment.listeners, *equipment.runtime)]
+        ours = [listener for _, listener in equipment.listeners] + equipment.mains
         keep = set(kept)
         self._store.forget(x.name for i, x in enumerate(ours) if i not in keep and x.origin == "own" and x.name)
         if not self._by_hand:
@@ -193,12 +194,17 @@ class Succession:
     def export_clients(self) -> tuple[list[dict[str, Any]], list[int]]:
         # No new ones from here on: they are the successor's.
         self._office.close_runtime()
-        self._exported = self._office.server.export_clients()
-        return [state for _, state in self._exported], [sock.fileno() for sock, _ in self._exported]
+        self._exported = self._office.export_clients()
+        return [state for _, state in self._exported], [fd for fd, _ in self._exported]
 
     def migrate(self, workers: int, done: Callable[[dict[str, Any]], object]) -> list[int]:
         def moved(report: dict[str, Any]) -> None:
-            self._office.equipment.table.add(PROCESS, Column.LOST, report["lost"])
+            for column, number in (
+                (Column.LOST, report["lost"]),
+                (Column.MOVED, report["moved"]),
+                (Column.KEPT, sum(report["kept"].values())),
+            ):
+                self._office.equipment.table.add(PROCESS, column, number)
             passage.moved = report["moved"]
             if passage.failed:
                 self._report_lost(passage)
@@ -218,8 +224,7 @@ class Succession:
 
     def handed_over(self, successor: PeerProcess, report: dict[str, Any]) -> None:
         self._handover = None
-        for sock, _ in self._exported:
-            sock.close()
+        close_all(fd for fd, _ in self._exported)
         self._exported.clear()
         if self._again and not self._by_hand:
             successor.signal(signal.SIGHUP)
@@ -264,7 +269,10 @@ class Succession:
         self._passage = _Passage()
         self._reloads.finished(outcome)
         # Clients that were on their way to the successor come back, and find the outcome there.
-        for sock, state in self._exported:
-            self._office.server.import_client(sock, state)
+        for fd, state in self._exported:
+            try:
+                self._office.import_client(fd, state)
+            except PeerError as error:
+                self._log("warning", f"cannot take a client back: {error}")
         self._exported.clear()
         self._ended(False, self._by_hand)

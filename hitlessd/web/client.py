@@ -59,9 +59,21 @@ class Client:
         return len(self.output) - self.sent
 
     @property
+    def size(self) -> int:
+        """Bytes that state() has to carry, about."""
+        headers = sum(len(name) + len(value) + 8 for name, value in self.asked.request.headers) if self.asked else 0
+        body = len(self.asked.request.target) + len(self.asked.request.body) if self.asked else 0
+        return len(self.inbox.data) + headers + body + 1024
+
+    @property
     def idle(self) -> bool:
         """Nothing is lost if it is sent away."""
         return self.lingering or not (self.output or self.asked or self.inbox.data)
+
+    @property
+    def engaged(self) -> bool:
+        """It asks or hears something that has an end."""
+        return not self.idle and self.feed is None
 
     @property
     def due(self) -> float:

@@ -27,7 +27,9 @@ __all__ = ["WebServer"]
 
 CLIENTS = 100
 UNREAD_LIMIT = 64 << 20  # bytes of unsent answers, all clients together
+EXPORT_TOTAL = 2 << 20  # bytes of everything that goes to a successor, before its encoding, but for unsent answers
 
+_HASTE = 0.1  # seconds within which whoever connects to ask something does
 _METHODS = ("GET", "HEAD", "POST")
 _BURST = 16  # requests that one client may have answered before others get their turn
 _PIECE = 1 << 18  # bytes offered to the kernel in one go
@@ -72,6 +74,23 @@ class WebServer:
         head, and maybe its body or the beginning of that."""
         sock.setblocking(False)
         self._begin(Client(sock, grant, self._loop.time(), already, once=True))
+
+    @property
+    def busy(self) -> bool:
+        """Somebody is being answered, or is about to ask."""
+        now = self._loop.time()
+        return any(client.engaged or (not client.used and now < client.since + _HASTE) for client in self._clients)
+
+    def leave(self) -> None:
+        """Forget the listeners, idle clients and feeds; whoever is to hear something hears it as the last."""
+        self._acceptor.close()
+        for client in list(self._clients):
+            client.once = True
+            if not client.asked and not client.closing:
+                self._read(client)
+                self._advance(client)  # what has come just now is answered
+            if client.alive and (client.feed or (client.used and client.idle)):
+                self._drop(client)
 
     def close(self) -> None:
         """Forget the listeners and close every client, sending what the kernel takes at once."""
@@ -325,15 +344,24 @@ class WebServer:
 
     # Handover
 
-    def export_clients(self) -> list[tuple[int, dict[str, Any]]]:
+    def export_clients(self, most: int) -> list[tuple[int, dict[str, Any]]]:
         """Give every client away, for a successor: descriptors, and what import_client() needs of each (JSON).
 
-        What is unsent travels as a descriptor of its own, before its client.
+        What is unsent travels as a descriptor of its own, before its client. There are at most `most`, and all together
+        is less than 4 MiB as JSON text; whoever does not fit is dropped.
         """
+        self._rest = b""
         exported: list[tuple[int, dict[str, Any]]] = []
-        for client in list(self._clients):
+        total = 0
+        for client in sorted(self._clients, key=lambda each: each.idle):
             self._flush(client)
             if not client.alive or client.lingering or (client.closing and not client.output):
+                self._drop(client)
+                continue
+            total += client.size
+            if total > EXPORT_TOTAL or len(exported) + 2 > most:
+                total -= client.size
+                self._limited_log("notice", f"dropping a {client}: a successor takes over, and there are too many")
                 self._drop(client)
                 continue
             if client.output:

@@ -75,7 +75,7 @@ class WebHarness:
     def succeed(self) -> None:
         """Hand all clients and the listener over to a new server."""
         self.server.remove_listener(self.listener)
-        states = self.server.export_clients()
+        states = self.server.export_clients(252)
         self.server.close()
         self.server = self.another()
         self.server.add_listener(self.listener, Grant("metrics"))
