@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from hitlessd.model import Level
-from hitlessd.runtime.commands import split_line, split_words
 from hitlessd.runtime.control import GenerationInfo, ReloadOutcome
 from hitlessd.runtime.stat import COLUMNS
+from hitlessd.runtime.words import split_line, split_words
 from hitlessd.table import PROCESS, Column, RowKey, ServerState
 from tests.test_runtime_harness import Harness
 
