@@ -10,7 +10,6 @@ import pytest
 
 from hitlessd.errors import PeerError
 from hitlessd.model import StatsPage
-from hitlessd.web import client as web_client
 from hitlessd.web.exchange import BODY_LIMIT
 from hitlessd.web.feeds import FEEDS
 from hitlessd.web.message import Grant, Reply
@@ -383,9 +382,53 @@ def test_a_handover_that_fails_gives_them_back(browser: Browser, web: WebHarness
     assert browser.response()[2] == web.site.body
 
 
+def test_who_does_not_fit_is_dropped_idle_ones_first(web: WebHarness) -> None:
+    with web.connect() as idle, web.connect() as waiting:
+        idle.get("/echo")
+        waiting.send(GET % b"/later")
+        states = web.server.export_clients(2)
+        assert idle.over
+        assert [state["asked"]["target"] for _, state in states] == ["/later"]
+        web.server.import_client(*states[0])
+        web.site.waiting[-1](Reply(200, b"at last"))
+        assert waiting.response()[2] == b"at last"
+
+
+# --- leaving
+
+
+def test_who_leaves_lets_answers_be_read_and_sends_others_away(web: WebHarness, clock: Clock) -> None:
+    idle, reading, waiting, fed, begun = (web.connect() for _ in range(5))
+    idle.get("/echo")
+    reading.send(GET % b"/big")
+    waiting.send(GET % b"/later")
+    fed.send(GET % b"/feed")
+    clock.now += 1
+    begun.sock.sendall(GET % b"/echo")
+    web.server.leave()
+    busy = [web.server.busy]
+    web.site.waiting[0](Reply(200, b"at last"))
+    for each, body in ((reading, web.site.body), (waiting, b"at last"), (begun, b"GET /echo ")):
+        assert each.response()[2] == body
+        assert each.over
+    for each in (idle, fed):
+        assert each.over
+    assert [*busy, web.server.busy] == [True, False]
+    for each in (idle, reading, waiting, fed, begun):
+        each.sock.close()
+
+
+def test_who_connects_and_says_nothing_keeps_nobody_up(web: WebHarness, clock: Clock) -> None:
+    with web.connect():
+        web.server.leave()
+        busy = [web.server.busy]
+        clock.now += 0.1
+        assert [*busy, web.server.busy] == [True, False]
+
+
 def test_a_state_that_makes_no_sense_is_refused(web: WebHarness) -> None:
     ours, theirs = socket.socketpair()
     with ours, pytest.raises(PeerError, match="cannot take over a web client"):
-        web.server.import_client(theirs.detach(), {"kind": web_client.KIND, "format": 99})
+        web.server.import_client(theirs.detach(), {"kind": "web", "format": 99})
     with pytest.raises(PeerError, match="cannot take over a web client"):
-        web.server.import_client(999, {"kind": web_client.OUTPUT_KIND})
+        web.server.import_client(999, {"kind": "web-output"})

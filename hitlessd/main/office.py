@@ -21,8 +21,8 @@ from hitlessd.main.pidfile import Pidfile
 from hitlessd.model import Config
 from hitlessd.runtime.server import RuntimeServer
 from hitlessd.table import Table
-from hitlessd.web import client as web_client
 from hitlessd.web.message import Grant
+from hitlessd.web.passage import KINDS
 from hitlessd.web.server import WebServer
 
 __all__ = ["Office", "send_signal"]
@@ -79,7 +79,7 @@ class Office:
 
     def import_client(self, fd: int, state: dict[str, Any]) -> None:
         """Go on with what another generation exported. Owns `fd`. Raises PeerError, the descriptor closed."""
-        if state.get("kind") in (web_client.KIND, web_client.OUTPUT_KIND):
+        if state.get("kind") in KINDS:
             self.web.import_client(fd, state)
             return
         try:

@@ -7,7 +7,6 @@ answers are made of is the responders' business; one that fails costs its client
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 from collections.abc import Callable, Mapping
@@ -16,12 +15,15 @@ from typing import Any
 from hitlessd.errors import PeerError
 from hitlessd.http.grammar import Refused
 from hitlessd.model import StatsPage
-from hitlessd.runtime.control import LoopLike, TimerLike
+from hitlessd.runtime.control import LoopLike
 from hitlessd.web.acceptor import Acceptor
-from hitlessd.web.client import OUTPUT_KIND, Client, read_output, restored, write_output
+from hitlessd.web.client import Client
+from hitlessd.web.deadlines import Deadlines
 from hitlessd.web.exchange import CONTINUE, INPUT_LIMIT, Asked, refusal, rendered
 from hitlessd.web.feeds import Feeds
+from hitlessd.web.limitedlog import LimitedLog
 from hitlessd.web.message import Feed, Grant, Reply, Responder, Service, Waiting
+from hitlessd.web.passage import Arrivals, exported, size
 
 __all__ = ["WebServer"]
 
@@ -49,17 +51,13 @@ class WebServer:
     ) -> None:
         """`page_of` finds the page of a proxy, for connections that a predecessor had; None: it has none any more."""
         self._loop = loop
-        self._log = log
+        self._limited = LimitedLog(log, loop.time)
         self._responders = responders
-        self._page_of = page_of
         self._acceptor: Acceptor[Grant] = Acceptor(loop, self._accepted, self._short)
         self._feeds = Feeds(loop, self._advance, self._feed_failed)
         self._clients: list[Client] = []
-        self._clock: TimerLike | None = None
-        self._rings = 0.0  # loop time at which it does
-        self._rest = b""  # what a predecessor has left unsent of the answer to the client that comes next
-        self._logged = float("-inf")
-        self._unlogged = 0
+        self._deadlines = Deadlines(loop, lambda: tuple(self._clients), self._late)
+        self._arrivals = Arrivals(page_of)
 
     def add_listener(self, sock: socket.socket, grant: Grant) -> None:
         """Accept on `sock`, a non-blocking listening socket that stays the caller's to close. Raises OSError."""
@@ -91,6 +89,8 @@ class WebServer:
                 self._advance(client)  # what has come just now is answered
             if client.alive and (client.feed or (client.used and client.idle)):
                 self._drop(client)
+            elif client.output and not client.inbox.data:
+                client.closing = True
 
     def close(self) -> None:
         """Forget the listeners and close every client, sending what the kernel takes at once."""
@@ -98,9 +98,7 @@ class WebServer:
         for client in list(self._clients):
             self._flush(client)
             self._drop(client)
-        if self._clock:
-            self._clock.cancel()
-            self._clock = None
+        self._deadlines.stop()
 
     # Clients come and go
 
@@ -114,14 +112,14 @@ class WebServer:
 
     def _begin(self, client: Client) -> None:
         if len(self._clients) >= CLIENTS and not self._make_room():
-            self._limited_log("warning", f"refusing a {client}: too many clients")
+            self._limited("warning", f"refusing a {client}: too many clients")
             _end(client.sock)
             return
         try:
             self._serve(client)
         except OSError as error:
             client.sock.close()
-            self._limited_log("warning", f"cannot serve a {client}: {error.strerror}")
+            self._limited("warning", f"cannot serve a {client}: {error.strerror}")
             return
         self._advance(client)
 
@@ -133,7 +131,7 @@ class WebServer:
         return victim is not None
 
     def _short(self, reason: str) -> None:
-        self._limited_log("warning", f"cannot accept a web client: {reason}")
+        self._limited("warning", f"cannot accept a web client: {reason}")
         self._make_room()
 
     def _serve(self, client: Client) -> None:
@@ -142,44 +140,23 @@ class WebServer:
         self._clients.append(client)
 
     def _drop(self, client: Client) -> None:
-        if self._release(client):
+        if client.alive:
+            self._loop.remove(client.sock.fileno())
+            self._forget(client)
             _end(client.sock)
 
-    def _release(self, client: Client) -> bool:
-        if not client.alive:
-            return False
+    def _forget(self, client: Client) -> None:
         client.alive = False
         self._clients.remove(client)
-        self._loop.remove(client.sock.fileno())
         self._feeds.forget(client)
-        return True
 
     # Time
 
-    def _arm(self, client: Client) -> None:
-        """Have the clock ring when this client may be late, if it would ring later."""
-        due = client.due
-        if due == float("inf") or (self._clock is not None and self._rings <= due):
-            return
-        if self._clock is not None:
-            self._clock.cancel()
-        self._rings = due
-        self._clock = self._loop.call_later(max(0.0, due - self._loop.time()), self._ring)
-
-    def _ring(self) -> None:
-        self._clock = None
-        now = self._loop.time()
-        for client in list(self._clients):
-            if client.due <= now:
-                self._late(client)
-        for client in self._clients:
-            self._arm(client)
-
     def _late(self, client: Client) -> None:
         if client.output:
-            self._limited_log("notice", f"dropping a {client}: it does not read its answer")
+            self._limited("notice", f"dropping a {client}: it does not read its answer")
         elif client.asked:
-            self._limited_log("warning", f"cannot answer a {client}: {client.asked.request.target} takes too long")
+            self._limited("warning", f"cannot answer a {client}: {client.asked.request.target} takes too long")
             self._reply(client, refusal(503, "cannot answer: it takes too long"), close=True)
             return self._advance(client)
         elif client.inbox.data:
@@ -233,7 +210,7 @@ class WebServer:
         if events != client.events:
             client.events = events
             self._loop.modify(client.sock.fileno(), events)
-        self._arm(client)
+        self._deadlines.arm(client)
 
     def _step(self, client: Client) -> bool:
         """Answer the next request; False if there is none."""
@@ -277,7 +254,7 @@ class WebServer:
 
     def _failed(self, asked: Asked, error: Exception) -> Reply:
         """Main must outlive any mistake of a responder's."""
-        self._limited_log("err", f"cannot answer {asked.request.target}: {type(error).__name__}: {error}")
+        self._limited("err", f"cannot answer {asked.request.target}: {type(error).__name__}: {error}")
         return refusal(500, "cannot answer: internal error")
 
     def _feed_failed(self, client: Client, asked: Asked, error: Exception) -> None:
@@ -309,7 +286,7 @@ class WebServer:
     def _limit_unread(self) -> None:
         if sum(each.unsent for each in self._clients) > UNREAD_LIMIT:
             worst = max(self._clients, key=lambda each: each.unsent)
-            self._limited_log("warning", f"dropping a {worst}: it does not read, and {worst.unsent} bytes are waiting")
+            self._limited("warning", f"dropping a {worst}: it does not read, and {worst.unsent} bytes are waiting")
             self._drop(worst)
 
     def _flush(self, client: Client) -> None:
@@ -350,48 +327,35 @@ class WebServer:
         What is unsent travels as a descriptor of its own, before its client. There are at most `most`, and all together
         is less than 4 MiB as JSON text; whoever does not fit is dropped.
         """
-        self._rest = b""
-        exported: list[tuple[int, dict[str, Any]]] = []
+        found: list[tuple[int, dict[str, Any]]] = []
         total = 0
         for client in sorted(self._clients, key=lambda each: each.idle):
             self._flush(client)
             if not client.alive or client.lingering or (client.closing and not client.output):
                 self._drop(client)
                 continue
-            total += client.size
-            if total > EXPORT_TOTAL or len(exported) + 2 > most:
-                total -= client.size
-                self._limited_log("notice", f"dropping a {client}: a successor takes over, and there are too many")
+            total += size(client)
+            if total > EXPORT_TOTAL or len(found) + 2 > most:
+                total -= size(client)
+                self._limited("notice", f"dropping a {client}: a successor takes over, and there are too many")
                 self._drop(client)
                 continue
-            if client.output:
-                with memoryview(client.output) as view:
-                    exported.append((write_output(view[client.sent :]), {"kind": OUTPUT_KIND}))
-            state = client.state(self._loop.time())
-            self._release(client)
-            exported.append((client.sock.detach(), state))
-        return exported
+            self._loop.remove(client.sock.fileno())
+            found += exported(client, self._loop.time())
+            self._forget(client)
+        return found
 
     def import_client(self, fd: int, state: dict[str, Any]) -> None:
         """Serve a client that another server exported. Owns `fd`. Raises PeerError, the descriptor closed."""
+        arrived = self._arrivals.take(fd, state, self._loop.time())
+        if arrived is None:
+            return
+        client, feeding = arrived
         try:
-            if state.get("kind") == OUTPUT_KIND:
-                self._rest = read_output(fd)
-                return
-            rest, self._rest = self._rest, b""
-            sock = socket.socket(fileno=fd)
-        except (OSError, ValueError) as error:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-            raise PeerError(f"cannot take over a web client: {error}") from None
-        try:
-            sock.setblocking(False)
-            client, feeding = restored(sock, state, self._loop.time(), self._page_of)
-            client.output += rest
             self._serve(client)
-        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
-            sock.close()
-            raise PeerError(f"cannot take over a web client: {type(error).__name__}: {error}") from None
+        except OSError as error:
+            client.sock.close()
+            raise PeerError(f"cannot take over a web client: {error.strerror}") from None
         self._go_on(client, feeding)
         if client.alive:
             self._advance(client)
@@ -407,16 +371,6 @@ class WebServer:
             self._feeds.resume(client, asked, answer)
         else:
             self._drop(client)  # there is no such feed any more
-
-    def _limited_log(self, severity: str, message: str) -> None:
-        """At most one line a second: what is logged here, a hostile client can make happen as often as it likes."""
-        now = self._loop.time()
-        if now - self._logged < 1.0:
-            self._unlogged += 1
-            return
-        suffix = f" ({self._unlogged} similar messages suppressed)" if self._unlogged else ""
-        self._logged, self._unlogged = now, 0
-        self._log(severity, message + suffix)
 
 
 def _end(sock: socket.socket) -> None:
