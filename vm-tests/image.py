@@ -40,6 +40,7 @@ PACKAGES = (
     "procps",
     "python3",
     "python3-hypothesis",
+    "python3-prometheus-client",
     "python3-pytest",
     "python3-systemd",
     "redis-server",

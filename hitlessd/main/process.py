@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from hitlessd.main.office import Office, send_signal
 from hitlessd.main.pidfile import Pidfile
 from hitlessd.main.reloads import Reloads
 from hitlessd.main.sessions import LineServer, Sessions
+from hitlessd.main.site import page_of, responders
 from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
 from hitlessd.model import Config, LogTarget, StatsSocket
@@ -39,6 +40,7 @@ from hitlessd.runtime.control import Credentials, GenerationInfo, ReloadOutcome
 from hitlessd.runtime.server import RuntimeServer
 from hitlessd.systemd import Manager, leave_no_trace
 from hitlessd.table import PROCESS, Column, RowKey, Table, sum_over
+from hitlessd.web.server import WebServer
 
 __all__ = ["EXIT_CONFIG", "EXIT_REPLACED", "Main", "Options"]
 
@@ -70,7 +72,11 @@ class Main:
         self.started = self.loop.time()
         self._manager = Manager(dict(os.environ))
         self._store = Store(self._manager)
-        self._reloads = Reloads(self.loop, lambda number: self._succession.begin(number))
+        self._reloads = Reloads(
+            self.loop,
+            lambda number: self._succession.begin(number),
+            lambda: self._store.keep_reloads(self._reloads.export()),
+        )
         self._rates = status.Rates()
         self._request_rates = status.Rates(Column.REQ_TOT, ("frontend",))
         self._stop_next = False
@@ -125,6 +131,7 @@ class Main:
             born.generation,
             equipment,
             RuntimeServer(self.loop, self, self.log),
+            WebServer(self.loop, self.log, responders(self, self.loop), lambda proxy: page_of(self.config, proxy)),
             Pidfile(self._options.pidfile),
             born.config_error,
             born.inheritance.ancestors,
@@ -177,7 +184,7 @@ class Main:
         office.open_runtime()
         for listener in equipment.unwanted:
             close_unwanted(listener)
-        outcome = self._outcome(born)
+        outcome, number = self._outcome(born), self._reloads.number
         # Whoever waits for it is answered when the predecessor's connections have come.
         self._reloads.running = bool(outcome)
         self._manager.notify("READY=1", f"STATUS={self._status()}")
@@ -186,9 +193,9 @@ class Main:
         equipment.pool.tell("sweep")
         for state, fd in born.clients:
             try:
-                office.server.import_client(socket.socket(fileno=fd), state)
-            except (PeerError, OSError) as error:
-                self.log("warning", f"cannot serve a client of the predecessor's runtime API: {error}")
+                office.import_client(fd, state)
+            except PeerError as error:
+                self.log("warning", f"cannot serve a client of the predecessor: {error}")
         if born.successor:
             arrival = self._arrival = Arrival(
                 self.loop,
@@ -196,12 +203,13 @@ class Main:
                 equipment.pool,
                 office.ancestors[-1] if office.ancestors else None,
                 min(_ARRIVAL_PATIENCE, office.config.global_.reload_timeout),
-                lambda: self._arrived(outcome),
+                lambda: self._arrived(outcome, born),
+                lambda: self._reloads.amend(number, phases=self._phases(born), **arrival.counts()),
             )
             if predecessor := born.successor.committed(arrival.adopt, arrival.ended):
                 predecessor.close()
         else:
-            self._arrived(outcome)
+            self._arrived(outcome, born)
         # Only now: the predecessor would take the signal of -sf for a wish to call the handover off.
         for pids, number in ((self._options.finish, signal.SIGUSR1), (self._options.terminate, signal.SIGTERM)):
             for pid in pids:
@@ -218,27 +226,39 @@ class Main:
             State(born.generation, born.config.files, born.config.resolved, {}, self._reloads.export()),
             equipment.table,
             [listener for _, listener in equipment.listeners],
-            [listener for _, listener in equipment.runtime],
+            equipment.mains,
         )
         equipment.parks.store()
         self._store.forget(born.stored.useless)
         self._store.forget(listener.name for listener in equipment.unwanted if listener.name)
         before = born.stored.state.generation if born.stored.state else born.inheritance.generation
         if before:
-            self._store.forget_state(before)
+            self._store.forget_state(before, born.stored.state_name or born.inheritance.state)
 
-    def _arrived(self, outcome: ReloadOutcome | None) -> None:
+    def _arrived(self, outcome: ReloadOutcome | None, born: Born) -> None:
         """The reload is over, if there was one."""
         office = self._serving
         if outcome:
             first, *rest = outcome.reason.splitlines()
-            if self._arrival and (moved := self._arrival.summary):
-                first += f"; {moved}"
-            outcome = replace(outcome, reason="\n".join([first, *rest]), at=time.time())
+            counts: dict[str, Any] = {}
+            if self._arrival:
+                counts = self._arrival.counts()
+                first += f"; {self._arrival.summary}" if self._arrival.summary else ""
+            outcome = replace(
+                outcome,
+                reason="\n".join([first, *rest]),
+                duration=time.monotonic() - born.inheritance.reloads["began"],
+                at=time.time(),
+                phases=self._phases(born),
+                **counts,
+            )
         self._say_ready(office, outcome)
         if outcome:
             self._reloads.finished(outcome)
             self._tell_status()
+
+    def _phases(self, born: Born) -> tuple[tuple[str, float], ...]:
+        return born.phases.all(born.inheritance.reloads.get("began")) if born.phases else ()
 
     def _outcome(self, born: Born) -> ReloadOutcome | None:
         began = born.inheritance.reloads.get("began")
@@ -251,7 +271,17 @@ class Main:
             f" listeners: {equipment.taken} taken, {equipment.bound} bound, {len(equipment.unwanted)} closed"
         )
         summary = "\n".join([summary, *born.config.warnings])
-        return ReloadOutcome(self._reloads.number, True, summary, duration, time.time())
+        return ReloadOutcome(
+            self._reloads.number,
+            True,
+            summary,
+            duration,
+            time.time(),
+            born.generation,
+            taken=equipment.taken,
+            bound=equipment.bound,
+            closed=len(equipment.unwanted),
+        )
 
     def _say_ready(self, office: Office, outcome: ReloadOutcome | None) -> None:
         equipment = office.equipment
@@ -287,7 +317,7 @@ class Main:
         found = [equipment.limits.shortage]
         if self._manager.store_limit is not None and self._manager.has_store:
             own = sum(1 for _, listener in equipment.listeners if listener.origin != "systemd")
-            entries = store_entries(own, len(equipment.runtime), equipment.table.workers)
+            entries = store_entries(own, len(equipment.mains), equipment.table.workers)
             found.append(store_problem(entries, self._manager.store_limit))
         return [problem for problem in found if problem]
 
@@ -329,6 +359,10 @@ class Main:
     @property
     def history(self) -> Sequence[ReloadOutcome]:
         return self._reloads.history
+
+    @property
+    def reload_histogram(self) -> Mapping[str, tuple[Sequence[int], float]]:
+        return self._reloads.histogram
 
     @property
     def configured(self) -> Config:
