@@ -13,7 +13,6 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from hitlessd.log import Logger
 from hitlessd.model import Config, StatsPage
 from hitlessd.web.message import Grant, Service
 
@@ -47,8 +46,7 @@ def page_of(config: Config, proxy: str) -> StatsPage | None:
 class Visitors:
     """`config()` is the configuration in force."""
 
-    def __init__(self, log: Logger, config: Callable[[], Config], host: Host) -> None:
-        self._log = log
+    def __init__(self, config: Callable[[], Config], host: Host) -> None:
         self._config = config
         self._host = host
         self._held: list[tuple[socket.socket, dict[str, Any]]] | None = None  # None: nobody is
