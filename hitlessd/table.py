@@ -35,6 +35,7 @@ __all__ = [
     "Table",
     "row_keys",
     "sum_over",
+    "totals",
 ]
 
 _MAGIC = int.from_bytes(b"hitlessT", "little")
@@ -98,9 +99,12 @@ class Column(IntEnum):
     RATE = 43  # new sessions of this second and the one before; see worker/gate.py
     FRESH = 44  # of IDLE, those that have served one request only
     INTERCEPTED = 45  # HTTP requests that a frontend's rules have answered, other than by denying them
+    DEATHS = 46  # workers that died; of the process only, main counts these, as the next two
+    MOVED = 47  # connections that went over to a successor
+    KEPT = 48  # connections that stayed behind when others did
 
 
-_COLUMNS = 48  # some to spare, so that the next version can add counters without a new format
+_COLUMNS = 52  # some to spare, so that the next version can add counters without a new format
 _STATES = 24
 #: As many as the first version had; where a table has fewer than ours, the others are 0.
 _FEWEST_COLUMNS = 23
@@ -269,6 +273,14 @@ class Table:
         values += [words[self._slots_at + worker * stride + at] for worker in range(self.workers)]
         return max(values) if column in MAXIMA else sum(values)
 
+    def row_values(self, row: int) -> list[int]:
+        """As value(), of all columns at once: the result is indexed by Column."""
+        words, stride, at = self._words, len(self.keys) * self.columns, row * self.columns
+        width = min(self.columns, len(Column))
+        starts = [self._base_at + at, *(self._slots_at + worker * stride + at for worker in range(self.workers))]
+        parts = [words[start : start + width].tolist() for start in starts]
+        return _combined(parts) + [0] * (len(Column) - width)
+
     def unparked(self, worker: int) -> int:
         """Connections of a worker that are not parked now, or were not when it died."""
         slot, at = self.slot(worker), self.index[PROCESS] * self.columns
@@ -409,3 +421,19 @@ def sum_over(tables: Iterable[Table], key: RowKey, column: Column) -> int:
     if not values:
         return 0
     return max(values) if column in MAXIMA else sum(values)
+
+
+def totals(tables: Iterable[Table], key: RowKey) -> list[int]:
+    """As sum_over(), of all columns at once: the result is indexed by Column."""
+    rows = [table.row_values(table.index[key]) for table in tables if key in table.index and not table.folded]
+    return _combined(rows) if rows else [0] * len(Column)
+
+
+def _combined(rows: Sequence[list[int]]) -> list[int]:
+    """Sums, modulo 2^64: whoever clears counters has their base say less than nothing. Of MAXIMA the greatest."""
+    if len(rows) == 1:
+        return rows[0]
+    found = [value & _MOST for value in map(sum, zip(*rows, strict=True))]
+    for column in MAXIMA:
+        found[column] = max(row[column] for row in rows)
+    return found

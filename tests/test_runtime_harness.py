@@ -72,6 +72,7 @@ class FakeControl:
         self.last_reload: ReloadOutcome | None = None
         self.reloads = (6, 0)
         self.history: list[ReloadOutcome] = []
+        self.reload_histogram: dict[str, tuple[Sequence[int], float]] = {}
         self.changes = Changes()
         self.administered: list[Change] = []
         self.refusal = ""

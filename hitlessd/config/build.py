@@ -10,6 +10,7 @@ from hitlessd.model import (
     Global,
     HttpCheck,
     LogTarget,
+    MetricsBind,
     Mode,
     SourceFile,
     StatsSocket,
@@ -21,7 +22,7 @@ from . import values
 from .attached import Attached
 from .checks import check_addresses, check_pages, check_whole
 from .formats import log_format_problem
-from .lines import log_line, stats_socket_line
+from .lines import log_line, metrics_bind_line, stats_socket_line
 from .problems import Place, Problems
 from .proxies import Balancing, http_checks
 from .resolve import Names
@@ -84,6 +85,7 @@ def build(
 
 def _global(entry: Entry, names: Names, problems: Problems) -> Global:
     stats: list[StatsSocket] = []
+    metrics: list[MetricsBind] = []
     workers, maxconn, hard_stop, log, takeover = 0, 0, None, LogTarget(), False
     reload_timeout, crash_proof = Global().reload_timeout, Global().crash_proof
     park_after, park_timeout = Global().park_after, Global().park_timeout
@@ -96,6 +98,11 @@ def _global(entry: Entry, names: Names, problems: Problems) -> Global:
                     found = stats_socket_line(Place(problems, where, entry.title, option.name), line)
                     if found:
                         stats.append(found)
+            case "metrics bind":
+                for line, where in option.lines:
+                    bind = metrics_bind_line(Place(problems, where, entry.title, option.name), line)
+                    if bind:
+                        metrics.append(bind)
             case "workers":
                 if text.isdigit():
                     workers = values.integer(place, text, 1, _WORKERS_LIMIT) or 0
@@ -120,7 +127,17 @@ def _global(entry: Entry, names: Names, problems: Problems) -> Global:
             case "park-timeout":
                 park_timeout = values.duration(place, text, zero=False) or park_timeout
     return Global(
-        tuple(stats), workers, maxconn, hard_stop, log, reload_timeout, takeover, crash_proof, park_after, park_timeout
+        tuple(stats),
+        workers,
+        maxconn,
+        hard_stop,
+        log,
+        reload_timeout,
+        takeover,
+        crash_proof,
+        park_after,
+        park_timeout,
+        metrics_binds=tuple(metrics),
     )
 
 

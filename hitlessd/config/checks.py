@@ -14,9 +14,10 @@ __all__ = ["check_addresses", "check_pages", "check_whole"]
 
 
 def check_addresses(global_: Global, frontends: list[Frontend], proxies: list[Settings], problems: Problems) -> None:
-    """Every address once, among listeners and runtime sockets."""
+    """Every address once, among listeners, runtime sockets and those of metrics."""
     taken: dict[tuple[object, ...], tuple[str, Where]] = {}
     stats = [(Bind(socket.address, socket.where), "global", "stats socket") for socket in global_.stats_sockets]
+    stats += [(Bind(bind.address, bind.where), "global", "metrics bind") for bind in global_.metrics_binds]
     titles = [proxy.entry.title for proxy in proxies if proxy.entry.kind != "backend"]
     binds = [
         (bind, title, "bind") for frontend, title in zip(frontends, titles, strict=True) for bind in frontend.binds

@@ -33,6 +33,7 @@ _PROXIES = ("listen", "frontend", "backend")
 #: Every option and the kinds of sections that take it. `server` stands for `server NAME`, `acl` for `acl NAME`.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "stats socket": _G,
+    "metrics bind": _G,
     "workers": _G,
     "hard-stop-after": _G,
     "log": _G,
@@ -98,8 +99,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 #: Those whose order counts, or of which there may be many: one a line, below the first.
 SEVERAL_LINES = frozenset(
-    ("bind", "stats socket", "acl", "use_backend", "tcp-request", "http-request", "http-response", "errorfile",
-     "default-server", "http-check", "stats auth", "stats scope")
+    ("bind", "stats socket", "metrics bind", "acl", "use_backend", "tcp-request", "http-request", "http-response",
+     "errorfile", "default-server", "http-check", "stats auth", "stats scope")
 )  # fmt: skip
 
 #: Those that are `option NAME` and say more than on or off.

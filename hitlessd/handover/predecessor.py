@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from hitlessd.errors import PeerError, StateError
 from hitlessd.handover.faults import injector
+from hitlessd.handover.phases import Phases
 from hitlessd.handover.process import PeerProcess
 from hitlessd.handover.states import PREDECESSOR, Action, Event, Machine, State
 from hitlessd.handover.stream import FrameStream
@@ -90,15 +91,18 @@ class Predecessor:
         nonce: str,
         timeout: float,
         already: bytes = b"",
+        began: float | None = None,
     ) -> None:
         """`nonce` is what a successor that we started must know; a takeover by hand has none, and may only be killed
-        once it holds something of ours."""
+        once it holds something of ours. `began`: when, on the loop's clock, if not now."""
         self._loop = loop
         self._host = host
         self._successor = successor
         self._nonce = nonce
         self._ours = bool(nonce)
         self._timeout = timeout
+        self._phases = Phases(loop.time, began)
+        self._started: object = None  # when the successor says that it has
         self._machine = Machine(PREDECESSOR)
         self._entering = injector("predecessor", os.environ)
         self._offer = Offer({})
@@ -119,6 +123,11 @@ class Predecessor:
     def pid(self) -> int:
         return self._successor.pid
 
+    @property
+    def phases(self) -> tuple[tuple[str, float], ...]:
+        """What took how long so far; the last one may have failed."""
+        return self._phases.all()
+
     def abandon(self, reason: str) -> bool:
         """Call it off, for reasons of our own. False when it is too late: the successor may serve alone already."""
         if self._machine.state in (State.COMMIT, State.MIGRATE, State.MOVE):
@@ -131,6 +140,7 @@ class Predecessor:
         for fd in message.fds:
             os.close(fd)  # nobody sends us any
         event = _MESSAGES.get(message.kind)
+        self._started = message.text.get("started", self._started)
         problem = "" if event else f"cannot understand the successor: unknown message '{message.kind}'"
         if event is Event.HELLO:
             problem = self._introduced(message.text)
@@ -195,6 +205,7 @@ class Predecessor:
             action = self._machine.handle(Event.GARBAGE)
             self._stream.send({"is": "refuse", "reason": self._refusal})
         if self._machine.state is not before:
+            self._phases.leave(before, self._started)
             self._entering(self._machine.state)
         self._timer.cancel()
         if self._machine.state not in (State.DONE, State.FAILED):

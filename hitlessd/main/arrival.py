@@ -16,7 +16,8 @@ __all__ = ["Arrival"]
 
 
 class Arrival:
-    """`done()` is called once: when all have come that will, or when that takes longer than somebody should wait."""
+    """`done()` is called once: when all have come that will, or when that takes longer than somebody should wait; then
+    `late()` is called when they have."""
 
     def __init__(
         self,
@@ -26,12 +27,14 @@ class Arrival:
         ancestor: Ancestor | None,
         patience: float,
         done: Callable[[], object],
+        late: Callable[[], object] = lambda: None,
     ) -> None:
         self._loop = loop
         self._log = log
         self._pool = pool
         self._ancestor = ancestor
         self._done: Callable[[], object] | None = done
+        self._late = late
         self._began = loop.time()
         self._took = 0.0
         self.over = False
@@ -62,6 +65,7 @@ class Arrival:
             self._ancestor.moved, self._ancestor.kept = self.moved, self.kept
         if not self._done:
             self._log("notice", f"late: {self.summary}", moved=self.moved, lost=self.lost)
+            self._late()
         self.finish()
 
     def finish(self) -> None:
@@ -70,6 +74,10 @@ class Arrival:
         done, self._done = self._done, None
         if done:
             done()
+
+    def counts(self) -> dict[str, Any]:
+        """How many connections came, stayed and were lost, under the names of a ReloadOutcome."""
+        return {"moved": self.moved, "kept": sum(self.kept.values()), "lost": self.lost}
 
     @property
     def summary(self) -> str:

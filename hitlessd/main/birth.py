@@ -12,6 +12,7 @@ from typing import Any
 
 from hitlessd.config import load, parse
 from hitlessd.errors import ConfigError, HitlessdError, PeerError, SystemRefused
+from hitlessd.handover.phases import Phases
 from hitlessd.handover.successor import PredecessorLost, Successor, Summons
 from hitlessd.log import Log
 from hitlessd.loop import Loop
@@ -55,6 +56,7 @@ class Born:
     config_error: str  # why the stored configuration is served, and not the file; else empty
     successor: Successor | None
     clients: list[tuple[dict[str, Any], int]] = field(default_factory=list)  # of the predecessor's runtime API
+    phases: Phases | None = None  # of the handover, as far as it came
 
 
 class Birth:
@@ -95,7 +97,8 @@ class Birth:
         self._equipment = equipment
         clients = self._start_accepting(config, equipment, inheritance)
         successor = None if self._lost else self._successor
-        return Born(config, generation, equipment, inheritance, stored, self._config_error, successor, clients)
+        phases = self._successor.phases if self._successor else None
+        return Born(config, generation, equipment, inheritance, stored, self._config_error, successor, clients, phases)
 
     def withdraw(self, reason: str) -> None:
         """Undo what was opened, and tell the predecessor why it serves on."""

@@ -17,6 +17,8 @@ __all__ = ["Departure"]
 
 #: Seconds that SIGTERM leaves the workers, and generations that still drain, to close what they have.
 _STOP_PATIENCE = 2.0
+#: Seconds that a stop waits, at most, for answers of main's web server that have begun.
+_WEB_PATIENCE = 1.0
 
 
 class Departure:
@@ -34,6 +36,7 @@ class Departure:
         self._awaits_ancestors = False
         self._draining = False
         self._drained = False
+        self._web_deadline = 0.0  # loop time
 
     def drain(self, awaits_ancestors: bool, kept: Sequence[int] = ()) -> None:
         """Accept nothing more, serve who is there, then end; hard-stop-after is the last resort.
@@ -47,7 +50,8 @@ class Departure:
         self._awaits_ancestors = awaits_ancestors
         office.close_runtime()
         office.server.close()
-        for _, listener in (*office.equipment.runtime, *office.equipment.listeners):
+        office.web.leave()
+        for listener in (*office.equipment.mains, *(listener for _, listener in office.equipment.listeners)):
             listener.close()
         pool = office.equipment.pool
         pool.close_listeners()
@@ -79,6 +83,8 @@ class Departure:
             office.pidfile.remove()
         office.stopping = True
         self._draining = False
+        office.web.leave()
+        self._web_deadline = self._loop.time() + _WEB_PATIENCE
         office.signal_ancestors(signal.SIGTERM, self._log)
         office.equipment.pool.when_gone(self._stopped)
         if keeps:
@@ -125,7 +131,8 @@ class Departure:
 
     def _stopped(self) -> None:
         """systemd kills what is left of the unit as soon as we are gone: let those that drain close in good order."""
-        if not any(ancestor.process for ancestor in self._office.ancestors):
+        answering = self._office.web.busy and self._loop.time() < self._web_deadline
+        if not answering and not any(ancestor.process for ancestor in self._office.ancestors):
             self._loop.stop()
         else:
             self._loop.call_later(0.02, self._stopped)

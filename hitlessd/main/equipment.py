@@ -17,7 +17,7 @@ from hitlessd.main.parks import Parks
 from hitlessd.main.store import Store
 from hitlessd.main.wellbeing import carry_over
 from hitlessd.main.workers import Pool
-from hitlessd.model import Bind, Config, StatsSocket, UnixAddress
+from hitlessd.model import Bind, Config, MetricsBind, StatsSocket, UnixAddress
 from hitlessd.parking.counters import self_test
 from hitlessd.table import RowKey, ServerState, Table, row_keys
 
@@ -34,6 +34,7 @@ class Equipment:
     config: Config
     listeners: list[tuple[Wanted, Listener]]
     runtime: list[tuple[StatsSocket, Listener]]
+    metrics: list[tuple[MetricsBind, Listener]]
     unwanted: list[Listener]
     opened: list[Listener]
     table: Table
@@ -45,16 +46,21 @@ class Equipment:
     older: list[Table]  # of those before us, the youngest first
     accepting: bool = False
 
+    @property
+    def mains(self) -> list[Listener]:
+        """The listeners of main itself: of the runtime API and of metrics."""
+        return [*(listener for _, listener in self.runtime), *(listener for _, listener in self.metrics)]
+
     def kept(self, inheritance: Inheritance) -> list[int]:
         """Indexes, in the predecessor's offer, of the listeners that live on."""
-        used = [listener for _, listener in self.listeners] + [listener for _, listener in self.runtime]
+        used = [listener for _, listener in self.listeners] + self.mains
         return [inheritance.offered[id(x)] for x in used if id(x) in inheritance.offered]
 
     def accept(self, loop: Loop, patience: float) -> None:
         """Have the workers accept. Raises SystemRefused, TimeoutError."""
         for want, listener in self.listeners:
             listener.start_listening(want.bind.backlog)
-        for _, listener in self.runtime:
+        for listener in self.mains:
             listener.start_listening(0)
         # Who went down while we prepared gets nothing from us, either.
         carry_over(self.config, self.table, self.older, time.time())
@@ -75,6 +81,7 @@ class Equipment:
         """Apply mode and owner to unix paths that were taken over; opened ones have them."""
         binds = [(want.bind, listener) for want, listener in self.listeners]
         binds += [(_bind_of(stats), listener) for stats, listener in self.runtime]
+        binds += [(_bind_of(metrics), listener) for metrics, listener in self.metrics]
         for bind, listener in binds:
             if not isinstance(bind.address, UnixAddress) or bind.address.abstract or listener.origin == "systemd":
                 continue
@@ -99,10 +106,12 @@ def equip(
     workers = config.global_.workers or len(os.sched_getaffinity(0))
     wanted = [Wanted(frontend.name, bind) for frontend in config.frontends for bind in frontend.binds]
     stats = _stats_sockets(config)
+    metrics = config.global_.metrics_binds
     wanted_runtime = [Wanted("", _bind_of(each)) for each in stats]
+    wanted_metrics = [Wanted("", _bind_of(each)) for each in metrics]
     # In one go: what was a frontend's may become the runtime API's.
     held = inheritance.listeners + inheritance.runtime
-    matched, missing, unwanted = assign(wanted + wanted_runtime, held)
+    matched, missing, unwanted = assign(wanted + wanted_runtime + wanted_metrics, held)
     _refuse_strays(unwanted)
     taken = sum(1 for want, _ in matched if want.frontend)
     bound = sum(1 for want in missing if want.frontend)
@@ -131,6 +140,7 @@ def equip(
         config,
         pairs,
         [(each, by_bind[id(want)]) for each, want in zip(stats, wanted_runtime, strict=True)],
+        [(each, by_bind[id(want)]) for each, want in zip(metrics, wanted_metrics, strict=True)],
         unwanted,
         opened,
         table,
@@ -162,11 +172,13 @@ def _stats_sockets(config: Config) -> list[StatsSocket]:
     return stats
 
 
-def _bind_of(stats: StatsSocket) -> Bind:
-    mode = stats.mode
-    if mode is None and isinstance(stats.address, UnixAddress) and not stats.address.abstract:
+def _bind_of(ours: StatsSocket | MetricsBind) -> Bind:
+    """The socket of something that main itself answers."""
+    mode = ours.mode
+    commands = isinstance(ours, StatsSocket)
+    if commands and mode is None and isinstance(ours.address, UnixAddress) and not ours.address.abstract:
         mode = 0o600  # whoever may connect may command
-    return Bind(stats.address, stats.where, mode=mode, user=stats.user, group=stats.group)
+    return Bind(ours.address, ours.where, mode=mode, user=ours.user, group=ours.group)
 
 
 def _refuse_strays(unwanted: Sequence[Listener]) -> None:

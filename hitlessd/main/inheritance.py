@@ -68,6 +68,7 @@ class Inheritance:
     offered: dict[int, int] = field(default_factory=dict)
     foreign: bool = False  # taken from a haproxy
     sessions: int = 0  # connections that may come from the predecessor
+    state: str = ""  # the name of its state in the store
 
 
 def from_store(stored: Stored) -> Inheritance:
@@ -92,6 +93,7 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
             generation=int(facts.get("generation", 0)),
             reloads=dict(facts.get("reloads", {})),
             sessions=int(facts.get("sessions", 0)),
+            state=str(facts.get("state", "")),
         )
     except (TypeError, ValueError, ArithmeticError):
         raise PeerError("cannot take over: the predecessor's offer makes no sense") from None

@@ -96,7 +96,8 @@ def _shortage(maxconn: int, workers: int, nofile: int, parked: int, needed: int)
 
 def store_entries(listeners: int, runtime: int, workers: int) -> int:
     """How many entries of systemd's descriptor store a reload may take for a moment: what the old generation and the
-    new one need. `listeners` are those that we bind ourselves, `runtime` those of the runtime API.
+    new one need. `listeners` are those that we bind ourselves, `runtime` those of the runtime API and of
+    metrics.
 
     A reload that changes every address has the old and the new listeners in the store. An older generation that keeps
     its connections (`no option migrate`) needs more.

@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,14 +31,17 @@ from hitlessd.main.office import Office, send_signal
 from hitlessd.main.pidfile import Pidfile
 from hitlessd.main.reloads import Reloads
 from hitlessd.main.sessions import LineServer, Sessions
+from hitlessd.main.site import page_of, responders
 from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
+from hitlessd.main.visitors import Visitors
 from hitlessd.model import Config, LogTarget, StatsSocket
 from hitlessd.parking.park import Park
 from hitlessd.runtime.control import Credentials, GenerationInfo, ReloadOutcome
 from hitlessd.runtime.server import RuntimeServer
 from hitlessd.systemd import Manager, leave_no_trace
 from hitlessd.table import PROCESS, Column, RowKey, Table, sum_over
+from hitlessd.web.server import WebServer
 
 __all__ = ["EXIT_CONFIG", "EXIT_REPLACED", "Main", "Options"]
 
@@ -70,7 +73,11 @@ class Main:
         self.started = self.loop.time()
         self._manager = Manager(dict(os.environ))
         self._store = Store(self._manager)
-        self._reloads = Reloads(self.loop, lambda number: self._succession.begin(number))
+        self._reloads = Reloads(
+            self.loop,
+            lambda number: self._succession.begin(number),
+            lambda: self._store.keep_reloads(self._reloads.export()),
+        )
         self._rates = status.Rates()
         self._request_rates = status.Rates(Column.REQ_TOT, ("frontend",))
         self._stop_next = False
@@ -83,6 +90,7 @@ class Main:
         self._sessions: Sessions
         self._homecoming: Homecoming
         self._checks: Checks
+        self._visitors: Visitors
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -125,6 +133,7 @@ class Main:
             born.generation,
             equipment,
             RuntimeServer(self.loop, self, self.log),
+            WebServer(self.loop, self.log, responders(self), lambda proxy: page_of(self.config, proxy)),
             Pidfile(self._options.pidfile),
             born.config_error,
             born.inheritance.ancestors,
@@ -141,7 +150,7 @@ class Main:
             self._store,
             self._reloads,
             office,
-            lambda: self._checks.retire(True),
+            self._committing,
             self._handover_ended,
         )
         self._checks = Checks(
@@ -153,6 +162,10 @@ class Main:
             lambda backend, server: self.shut_down(0, (backend, server), lambda _result: None),
         )
         equipment.pool.when_observed(self._checks.observed)
+        self._visitors = Visitors(lambda: self.config, office.web)
+        equipment.pool.when_visited(self._visitors.came)
+        self._sessions.when_visited(self._visitors.came)
+        self._sessions.listen()
         self._checks.start()
         self._reloads.restore(born.inheritance.reloads)
         office.pidfile.write(self.log)
@@ -177,7 +190,7 @@ class Main:
         office.open_runtime()
         for listener in equipment.unwanted:
             close_unwanted(listener)
-        outcome = self._outcome(born)
+        outcome, number = self._outcome(born), self._reloads.number
         # Whoever waits for it is answered when the predecessor's connections have come.
         self._reloads.running = bool(outcome)
         self._manager.notify("READY=1", f"STATUS={self._status()}")
@@ -186,9 +199,9 @@ class Main:
         equipment.pool.tell("sweep")
         for state, fd in born.clients:
             try:
-                office.server.import_client(socket.socket(fileno=fd), state)
-            except (PeerError, OSError) as error:
-                self.log("warning", f"cannot serve a client of the predecessor's runtime API: {error}")
+                office.import_client(fd, state)
+            except PeerError as error:
+                self.log("warning", f"cannot serve a client of the predecessor: {error}")
         if born.successor:
             arrival = self._arrival = Arrival(
                 self.loop,
@@ -196,12 +209,18 @@ class Main:
                 equipment.pool,
                 office.ancestors[-1] if office.ancestors else None,
                 min(_ARRIVAL_PATIENCE, office.config.global_.reload_timeout),
-                lambda: self._arrived(outcome),
+                lambda: self._arrived(outcome, born),
+                lambda: self._reloads.amend(number, phases=self._phases(born), **arrival.counts()),
             )
-            if predecessor := born.successor.committed(arrival.adopt, arrival.ended):
+
+            def adopt(fds: list[int]) -> None:
+                arrival.adopt(fds)
+                self._sessions.listen()
+
+            if predecessor := born.successor.committed(adopt, arrival.ended):
                 predecessor.close()
         else:
-            self._arrived(outcome)
+            self._arrived(outcome, born)
         # Only now: the predecessor would take the signal of -sf for a wish to call the handover off.
         for pids, number in ((self._options.finish, signal.SIGUSR1), (self._options.terminate, signal.SIGTERM)):
             for pid in pids:
@@ -218,27 +237,39 @@ class Main:
             State(born.generation, born.config.files, born.config.resolved, {}, self._reloads.export()),
             equipment.table,
             [listener for _, listener in equipment.listeners],
-            [listener for _, listener in equipment.runtime],
+            equipment.mains,
         )
         equipment.parks.store()
         self._store.forget(born.stored.useless)
         self._store.forget(listener.name for listener in equipment.unwanted if listener.name)
         before = born.stored.state.generation if born.stored.state else born.inheritance.generation
         if before:
-            self._store.forget_state(before)
+            self._store.forget_state(before, born.stored.state_name or born.inheritance.state)
 
-    def _arrived(self, outcome: ReloadOutcome | None) -> None:
+    def _arrived(self, outcome: ReloadOutcome | None, born: Born) -> None:
         """The reload is over, if there was one."""
         office = self._serving
         if outcome:
             first, *rest = outcome.reason.splitlines()
-            if self._arrival and (moved := self._arrival.summary):
-                first += f"; {moved}"
-            outcome = replace(outcome, reason="\n".join([first, *rest]), at=time.time())
+            counts: dict[str, Any] = {}
+            if self._arrival:
+                counts = self._arrival.counts()
+                first += f"; {self._arrival.summary}" if self._arrival.summary else ""
+            outcome = replace(
+                outcome,
+                reason="\n".join([first, *rest]),
+                duration=time.monotonic() - born.inheritance.reloads["began"],
+                at=time.time(),
+                phases=self._phases(born),
+                **counts,
+            )
         self._say_ready(office, outcome)
         if outcome:
             self._reloads.finished(outcome)
             self._tell_status()
+
+    def _phases(self, born: Born) -> tuple[tuple[str, float], ...]:
+        return born.phases.all(born.inheritance.reloads.get("began")) if born.phases else ()
 
     def _outcome(self, born: Born) -> ReloadOutcome | None:
         began = born.inheritance.reloads.get("began")
@@ -251,7 +282,17 @@ class Main:
             f" listeners: {equipment.taken} taken, {equipment.bound} bound, {len(equipment.unwanted)} closed"
         )
         summary = "\n".join([summary, *born.config.warnings])
-        return ReloadOutcome(self._reloads.number, True, summary, duration, time.time())
+        return ReloadOutcome(
+            self._reloads.number,
+            True,
+            summary,
+            duration,
+            time.time(),
+            born.generation,
+            taken=equipment.taken,
+            bound=equipment.bound,
+            closed=len(equipment.unwanted),
+        )
 
     def _say_ready(self, office: Office, outcome: ReloadOutcome | None) -> None:
         equipment = office.equipment
@@ -287,7 +328,7 @@ class Main:
         found = [equipment.limits.shortage]
         if self._manager.store_limit is not None and self._manager.has_store:
             own = sum(1 for _, listener in equipment.listeners if listener.origin != "systemd")
-            entries = store_entries(own, len(equipment.runtime), equipment.table.workers)
+            entries = store_entries(own, len(equipment.mains), equipment.table.workers)
             found.append(store_problem(entries, self._manager.store_limit))
         return [problem for problem in found if problem]
 
@@ -329,6 +370,10 @@ class Main:
     @property
     def history(self) -> Sequence[ReloadOutcome]:
         return self._reloads.history
+
+    @property
+    def reload_histogram(self) -> Mapping[str, tuple[Sequence[int], float]]:
+        return self._reloads.histogram
 
     @property
     def configured(self) -> Config:
@@ -389,22 +434,30 @@ class Main:
 
     # --- being told (signals), being replaced
 
+    def _committing(self) -> None:
+        """The successor becomes the main process."""
+        self._checks.retire(True)
+        self._visitors.hold()
+        # What older generations say is for the successor's ears: it listens from now on.
+        self._sessions.close()
+
     def _handover_ended(self, handed_over: bool, by_hand: bool) -> None:
         if handed_over:
             self._succeeded = True
             outside = by_hand and self._manager.present
             self._exit_status = EXIT_REPLACED if outside else 0
             # The lines of older generations are the successor's, as is the one to us.
-            self._sessions.close()
             for ancestor in self._serving.ancestors:
                 if ancestor.line:
                     ancestor.line.close()
                     ancestor.line = None
-            if line := self._succession.take_line():
-                LineServer(self.loop, self._serving.equipment.pool, line)
+            line = self._succession.take_line()
+            self._visitors.leave_to(LineServer(self.loop, self._serving.equipment.pool, line) if line else None)
             self._departure.drain(awaits_ancestors=outside, kept=self._succession.kept)
         else:
             self._checks.retire(False)
+            self._visitors.stay()
+            self._sessions.listen()
             self._tell_status()
         if self._stop_next:
             self._stop()

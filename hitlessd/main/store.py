@@ -4,6 +4,7 @@ hitlessd.listener-*   listeners that we bound ourselves (those of .socket units 
 hitlessd.runtime-*    listeners of the runtime API
 hitlessd.table-N      the shared table of generation N
 hitlessd.state-N      a memfd: the text of the running configuration and what else generation N knew
+hitlessd.state-N-K    the same, stored for the Kth time, when a reload had ended
 hitlessd.park-N-M-*   the parts of a park: connections of a worker of generation N
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hitlessd.errors import HitlessdError, PeerError, SystemRefused
@@ -43,7 +44,7 @@ class State:
     files: tuple[SourceFile, ...] = ()
     resolved: dict[str, tuple[str, ...]] = field(default_factory=dict)
     listeners: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name in the store
-    reloads: dict[str, Any] = field(default_factory=dict)
+    reloads: dict[str, Any] = field(default_factory=dict)  # what Reloads exports
 
     def dump(self) -> bytes:
         return json.dumps(
@@ -52,7 +53,9 @@ class State:
                 "files": [[file.name, file.text] for file in self.files],
                 "resolved": self.resolved,
                 "listeners": self.listeners,
-                "reloads": self.reloads,
+                # A version that knows no history, which somebody may go back to, wants numbers only.
+                "reloads": {name: value for name, value in self.reloads.items() if isinstance(value, int)},
+                "past": {name: value for name, value in self.reloads.items() if not isinstance(value, int)},
             }
         ).encode()
 
@@ -65,7 +68,10 @@ class State:
             tuple(SourceFile(str(name), str(body)) for name, body in text.get("files", ())),
             {str(name): tuple(map(str, found)) for name, found in text.get("resolved", {}).items()},
             {str(name): dict(record) for name, record in text.get("listeners", {}).items()},
-            _counted(text.get("reloads", {})),
+            {
+                **{str(name): value for name, value in dict(text.get("past", {})).items()},
+                **{str(name): int(value) for name, value in text.get("reloads", {}).items()},
+            },
         )
 
 
@@ -79,6 +85,7 @@ class Stored:
     parks: list[Park] = field(default_factory=list)
     spoilt: int = 0  # parks that cannot be used
     state: State | None = None
+    state_name: str = ""
     useless: list[str] = field(default_factory=list)
 
 
@@ -87,6 +94,9 @@ class Store:
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
+        self._state = State()
+        self._serial = 0
+        self.state = ""  # the name of what is stored
 
     @property
     def open(self) -> bool:
@@ -121,7 +131,7 @@ class Store:
         # by name, so what shares the name of the one that counts stays beside it.
         states.sort(key=lambda item: (item[1].generation, item[1].reloads.get("number", 0)))
         stored.useless += [short for short, _ in states[:-1] if short != states[-1][0]]
-        stored.state = states[-1][1] if states else None
+        stored.state_name, stored.state = states[-1] if states else ("", None)
         records = stored.state.listeners if stored.state else {}
         for fd, short in loose:
             try:
@@ -163,13 +173,28 @@ class Store:
                     listener.stored = True
                 records[listener.name] = listener.record()
         self._manager.store(f"{STORE_PREFIX}{_TABLE}{table.generation}", [table.fd])
+        self._state = replace(state, listeners=records)
+        self._keep_state(f"{_STATE}{state.generation}")
+
+    def keep_reloads(self, reloads: dict[str, Any]) -> None:
+        """Store the state once more, with what is known of reloads now."""
+        if not self.open or not self.state:
+            return
+        before = self.state
+        self._state = replace(self._state, reloads=reloads)
+        self._serial += 1
+        self._keep_state(f"{_STATE}{self._state.generation}-{self._serial}")
+        self._drop(before)
+
+    def _keep_state(self, name: str) -> None:
         fd = os.memfd_create("hitlessd-state", os.MFD_CLOEXEC)
         try:
             with open(fd, "wb", closefd=False) as file:
-                file.write(State(state.generation, state.files, state.resolved, records, state.reloads).dump())
-            self._manager.store(f"{STORE_PREFIX}{_STATE}{state.generation}", [fd])
+                file.write(self._state.dump())
+            self._manager.store(STORE_PREFIX + name, [fd])
         finally:
             os.close(fd)
+        self.state = name
 
     def keep_park(self, park: Park) -> None:
         """Store the parts of a park, once; `park.stored` tells whether that could be done."""
@@ -185,8 +210,12 @@ class Store:
         for part in PARTS:
             self._drop(f"{_PARK}{name}-{part}")
 
-    def forget_state(self, generation: int) -> None:
-        self._drop(f"{_STATE}{generation}")
+    def forget_state(self, generation: int, name: str = "") -> None:
+        """The state of a generation; `name` is what it was stored as last, if that is known."""
+        first = f"{_STATE}{generation}"
+        self._drop(first)
+        if name.startswith(f"{first}-"):
+            self._drop(name)
 
     def forget_table(self, generation: int) -> None:
         self._drop(f"{_TABLE}{generation}")
@@ -199,11 +228,6 @@ class Store:
     def _drop(self, short: str) -> None:
         if self._manager.has_store:
             self._manager.unstore(STORE_PREFIX + short)
-
-
-def _counted(reloads: dict[str, Any]) -> dict[str, Any]:
-    """Numbers by name, and the history, which whoever restores it looks at."""
-    return {str(name): list(value) if name == "history" else int(value) for name, value in reloads.items()}
 
 
 def _read_state(fd: int) -> State:

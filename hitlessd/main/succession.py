@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hitlessd.descriptors import close_all
 from hitlessd.errors import HitlessdError, PeerError
 from hitlessd.handover.getsocks import Giver
 from hitlessd.handover.predecessor import Offer, Predecessor
@@ -61,7 +62,7 @@ class Succession:
         self._committing = committing
         self._ended = ended
         self._handover: Predecessor | None = None
-        self._exported: list[tuple[socket.socket, dict[str, Any]]] = []
+        self._exported: list[tuple[int, dict[str, Any]]] = []
         self._by_hand = False
         self._began = 0.0
         self._again = False
@@ -83,7 +84,8 @@ class Succession:
         except (HitlessdError, OSError) as error:
             return self.refused(str(error))
         self._log("info", f"reload {number}: started process {process.pid}")
-        self._handover = Predecessor(self._loop, self, sock, process, nonce, self._office.config.global_.reload_timeout)
+        timeout = self._office.config.global_.reload_timeout
+        self._handover = Predecessor(self._loop, self, sock, process, nonce, timeout, began=self._began)
 
     def again(self) -> None:
         """Somebody who waits for no answer wants one more reload than the running one."""
@@ -137,7 +139,7 @@ class Succession:
         self._reloads.number += 1
         self._began = time.monotonic()
         self._handover = Predecessor(
-            self._loop, self, sock, process, "", self._office.config.global_.reload_timeout, already
+            self._loop, self, sock, process, "", self._office.config.global_.reload_timeout, already, self._began
         )
 
     # What follows is Host, for Predecessor.
@@ -150,11 +152,12 @@ class Succession:
                 "pid": office.pid,
                 "sessions": status.sessions([office.equipment.table]),
                 "reloads": {**self._reloads.export(), "began": self._began},
+                "state": self._store.state,
             }
         )
         for _, listener in office.equipment.listeners:
             offer.add("listener", listener.sock.fileno(), listener.record())
-        for _, listener in office.equipment.runtime:
+        for listener in office.equipment.mains:
             offer.add("runtime", listener.sock.fileno(), listener.record())
         for ancestor in [*office.ancestors, office.as_ancestor()]:
             offer.add("table", ancestor.table.fd, ancestor.record())
@@ -180,7 +183,7 @@ class Succession:
         equipment = self._office.equipment
         self._committing()
         self.kept = [index for index in kept if index < len(equipment.listeners)]
-        ours = [listener for _, listener in (*equipment.listeners, *equipment.runtime)]
+        ours = [listener for _, listener in equipment.listeners] + equipment.mains
         keep = set(kept)
         self._store.forget(x.name for i, x in enumerate(ours) if i not in keep and x.origin == "own" and x.name)
         if not self._by_hand:
@@ -191,12 +194,17 @@ class Succession:
     def export_clients(self) -> tuple[list[dict[str, Any]], list[int]]:
         # No new ones from here on: they are the successor's.
         self._office.close_runtime()
-        self._exported = self._office.server.export_clients()
-        return [state for _, state in self._exported], [sock.fileno() for sock, _ in self._exported]
+        self._exported = self._office.export_clients()
+        return [state for _, state in self._exported], [fd for fd, _ in self._exported]
 
     def migrate(self, workers: int, done: Callable[[dict[str, Any]], object]) -> list[int]:
         def moved(report: dict[str, Any]) -> None:
-            self._office.equipment.table.add(PROCESS, Column.LOST, report["lost"])
+            for column, number in (
+                (Column.LOST, report["lost"]),
+                (Column.MOVED, report["moved"]),
+                (Column.KEPT, sum(report["kept"].values())),
+            ):
+                self._office.equipment.table.add(PROCESS, column, number)
             passage.moved = report["moved"]
             if passage.failed:
                 self._report_lost(passage)
@@ -216,8 +224,7 @@ class Succession:
 
     def handed_over(self, successor: PeerProcess, report: dict[str, Any]) -> None:
         self._handover = None
-        for sock, _ in self._exported:
-            sock.close()
+        close_all(fd for fd, _ in self._exported)
         self._exported.clear()
         if self._again and not self._by_hand:
             successor.signal(signal.SIGHUP)
@@ -236,14 +243,24 @@ class Succession:
         return line
 
     def refused(self, reason: str) -> None:
-        self._handover = None
+        handover, self._handover = self._handover, None
         if self._line:
             self._line.close()
             self._line = None
         self._manager.replaced = False
         if not self._by_hand:
             self._manager.notify("READY=1")
-        outcome = ReloadOutcome(self._reloads.number, False, reason, time.monotonic() - self._began, time.time())
+        took = time.monotonic() - self._began
+        outcome = ReloadOutcome(
+            self._reloads.number,
+            False,
+            reason,
+            took,
+            time.time(),
+            self._office.generation,
+            lost=self._passage.moved,
+            phases=handover.phases if handover else (("start", took),),
+        )
         for line in reason.splitlines():
             self._log("err", f"reload {outcome.number} refused: {line}")
         # Those who had moved before it failed; whoever is still on the way is reported when that is known.
@@ -252,7 +269,10 @@ class Succession:
         self._passage = _Passage()
         self._reloads.finished(outcome)
         # Clients that were on their way to the successor come back, and find the outcome there.
-        for sock, state in self._exported:
-            self._office.server.import_client(sock, state)
+        for fd, state in self._exported:
+            try:
+                self._office.import_client(fd, state)
+            except PeerError as error:
+                self._log("warning", f"cannot take a client back: {error}")
         self._exported.clear()
         self._ended(False, self._by_hand)

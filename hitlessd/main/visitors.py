@@ -13,10 +13,11 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from hitlessd.model import Config, StatsPage
+from hitlessd.main.site import page_of
+from hitlessd.model import Config
 from hitlessd.web.message import Grant, Service
 
-__all__ = ["Host", "Line", "Visitors", "page_of"]
+__all__ = ["Host", "Line", "Visitors"]
 
 #: Clients that are held at a time.
 _MOST = 256
@@ -33,14 +34,6 @@ class Line(Protocol):
     """To the successor."""
 
     def pass_on(self, message: dict[str, Any], fd: int) -> bool: ...
-
-
-def page_of(config: Config, proxy: str) -> StatsPage | None:
-    """The page of the proxy of that name; None if it has none, or there is no such proxy."""
-    pages = [(each.name, each.stats) for each in config.frontends] + [
-        (each.name, each.stats) for each in config.backends
-    ]
-    return next((page for name, page in pages if name == proxy and page is not None), None)
 
 
 class Visitors:

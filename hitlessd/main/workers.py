@@ -23,7 +23,7 @@ from hitlessd.loop import READ, Loop, Timer
 from hitlessd.main.parks import Parks
 from hitlessd.model import Bind, Config
 from hitlessd.parking.park import PARTS, Park
-from hitlessd.table import Table
+from hitlessd.table import PROCESS, Column, Table
 
 __all__ = ["Answer", "Pool", "Visited"]
 
@@ -423,6 +423,7 @@ class Pool:
         parked = member.park.book.held() if member.park else 0
         if code or not leaving:
             self.deaths += 1
+            self._table.add(PROCESS, Column.DEATHS, 1)
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             self._log(
                 "err",

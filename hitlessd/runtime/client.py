@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any
 
 from hitlessd.model import InetAddress, StatsSocket, UnixAddress
-from hitlessd.runtime.commands import LEVELS, Pieces, Session, address_text
+from hitlessd.runtime.command import LEVELS, Pieces, Session, address_text
 from hitlessd.runtime.control import Credentials
 
 __all__ = ["EXPORT_LIMIT", "EXPORT_TOTAL", "LINE_LIMIT", "Client", "is_privileged", "restored", "takeover_refusal"]

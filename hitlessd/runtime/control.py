@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -11,7 +11,10 @@ from hitlessd.changes import Change, Changes
 from hitlessd.model import Config, StatsSocket
 from hitlessd.table import RowKey, Table
 
-__all__ = ["Control", "Credentials", "GenerationInfo", "LoopLike", "ReloadOutcome", "TimerLike"]
+__all__ = ["RELOAD_BUCKETS", "Control", "Credentials", "GenerationInfo", "LoopLike", "ReloadOutcome", "TimerLike"]
+
+#: Upper bounds, in seconds, of the buckets in which phases of reloads are counted; one without a bound follows them.
+RELOAD_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class Credentials(NamedTuple):
@@ -44,7 +47,7 @@ class ReloadOutcome:
     number: int  # counted from 1 over all generations, failures included
     ok: bool
     reason: str = ""  # what a person wants to read: the errors, or a summary of the success; may have several lines
-    duration: float = 0.0  # seconds
+    duration: float = 0.0  # seconds, from the request to the outcome
     at: float = 0.0  # CLOCK_REALTIME seconds when it ended
     generation: int = 0  # that it brought up; of a refused one: that serves on
     moved: int = 0  # connections that went over
@@ -90,6 +93,14 @@ class Control(Protocol):
     @property
     def history(self) -> Sequence[ReloadOutcome]:
         """The latest reloads that ended, the oldest first, whichever generation they began in."""
+        ...
+
+    @property
+    def reload_histogram(self) -> Mapping[str, tuple[Sequence[int], float]]:
+        """Of the reloads that were done since the first start: by phase, how many took at most as long as each of
+        RELOAD_BUCKETS and how many there were in all, and the seconds that they took together. The phase "total" is
+        the whole. Never goes back.
+        """
         ...
 
     @property

@@ -23,8 +23,10 @@ from hitlessd.runtime.client import (
     restored,
     takeover_refusal,
 )
-from hitlessd.runtime.commands import Call, Pieces, Session, execute, reload_answer, split_line
+from hitlessd.runtime.command import Call, Pieces, Session
+from hitlessd.runtime.commands import execute, split_line
 from hitlessd.runtime.control import Control, LoopLike, ReloadOutcome, TimerLike
+from hitlessd.runtime.reloading import reload_answer
 
 __all__ = ["RuntimeServer"]
 

@@ -1,0 +1,102 @@
+"""Commands that tell what the process is, counts and has seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from hitlessd.runtime.command import Call, Command, integer, without_empty_lines
+from hitlessd.runtime.info import event_date, show_info, show_proc
+from hitlessd.runtime.stat import StatFilter, show_stat
+
+__all__ = ["COMMANDS"]
+
+
+def _show_version(call: Call) -> str:
+    return call.control.version + "\n"
+
+
+def _unsupported_format(words: Sequence[str]) -> str | None:
+    for word in words:
+        if word in ("typed", "json", "desc"):
+            return f"cannot write the format '{word}': only the plain format is supported\n"
+    return None
+
+
+def _show_info(call: Call) -> str:
+    return _unsupported_format(call.words[2:]) or show_info(call.control, call.monotonic)
+
+
+def _show_stat(call: Call) -> str:
+    words = list(call.words[2:])
+    if words[:1] == ["domain"]:
+        if words[1:2] != ["proxy"]:
+            return "Invalid statistics domain.\n"
+        del words[:2]
+    iid = types = sid = -1
+    if len(words) >= 3:
+        config = call.control.config
+        iid = integer(words[0])
+        if not iid:
+            named = [proxy.iid for proxy in config.frontends if proxy.name == words[0]]
+            named += [proxy.iid for proxy in config.backends if proxy.name == words[0]]
+            if not named:
+                return "No such proxy.\n"
+            iid = named[0]
+        types, sid = integer(words[1]), integer(words[2])
+        del words[:3]
+    if refusal := _unsupported_format(words):
+        return refusal
+    # HAProxy shows addresses and algorithms from level operator on.
+    addresses = call.session.may("operator") or call.session.privileged
+    wanted = StatFilter(iid, types, sid, "no-maint" in words, "up" in words, addresses)
+    return show_stat(call.control, wanted, time.time())
+
+
+def _show_proc(call: Call) -> str:
+    return show_proc(call.control)
+
+
+def _show_errors(call: Call) -> str:
+    """What is wrong now: why the latest reload was refused, and why a start had to use the stored configuration."""
+    control, events = call.control, []
+    last = control.last_reload
+    if last and not last.ok:
+        what = f"{event_date(last.at)} reload {last.number}: refused after {last.duration:.3f} s, nothing was changed"
+        events.append((what, last.reason))
+    if control.warm:
+        what = f"{event_date(control.started_at)} start: the configuration is invalid, the stored one is served"
+        events.append((what, control.config_error))
+    lines = [f"Total events captured on {event_date(time.time())} : {len(events)}"]
+    for what, reason in events:
+        lines.append(what)
+        lines += ["  " + line for line in reason.splitlines()]
+    return without_empty_lines("\n".join(lines))
+
+
+def _show_startup_logs(call: Call) -> str:
+    return without_empty_lines(call.control.startup_logs)
+
+
+COMMANDS = (
+    Command(
+        ("show", "errors"),
+        "show errors",
+        "report why the last reload was refused",
+        _show_errors,
+        "operator",
+        privileged=True,
+    ),
+    Command(("show", "info"), "show info [float]*", "report information about the running process", _show_info),
+    Command(("show", "proc"), "show proc", "show generations and their processes", _show_proc),
+    Command(
+        ("show", "startup-logs"),
+        "show startup-logs",
+        "report warnings of the running configuration",
+        _show_startup_logs,
+        "operator",
+        privileged=True,
+    ),
+    Command(("show", "stat"), "show stat [no-maint|up]*", "report counters for each proxy and server", _show_stat),
+    Command(("show", "version"), "show version", "show version of the current process", _show_version),
+)
