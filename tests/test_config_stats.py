@@ -221,7 +221,8 @@ def test_without_http_mode(tmp_path: Path, inherited: bool) -> None:
         "[listen l]: stats is ignored: it needs `mode = http`",
         "[backend b]: stats is ignored: it needs `mode = http`",
     ]
-    assert [section.stats for section in (*config.frontends, *config.backends)] == [None] * 3
+    assert not any(frontend.stats for frontend in config.frontends)
+    assert not any(backend.stats for backend in config.backends)
     accepted, warnings = haproxy(tmp_path, text)
     assert accepted
     assert len(warnings) == 2
@@ -265,9 +266,9 @@ def test_needs_no_server(tmp_path: Path, line: str) -> None:
     ],
 )
 def test_haproxy_thinks_the_same(tmp_path: Path, lines: str, valid: bool) -> None:
-    text = HEAD.replace("acl api = path_beg", "acl = api path_beg") + lines + "\n"
-    assert haproxy(tmp_path, text.replace("server s = ", "server = s "))[0] is valid
+    text = HEAD + lines + "\n"
+    assert haproxy(tmp_path, text)[0] is valid
     if valid:
-        assert read(HEAD + lines + "\n").warnings == ()
+        assert read(text).warnings == ()
     else:
-        assert problems(HEAD + lines + "\n")
+        assert problems(text)
