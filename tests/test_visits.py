@@ -1,9 +1,10 @@
-"""The page of a proxy, and metrics, asked for at its own address: with a real daemon, through reloads and deaths, beside
-a haproxy, and by an exporter that was written for one."""
+"""The page of a proxy, and metrics, asked for at its own address: with a real daemon, through reloads and deaths,
+beside a haproxy, and by an exporter that was written for one."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import io
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import threading
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,15 @@ http-request = use-service prometheus-exporter if {{ path /metrics }}
 _LATER = "[backend later]\nmode = http\nserver s = 192.0.2.1:1\n"
 
 
+@contextlib.contextmanager
+def server() -> Iterator[Origin]:
+    origin = Origin("a")
+    try:
+        yield origin
+    finally:
+        origin.stop()
+
+
 def page(port: int, server: int = 1, migrate: str = "on") -> str:
     return _PAGE.format(port=port, server=server, migrate=migrate)
 
@@ -52,7 +63,7 @@ def rows(text: str) -> dict[tuple[str, str], dict[str, str]]:
     return {(row["pxname"], row["svname"]): row for row in table}
 
 
-# -- what is there ---------------------------------------------------------------------------------------------------------
+# -- what is there -----------------------------------------------------------------------------------------------------
 
 
 def test_password_and_csv(tmp_path: Path) -> None:
@@ -102,7 +113,7 @@ def test_an_exporter_that_was_written_for_haproxy(tmp_path: Path) -> None:
         assert 'haproxy_frontend_current_sessions{frontend="web"} 0' in metrics
 
 
-# -- beside haproxy --------------------------------------------------------------------------------------------------------
+# -- beside haproxy ----------------------------------------------------------------------------------------------------
 
 _BESIDE = """
 [frontend web]
@@ -178,13 +189,13 @@ def test_statuses_are_haproxys(tmp_path: Path) -> None:
             assert [side.ask(request, where).status for side in pair] == [int(status)] * 2
 
 
-# -- reloads and deaths ----------------------------------------------------------------------------------------------------
+# -- reloads and deaths ------------------------------------------------------------------------------------------------
 
 
 def test_a_generation_that_drains_asks_its_successor(tmp_path: Path) -> None:
     """Over two reloads: the page is that of the current configuration, or there is none any more."""
     port = free_port()
-    with Origin("a") as origin, Daemon(tmp_path, page(port, origin.port, "off")) as daemon:
+    with server() as origin, Daemon(tmp_path, page(port, origin.port, "off")) as daemon:
         clients = [Client(port) for _ in range(3)]
         for client in clients:
             assert client.ask(get("/")).status == 200
@@ -256,7 +267,7 @@ def test_half_a_request(tmp_path: Path, how: str) -> None:
 def test_parked_clients_come_over(tmp_path: Path) -> None:
     """Their sockets lie in a park, too: they hear the end nevertheless, and a restart does not bring them back."""
     port = free_port()
-    with Origin("a") as origin, Restartable(tmp_path, page(port, origin.port), more="park-after = 0") as service:
+    with server() as origin, Restartable(tmp_path, page(port, origin.port), more="park-after = 0") as service:
         with Client(port) as client, Client(port) as stays:
             for each in (client, stays):
                 assert each.ask(get("/")).status == 200
@@ -273,7 +284,7 @@ def test_parked_clients_come_over(tmp_path: Path) -> None:
 def test_while_main_finishes(tmp_path: Path) -> None:
     """SIGUSR1: who is connected is served, by main as well."""
     port = free_port()
-    with Origin("a") as origin, Daemon(tmp_path, page(port, origin.port)) as daemon:
+    with server() as origin, Daemon(tmp_path, page(port, origin.port)) as daemon:
         with Client(port) as client:
             assert client.ask(get("/")).status == 200
             os.kill(daemon.pid, signal.SIGUSR1)
