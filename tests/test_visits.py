@@ -8,11 +8,13 @@ import contextlib
 import csv
 import io
 import os
+import resource
 import signal
 import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ import pytest
 from tests.support.beside import Client, Line, Reply, Side, beside
 from tests.support.daemon import Daemon
 from tests.support.origin import Origin
-from tests.support.processes import Process, free_port, poll_until, wait_gone
+from tests.support.processes import Process, free_port, poll_until, stat_fields, wait_gone
 from tests.support.restartable import Restartable
 from tests.test_http_features import get, post
 
@@ -49,6 +51,12 @@ def server() -> Iterator[Origin]:
 
 def page(port: int, server: int = 1, migrate: str = "on") -> str:
     return _PAGE.format(port=port, server=server, migrate=migrate)
+
+
+def mains(daemon: Daemon) -> list[int]:
+    """Main processes of all generations."""
+    pids = daemon.processes()
+    return [pid for pid in pids if int(stat_fields(pid)[1]) not in pids]
 
 
 def ask(port: int, target: str, *fields: str, method: str = "GET") -> Reply:
@@ -134,6 +142,9 @@ bind = $all
 stats enable
 stats admin = if { hdr(admin) yes }
 server a = $a
+[listen counters]
+bind = $counters
+stats enable
 """
 #: Where, what, and what the log says of it: status, backend and server, termination state.
 _ASKED: list[tuple[str, bytes, tuple[str, str, str]]] = [
@@ -161,10 +172,10 @@ def told(log: Line) -> tuple[str, str, str]:
 
 
 def counted(side: Side) -> dict[tuple[str, str], dict[str, str]]:
-    """By the page's own word, without what that costs."""
-    found = rows(side.ask(get("/b/page;csv")).body.decode())
+    """By a page's word, without that page."""
+    found = rows(side.ask(get("/haproxy?stats;csv"), "counters").body.decode())
     names = ("stot", "req_tot", "hrsp_2xx", "hrsp_3xx", "hrsp_4xx", "hrsp_5xx", "intercepted", "dreq", "ereq", "lbtot")
-    return {key: {name: row[name] for name in names} for key, row in found.items() if key[0] != "stats"}
+    return {key: {name: row[name] for name in names} for key, row in found.items() if key[0] != "counters"}
 
 
 def test_haproxy_logs_and_counts_the_same(tmp_path: Path) -> None:
@@ -291,6 +302,43 @@ def test_while_main_finishes(tmp_path: Path) -> None:
             daemon.wait_log("finishing")
             assert client.ask(get("/stats;csv", ACCOUNT)).status == 200
         assert daemon.process.wait(10) == 0
+
+
+def test_a_successor_that_dies_amid_the_handover(tmp_path: Path) -> None:
+    """The generation that goes on answers, for those who come while it is not known which one will, too."""
+    port = free_port()
+    with server() as origin, Daemon(tmp_path, page(port, origin.port, "off")) as daemon, Client(port) as client:
+        assert client.ask(get("/")).status == 200
+        before = daemon.pid
+        daemon.fault("successor.migrate", signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as reloads:
+            result = reloads.submit(daemon.reload)
+            poll_until(lambda: not daemon.faults.exists(), 10, "the successor stands still")
+            client.send(get("/stats;csv", ACCOUNT))
+            (successor,) = set(mains(daemon)) - {before}
+            os.kill(successor, signal.SIGKILL)
+            assert client.receive().status == 200
+            assert result.result(60).returncode == 1
+        assert daemon.pid == before
+        assert ask(port, "/stats;csv").status == 200
+        assert "fe=web" not in daemon.ask("show sess")
+
+
+def test_main_has_no_descriptor_left(tmp_path: Path) -> None:
+    """It costs that client its answer, and nobody else anything."""
+    port = free_port()
+    with Restartable(tmp_path, page(port)) as service:
+        workers = service.workers()
+        limits = resource.prlimit(service.pid, resource.RLIMIT_NOFILE)
+        most = max(int(name) for name in os.listdir(f"/proc/{service.pid}/fd")) + 1
+        free = [number for number in range(most) if not os.path.lexists(f"/proc/{service.pid}/fd/{number}")]
+        resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (min([most, *free]), limits[1]))
+        with pytest.raises((ConnectionError, AssertionError)):
+            ask(port, "/stats")
+        resource.prlimit(service.pid, resource.RLIMIT_NOFILE, limits)
+        assert "a client that worker" in service.daemon.wait_log("cannot receive descriptors")
+        assert ask(port, "/stats").status == 200
+        assert service.workers() == workers
 
 
 def test_main_keeps_no_descriptors(tmp_path: Path) -> None:
