@@ -133,7 +133,7 @@ class Main:
             born.generation,
             equipment,
             RuntimeServer(self.loop, self, self.log),
-            WebServer(self.loop, self.log, responders(self), lambda proxy: page_of(self.config, proxy)),
+            WebServer(self.loop, self.log, responders(self, self.loop), lambda proxy: page_of(self.config, proxy)),
             Pidfile(self._options.pidfile),
             born.config_error,
             born.inheritance.ancestors,

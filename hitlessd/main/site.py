@@ -4,20 +4,23 @@ Python, and each import would delay it."""
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from typing import Any
 
+from hitlessd.loop import Loop
 from hitlessd.model import Config, StatsPage
 from hitlessd.runtime.control import Control
 from hitlessd.web.message import Feed, Grant, Reply, Request, Responder, Service, Waiting
 
 __all__ = ["page_of", "responders"]
 
-#: Each has a function `responder(control)`.
-_MODULES: dict[Service, str] = {"metrics": "hitlessd.web.metrics", "page": "hitlessd.web.page"}
 
-
-def responders(control: Control) -> dict[Service, Responder]:
+def responders(control: Control, loop: Loop) -> dict[Service, Responder]:
     """Who answers, by service."""
-    return {service: _lazily(control, module) for service, module in _MODULES.items()}
+    return {
+        "metrics": _lazily(lambda: _import("hitlessd.web.metrics").responder(control, loop.call_soon)),
+        "page": _lazily(lambda: _import("hitlessd.web.page").responder(control)),
+    }
 
 
 def page_of(config: Config, proxy: str) -> StatsPage | None:
@@ -27,12 +30,16 @@ def page_of(config: Config, proxy: str) -> StatsPage | None:
     return found[0] if found else None
 
 
-def _lazily(control: Control, module: str) -> Responder:
+def _import(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def _lazily(make: Callable[[], Responder]) -> Responder:
     found: list[Responder] = []
 
     def respond(request: Request, grant: Grant) -> Reply | Feed | Waiting:
         if not found:
-            found.append(importlib.import_module(module).responder(control))
+            found.append(make())
         return found[0](request, grant)
 
     return respond
