@@ -118,7 +118,7 @@ def test_an_exporter_that_was_written_for_haproxy(tmp_path: Path) -> None:
         assert "haproxy_up 1" in metrics
         assert "haproxy_exporter_csv_parse_failures_total 0" in metrics
         assert 'haproxy_server_up{backend="web",server="s"} 1' in metrics
-        assert 'haproxy_frontend_current_sessions{frontend="web"} 0' in metrics
+        assert 'haproxy_backend_current_queue{backend="web"} 0' in metrics
 
 
 # -- beside haproxy ----------------------------------------------------------------------------------------------------
