@@ -11,8 +11,9 @@ unexport PYTHONDONTWRITEBYTECODE
 SUDO = $(shell [ $$(id -u) = 0 ] || echo sudo)
 APT = DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=300
 
-RUNTIME_PACKAGES = python3 python3-venv python3-systemd
-TEST_PACKAGES = haproxy iproute2 man-db nginx prometheus-haproxy-exporter wrk nghttp2-client slowhttptest chromium-headless-shell
+RUNTIME_PACKAGES = python3 python3-venv python3-systemd python3-prometheus-client
+TEST_PACKAGES = haproxy iproute2 man-db nginx wrk nghttp2-client slowhttptest chromium-headless-shell prometheus \
+	prometheus-haproxy-exporter
 VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-linux e2fsprogs qemu-system-x86
 
 .PHONY: help demo test lint vm-test bench clean
@@ -27,8 +28,10 @@ help:
 # The packages of a target, installed if one is missing: $(call need,list)
 define need
 	missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
-	# The tests run an nginx of their own; Debian's would take port 80.
-	if grep -qx nginx <<<"$$missing"; then $(SUDO) mkdir -p /etc/systemd/system; $(SUDO) ln -sf /dev/null /etc/systemd/system/nginx.service; fi
+	# The tests run servers of their own; Debian's would take the usual ports.
+	for p in nginx prometheus; do
+		if grep -qx $$p <<<"$$missing"; then $(SUDO) mkdir -p /etc/systemd/system; $(SUDO) ln -sf /dev/null /etc/systemd/system/$$p.service; fi
+	done
 	if [ -n "$$missing" ]; then $(APT) update; $(APT) install -y --no-install-recommends $$missing >/dev/null; fi
 endef
 
