@@ -20,7 +20,7 @@ from hitlessd.model import (
 
 from . import values
 from .attached import Attached
-from .checks import check_addresses, check_whole
+from .checks import check_addresses, check_pages, check_whole
 from .formats import log_format_problem
 from .lines import log_line, metrics_bind_line, stats_socket_line
 from .problems import Place, Problems
@@ -70,6 +70,7 @@ def build(
         if entry.kind != "frontend":
             backends.append(_backend(proxy, iid))
     check_addresses(global_, frontends, proxies, problems)
+    check_pages(frontends, backends, problems)
     if whole:
         check_whole(merged, files, origin, proxies, problems)
     return Config(
@@ -164,6 +165,9 @@ def _fit_to_mode(proxy: Settings, place: Place) -> None:
         if rules:
             rules.clear()
             ignored.append(name)
+    if proxy.stats:
+        proxy.stats = None
+        ignored.append("stats")
     if kind != "backend" and proxy.flags.get("option httplog"):
         proxy.flags |= {"option httplog": False, "option tcplog": True}
         place.warn("option httplog needs `mode = http`, so option tcplog takes its place")
@@ -215,6 +219,7 @@ def _frontend(proxy: Settings, iid: int) -> Frontend:
         http_request=tuple(proxy.http_request),
         http_response=tuple(proxy.http_response),
         errorfiles=tuple(sorted(proxy.errorfiles.items())),
+        stats=proxy.stats,
     )
 
 
@@ -248,6 +253,7 @@ def _backend(proxy: Settings, iid: int) -> Backend:
         http_request=tuple(proxy.http_request),
         http_response=tuple(proxy.http_response),
         errorfiles=tuple(sorted(proxy.errorfiles.items())),
+        stats=proxy.stats,
     )
 
 

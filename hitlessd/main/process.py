@@ -34,6 +34,7 @@ from hitlessd.main.sessions import LineServer, Sessions
 from hitlessd.main.site import page_of, responders
 from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
+from hitlessd.main.visitors import Visitors
 from hitlessd.model import Config, LogTarget, StatsSocket
 from hitlessd.parking.park import Park
 from hitlessd.runtime.control import Credentials, GenerationInfo, ReloadOutcome
@@ -89,6 +90,7 @@ class Main:
         self._sessions: Sessions
         self._homecoming: Homecoming
         self._checks: Checks
+        self._visitors: Visitors
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -148,7 +150,7 @@ class Main:
             self._store,
             self._reloads,
             office,
-            lambda: self._checks.retire(True),
+            self._committing,
             self._handover_ended,
         )
         self._checks = Checks(
@@ -160,6 +162,10 @@ class Main:
             lambda backend, server: self.shut_down(0, (backend, server), lambda _result: None),
         )
         equipment.pool.when_observed(self._checks.observed)
+        self._visitors = Visitors(lambda: self.config, office.web)
+        equipment.pool.when_visited(self._visitors.came)
+        self._sessions.when_visited(self._visitors.came)
+        self._sessions.listen()
         self._checks.start()
         self._reloads.restore(born.inheritance.reloads)
         office.pidfile.write(self.log)
@@ -206,7 +212,12 @@ class Main:
                 lambda: self._arrived(outcome, born),
                 lambda: self._reloads.amend(number, phases=self._phases(born), **arrival.counts()),
             )
-            if predecessor := born.successor.committed(arrival.adopt, arrival.ended):
+
+            def adopt(fds: list[int]) -> None:
+                arrival.adopt(fds)
+                self._sessions.listen()
+
+            if predecessor := born.successor.committed(adopt, arrival.ended):
                 predecessor.close()
         else:
             self._arrived(outcome, born)
@@ -423,22 +434,30 @@ class Main:
 
     # --- being told (signals), being replaced
 
+    def _committing(self) -> None:
+        """The successor becomes the main process."""
+        self._checks.retire(True)
+        self._visitors.hold()
+        # What older generations say is for the successor's ears: it listens from now on.
+        self._sessions.close()
+
     def _handover_ended(self, handed_over: bool, by_hand: bool) -> None:
         if handed_over:
             self._succeeded = True
             outside = by_hand and self._manager.present
             self._exit_status = EXIT_REPLACED if outside else 0
             # The lines of older generations are the successor's, as is the one to us.
-            self._sessions.close()
             for ancestor in self._serving.ancestors:
                 if ancestor.line:
                     ancestor.line.close()
                     ancestor.line = None
-            if line := self._succession.take_line():
-                LineServer(self.loop, self._serving.equipment.pool, line)
+            line = self._succession.take_line()
+            self._visitors.leave_to(LineServer(self.loop, self._serving.equipment.pool, line) if line else None)
             self._departure.drain(awaits_ancestors=outside, kept=self._succession.kept)
         else:
             self._checks.retire(False)
+            self._visitors.stay()
+            self._sessions.listen()
             self._tell_status()
         if self._stop_next:
             self._stop()

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hitlessd import channel
+from hitlessd.descriptors import ShortOfDescriptors, close_all
 from hitlessd.errors import PeerError
 from hitlessd.log import Logger
 from hitlessd.loop import READ, Loop, Timer
 from hitlessd.main.inheritance import Ancestor
-from hitlessd.main.workers import Answer, Pool
+from hitlessd.main.workers import Answer, Pool, Visited
 
 __all__ = ["LineServer", "Sessions"]
 
@@ -55,6 +56,14 @@ class LineServer:
         if self._sock.fileno() >= 0:
             self._loop.remove(self._sock.fileno())
             self._sock.close()
+
+    def pass_on(self, message: dict[str, Any], fd: int) -> bool:
+        """Give the current generation a client of ours; False if it does not take it now."""
+        try:
+            channel.send(self._sock, message, [fd])
+        except (OSError, ValueError):
+            return False
+        return True
 
     def _ready(self, _events: int) -> None:
         try:
@@ -107,6 +116,19 @@ class Sessions:
         self._numbers = itertools.count(1)
         self._lines: dict[socket.socket, int] = {}  # that we listen to; their generation
         self._asked: dict[int, tuple[_Asked, socket.socket]] = {}
+        self._when_visited: Visited = lambda sock, _message: sock.close()
+
+    def when_visited(self, callback: Visited) -> None:
+        """Call back with each client that an older generation passes on."""
+        self._when_visited = callback
+
+    def listen(self) -> None:
+        """Listen to every line that there is."""
+        for ancestor in self._ancestors:
+            if ancestor.line is not None and ancestor.line not in self._lines:
+                line = ancestor.line
+                self._lines[line] = ancestor.generation
+                self._loop.add(line.fileno(), READ, lambda _events, line=line: self._heard(line))  # type: ignore[misc]
 
     def page(self, after: int, only: int, done: Done) -> None:
         """The next sessions behind a number, or the only one of that number: "sessions" and "more"."""
@@ -132,13 +154,8 @@ class Sessions:
     def _ask(self, order: str, more: dict[str, Any], done: Done) -> None:
         asked = _Asked(done)
         asked.waiting.add(0)
-        for ancestor in self._ancestors:
-            line = ancestor.line
-            if line is None:
-                continue
-            if line not in self._lines:
-                self._lines[line] = ancestor.generation
-                self._loop.add(line.fileno(), READ, lambda _events, line=line: self._heard(line))  # type: ignore[misc]
+        self.listen()
+        for line in list(self._lines):
             number = next(self._numbers)
             try:
                 channel.send(line, {"do": order, "r": number, **more})
@@ -150,14 +167,21 @@ class Sessions:
         self._pool.ask(order, lambda answers: self._settle(0, asked, merge(answers)), **more)
 
     def _heard(self, line: socket.socket) -> None:
+        fds: list[int] = []
         try:
-            answer = channel.receive(line)
+            answer, fds = channel.receive_with(line)
         except BlockingIOError:
+            return
+        except ShortOfDescriptors as error:
+            self._log("err", f"a client that generation {self._lines[line]} has passed on is lost: {error}")
             return
         except (OSError, PeerError):
             answer = None
         if answer is None:
             return self.forget(line)
+        if answer.get("did") == "web" and fds:
+            self._when_visited(socket.socket(fileno=fds.pop(0)), answer)
+        close_all(fds)
         number = answer.get("r")
         if isinstance(number, int) and number in self._asked:
             self._settle(number, self._asked[number][0], answer)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hitlessd import channel, worker
-from hitlessd.descriptors import close_all
+from hitlessd.descriptors import ShortOfDescriptors, close_all
 from hitlessd.errors import PeerError
 from hitlessd.handover.process import PeerProcess
 from hitlessd.log import Log
@@ -25,7 +25,7 @@ from hitlessd.model import Bind, Config
 from hitlessd.parking.park import PARTS, Park
 from hitlessd.table import PROCESS, Column, Table
 
-__all__ = ["Pool"]
+__all__ = ["Answer", "Pool", "Visited"]
 
 #: Pings that a worker may leave unanswered; they go out once a second, so that a stopped machine costs no worker.
 _PATIENCE = 5
@@ -50,6 +50,8 @@ _MAINS_SIGNALS = (
 
 #: What a worker answered to an order; None when it died first.
 Answer = dict[str, Any] | None
+#: Called with a client's socket, from then on the callee's, and the message that came with it.
+Visited = Callable[[socket.socket, dict[str, Any]], object]
 
 
 def die_with(parent: int) -> None:
@@ -97,6 +99,8 @@ class Pool:
         self._when_bereaved: Callable[[Park, int, int], object] = lambda _park, _index, _lost: None
         self._when_replaced: Callable[[], object] = lambda: None
         self._when_observed: Callable[[str, str, str], object] = lambda _backend, _server, _text: None
+        self._visits: list[tuple[socket.socket, dict[str, Any]]] = []  # before anybody wants to hear of them
+        self._when_visited: Visited = lambda sock, message: self._visits.append((sock, message))
         self._wake = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(table.workers)]
         self._workers: dict[int, _Worker] = {}
         self._back_off = [0.0] * table.workers
@@ -225,6 +229,12 @@ class Pool:
     def when_observed(self, callback: Callable[[str, str, str], object]) -> None:
         """Call back with a backend, a server of it, and a text, when workers have seen too many errors of it."""
         self._when_observed = callback
+
+    def when_visited(self, callback: Visited) -> None:
+        """Call back with each client that a worker passes on to main, those included that are here already."""
+        self._when_visited = callback
+        while self._visits:
+            callback(*self._visits.pop(0))
 
     def resume_parked(self, park: Park, index: int, cold: bool, done: Callable[[Answer], object]) -> bool:
         """Have worker `index` go on with what is parked there, or another one, if there will be none of that index;
@@ -361,10 +371,14 @@ class Pool:
 
     def _heard(self, member: _Worker) -> bool:
         """Take one message; False if there was none."""
+        fds: list[int] = []
         try:
-            message = channel.receive(member.sock)
+            message, fds = channel.receive_with(member.sock)
         except BlockingIOError:
             return False
+        except ShortOfDescriptors as error:
+            self._log("err", f"a client that worker {member.index} has passed on is lost: {error}")
+            return True
         except (OSError, PeerError):
             message = None
         if message is None:
@@ -376,6 +390,9 @@ class Pool:
             member.unanswered = 0
         elif message.get("did") == "observed":
             self._when_observed(*(str(message.get(name, "")) for name in ("backend", "server", "text")))
+        elif message.get("did") == "web" and fds:
+            self._when_visited(socket.socket(fileno=fds.pop(0)), message)
+        close_all(fds)
         _, done = member.waiting.pop(message.get("r", 0), ("", None))
         if done:
             done(message)

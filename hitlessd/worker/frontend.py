@@ -14,7 +14,7 @@ from hitlessd.table import RowKey
 from hitlessd.worker.connection import Connection
 from hitlessd.worker.counters import Account, Tally
 from hitlessd.worker.gate import Rate, Rules
-from hitlessd.worker.http.connection import HttpConnection
+from hitlessd.worker.http.connection import HostConnection, HttpConnection
 from hitlessd.worker.http.policy import Policy
 from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import ignore
@@ -219,7 +219,10 @@ class LiveFrontend(Tally):
             and not any(server.send_proxy for server in backend.servers)
         )
         self.first_is_fresh = backend.config.http_reuse != "always"  # connect() knows what `aggressive` means
-        self.connection = HttpConnection if config.mode == "http" else Connection
+        #: How the targets of requests begin that main answers.
+        self.pages = tuple(policy.page.prefix for policy in (self.policy, backend.policy) if policy.page is not None)
+        http = HostConnection if self.pages else HttpConnection
+        self.connection = http if config.mode == "http" else Connection
         #: What a connection does as soon as its client is known.
         self.first: Callable[[Any], None] = self.connection.start
         self.router: Router | None = None

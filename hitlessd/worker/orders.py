@@ -67,6 +67,16 @@ class Orders:
         self._outbox.append({"did": what, **more})
         self._post()
 
+    def pass_on(self, message: dict[str, Any], fd: int) -> bool:
+        """Give main a descriptor, of which ours stays ours; False if it does not take it now."""
+        if self._outbox:
+            return False
+        try:
+            channel.send(self._sock, message, [fd])
+        except OSError:
+            return False
+        return True
+
     def answer(self, order: dict[str, Any], **more: Any) -> None:
         """Tell main that the order is carried out."""
         told = {"did": order.get("do"), **more}
