@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from hitlessd.runtime import administer, conversation, reloading, reports, sessions
+from hitlessd.runtime import administer, conversation, listening, reloading, reports, sessions
 from hitlessd.runtime.command import DENIED, Answer, Call, Command
 from hitlessd.runtime.helping import help_for, unknown
 
@@ -54,6 +54,7 @@ COMMANDS: tuple[Command, ...] = tuple(
         (
             *administer.COMMANDS,
             *conversation.COMMANDS,
+            *listening.COMMANDS,
             *reloading.COMMANDS,
             *reports.COMMANDS,
             *sessions.COMMANDS,
