@@ -130,7 +130,7 @@ def _command(where: str, words: list[str]) -> int:
             answers += 1
             if is_refusal(answer):
                 status = REFUSED
-                say(answer + _next_step(answer, words), error=True)
+                say(f"{answer}\n{_next_step(answer, words)}", error=True)
             elif pretty:
                 from hitlessd.ctl.table import show_stat
 

@@ -134,7 +134,11 @@ def facts(record: Mapping[str, Any], now: float) -> list[tuple[str, str, bool]]:
             "the last good one; the file is invalid" if record["configuration"] != "file" else "the file",
             record["configuration"] != "file",
         ),
-        ("listeners", f"{record['listeners']}, shared by {record['workers']} workers", False),
+        (
+            "listeners",
+            f"{record['listeners']}, shared by {record['workers']} worker{'s' if record['workers'] != 1 else ''}",
+            False,
+        ),
         ("servers", f"{servers['used']} of {servers['total']} in use", False),
     ]
     for each in servers["out"]:

@@ -8,11 +8,12 @@ from hitlessd.ctl.output import say
 __all__ = ["show_stat"]
 
 _COLUMNS = {
-    "PROXY": "pxname", "NAME": "svname", "STATUS": "status", "WEIGHT": "weight", "NOW": "scur", "MOST": "smax",
-    "TOTAL": "stot", "QUEUE": "qcur", "RATE": "rate", "IN": "bin", "OUT": "bout", "ERRORS": "econ",
+    "PROXY": "pxname", "NAME": "svname", "STATUS": "status", "WEIGHT": "weight", "NOW": "scur", "TOTAL": "stot",
+    "IN": "bin", "OUT": "bout", "QUEUE": "qcur", "RATE": "rate", "ERRORS": "econ", "MOST": "smax",
     "CHECK": "check_status",
 }  # fmt: skip
 _TEXTS = ("PROXY", "NAME", "STATUS", "CHECK")
+_NARROW, _FEW = 100, 8  # columns of a terminal that has room for so many of the above only
 
 
 def show_stat(answer: str) -> None:
@@ -26,13 +27,15 @@ def show_stat(answer: str) -> None:
         found = []
     if not found:
         return say(answer)
+    console = Console(highlight=False)
+    columns = dict(list(_COLUMNS.items())[: _FEW if console.width < _NARROW else None])
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in _COLUMNS:
-        table.add_column(title, justify="left" if title in _TEXTS else "right", no_wrap=title not in ("PROXY", "NAME"))
+    for title in columns:
+        name = title in ("PROXY", "NAME")
+        table.add_column(title, justify="left" if title in _TEXTS else "right", overflow="fold", no_wrap=not name)
     for row in found:
         style = "red" if is_down(row) else "bold" if row.get("svname") in ("FRONTEND", "BACKEND") else ""
-        table.add_row(*(Text(row.get(name, "")) for name in _COLUMNS.values()), style=style)
-    console = Console(highlight=False)
+        table.add_row(*(Text(row.get(name, "")) for name in columns.values()), style=style)
     with console.capture() as capture:
         console.print(table)
     say(capture.get())
