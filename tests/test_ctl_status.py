@@ -152,6 +152,7 @@ def test_the_timeline_of_a_reload() -> None:
     ]
     refused = timeline({**outcome, "ok": False, "phases": PHASES[:2], "duration": 0.12}, 100, True).splitlines()
     assert "█" in refused[0] and refused[1].endswith("it failed here") and "\x1b[31m" in refused[1]
+    assert timeline({"ok": False, "phases": [1, 2]}) == "total              0.0 ms"
     assert len(refused) == 4 and refused[3] == "connections: 1 lost"
 
 

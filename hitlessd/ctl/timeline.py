@@ -81,7 +81,10 @@ def timeline(outcome: dict[str, Any], columns: int = 0, colours: bool = False) -
 
     `columns` is the width of the terminal for bars of blocks and colours, 0 for plain text.
     """
-    phases = [(str(name), float(seconds)) for name, seconds in outcome.get("phases", ())]
+    try:
+        phases = [(str(name), float(seconds)) for name, seconds in outcome.get("phases", ())]
+    except (TypeError, ValueError):
+        phases = []  # of a version that means something else by it
     total = float(outcome.get("duration", 0.0)) or sum(seconds for _, seconds in phases)
     width = max(_LEAST, min(_MOST, columns - 38)) if columns else 20
     lines, at = [], 0.0

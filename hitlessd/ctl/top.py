@@ -9,7 +9,7 @@ from typing import Any
 
 from hitlessd.ctl.board import QUESTIONS, Board, Line, clean
 from hitlessd.ctl.connection import Unreachable, ask
-from hitlessd.ctl.output import DONE, REFUSED, USAGE, is_terminal, say
+from hitlessd.ctl.output import DONE, INTERRUPTED, REFUSED, USAGE, is_terminal, say
 from hitlessd.ctl.question import Question
 from hitlessd.ctl.terminal import Screen, opened
 
@@ -45,6 +45,8 @@ def top(where: str) -> int:
             _Top(where, board, screen).run()
         except EOFError:  # nobody is there any more
             pass
+        except KeyboardInterrupt:  # as good a way to leave as any
+            return INTERRUPTED
     return DONE
 
 
