@@ -298,3 +298,30 @@ def test_a_state_is_read_as_it_was_written(state: State) -> None:
 
 def test_a_state_of_another_version() -> None:
     assert State.load(b'{"something": "new"}') == State()
+
+
+def test_what_became_of_a_reload_is_kept_in_place_of_what_was_known_before(bench: _Bench) -> None:
+    table = _table(3)
+    past = {"history": [{"number": 9, "ok": True}], "histogram": {"bounds": [1.0]}}
+    bench.store.keep(STATE, table, [], [])
+    bench.store.keep_reloads({"number": 9, "completed": 8, "refused": 2, **past})
+    bench.store.keep_reloads({"number": 10, "completed": 8, "refused": 3, **past})
+    names = [name for name, _ in _settled(bench)]
+    assert names == ["hitlessd.table-3", "hitlessd.state-3-2"]
+    stored = bench.recover()
+    assert stored.state and stored.state_name == "state-3-2" and stored.useless == []
+    assert stored.state.reloads == {"number": 10, "completed": 8, "refused": 3, **past}
+    assert (stored.state.files, stored.state.resolved) == (STATE.files, STATE.resolved)
+    # The generation that follows knows the name; what is not that generation's is left alone.
+    bench.store.forget_state(3, "listener-1")
+    assert [name for name, _ in _settled(bench)] == names
+    bench.store.forget_state(3, stored.state_name)
+    assert [name for name, _ in _settled(bench)] == ["hitlessd.table-3"]
+    _close(stored, table)
+
+
+def test_a_version_that_knows_no_history_finds_numbers_only() -> None:
+    record = json.loads(State(3, reloads={"number": 9, "history": [{"number": 9}], "histogram": {}}).dump())
+    assert record["reloads"] == {"number": 9}
+    # And what it leaves is understood.
+    assert State.load(json.dumps({"reloads": {"number": 9}}).encode()).reloads == {"number": 9}

@@ -36,8 +36,8 @@ _STATUS = {
     Result.L4OK: 6,
     Result.L4TOUT: 7,
     Result.L4CON: 8,
-    Result.L7TOUT: 13,
-    Result.L7RSP: 14,
+    Result.L7TOUT: 12,
+    Result.L7RSP: 13,
     Result.L7OK: 15,
     Result.L7STS: 17,
 }
