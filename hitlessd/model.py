@@ -396,6 +396,7 @@ class Frontend:
     errorfiles: tuple[tuple[int, bytes], ...] = ()
     stats: StatsPage | None = None
     disabled: bool = False  # accepts nobody, as `disable frontend` says at run time
+    shut: bool = False  # `shutdown frontend`: its listeners are closed until the next reload
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,7 @@ class Health(IntEnum):
     UNCHECKED = 0
     UP = 1
     DOWN = 2
+    STOPPING = 3  # an operator's word: nobody new but those who belong to it, until a check passes
 
 
 class HealthRecord(NamedTuple):
@@ -414,7 +415,12 @@ class Table:
 
     def usable(self, row: int) -> bool:
         """Whether balancing may choose the server."""
-        return self.running(row) and not self._state_word(row, 0) and self._state_word(row, 1) > 0
+        return (
+            self.running(row)
+            and not self._state_word(row, 0)
+            and self._state_word(row, 1) > 0
+            and self._state_word(row, _HEALTH) != Health.STOPPING
+        )
 
     def running(self, row: int) -> bool:
         """Whether the server may get anything at all: neither down nor in maintenance. One that drains, or has no

@@ -143,13 +143,18 @@ class _ServerNow:
 
     @property
     def usable(self) -> bool:
-        return self.admin is ServerState.READY and self.weight > 0 and self.health.health != Health.DOWN
+        away = self.health.health in (Health.DOWN, Health.STOPPING)
+        return self.admin is ServerState.READY and self.weight > 0 and not away
 
     def status(self, server: Server) -> str:
         """HAProxy's words; maintenance goes before what checks say, and that before draining."""
         if self.admin is ServerState.MAINT:
             return "MAINT"
+        if self.health.health == Health.STOPPING:
+            return "NOLB"  # as an operator has said
         if server.check is None:
+            if self.health.health == Health.DOWN:
+                return "DOWN"
             return "DRAIN" if self.admin is ServerState.DRAIN else "no check"
         up = self.health.health != Health.DOWN
         text = health.status(server.check, self.health.counter, up)
@@ -163,7 +168,7 @@ def _state(server: Server, backend: Backend, tables: Sequence[Table]) -> _Server
         admin = ServerState.MAINT if server.disabled else ServerState.READY
         return _ServerNow(admin, server.weight, 0, server.backup)
     table = tables[0]
-    record = table.health(row) if server.check else _UNCHECKED
+    record = table.health(row)
     since = max(table.since(row), record.since)
     return _ServerNow(table.state(row), table.weight(row), since, server.backup, record, table.check_text(row))
 
@@ -176,7 +181,7 @@ def _frontend(control: Control, frontend: Frontend, tables: Sequence[Table]) -> 
     row.set(
         rate_lim=frontend.rate_limit,
         slim=frontend.maxconn or control.maxconn or "",
-        status="STOP" if control.stopping else "OPEN",
+        status="STOP" if control.stopping or frontend.shut else "PAUSED" if frontend.disabled else "OPEN",
         rate=rate,
         rate_max=rate_max,
         conn_rate=rate,
