@@ -75,7 +75,7 @@ def configured(config: Config, item: Item) -> Any:
         return None
     match item.kind:
         case "server-state":
-            return "maint" if server.disabled else "drain" if server.drain else "ready"
+            return _state(server)
         case "server-weight":
             return server.weight
         case "server-maxconn":
@@ -83,9 +83,8 @@ def configured(config: Config, item: Item) -> Any:
         case "server-check":
             # One that was added is not checked until somebody says so (HAProxy management guide, "add server").
             return server.check is not None and not server.added
-        case "server-address" | "server-deleted":
+        case _:
             return _address(server)
-    return None
 
 
 def keep(changes: Changes, dropped: Iterable[Change]) -> Changes:

@@ -129,6 +129,16 @@ class Listener:
         """Whether nobody else may be accepting on it, and clients can be told so: a TCP socket of our own."""
         return self.origin == "own" and self.identity.family != socket.AF_UNIX
 
+    @property
+    def open(self) -> bool:
+        return self.sock.fileno() >= 0
+
+    def overlap(self, others: Iterable[Listener]) -> None:
+        """Note who listens on our port beside us, for start_listening()."""
+        if not self.listening and self.can_rest:
+            port = int(self.identity.address.rpartition(":")[2])
+            self.overlaps = tuple(x for x in others if x is not self and x.open and _same_port(x, port))
+
     def stop_listening(self) -> None:
         """Refuse clients, those included who wait; the address stays ours, and start_listening() begins anew.
 

@@ -293,7 +293,6 @@ def test_show_stat_filters(harness: Harness, arguments: str, names: list[str]) -
     [
         ("nope 4 1", b"No such proxy.\n\n"),
         ("domain dns", b"Invalid statistics domain.\n\n"),
-        ("typed", b"cannot write the format 'typed': only the plain format is supported\n\n"),
     ],
 )
 def test_show_stat_refusals(harness: Harness, arguments: str, answer: bytes) -> None:

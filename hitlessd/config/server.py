@@ -114,7 +114,7 @@ def added_server(backend: Backend, name: str, sid: int, text: str) -> Server:
     problems = Problems()
     place = Place(problems, _AT_RUN_TIME, f"backend {backend.name}", f"server {name}")
     values.name(place, name, "server")
-    server = server_line(place, name, sid, text, _NO_NAMES, ({"disabled": True},))
+    server = server_line(place, name, sid, text, Names(_no_names), ({"disabled": True},))
     if server and server.cookie:
         place.fail("cannot give a cookie at run time")
     if server and server.observe == "layer7" and backend.mode != "http":

@@ -7,6 +7,7 @@ done. So the changes that a predecessor has made since its offer are caught up w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hitlessd.changes import Change, Changes, Item
@@ -21,6 +22,7 @@ from hitlessd.main.office import Office
 from hitlessd.main.standing import Forced, Standing
 from hitlessd.main.store import Store
 from hitlessd.model import Backend, Config, Frontend, Server
+from hitlessd.records import dump_server
 from hitlessd.table import GAUGES, MAXIMA, PROCESS, Column, RowKey, ServerState, sum_over, totals
 
 __all__ = ["Administration"]
@@ -70,7 +72,8 @@ class Administration:
         """Put a change in force. `done` gets "" when every worker has it, or why it is refused."""
         problem = self._refusal() or (self._undeletable(change.item) if change.item.kind == "server-deleted" else "")
         if problem:
-            return done(problem)
+            done(problem)
+            return
         try:
             changes = self._with(change)
             config, dropped = effective(self.configured, changes)
@@ -79,6 +82,16 @@ class Administration:
             self._move_to(keep(changes, dropped), config, done)
         except SystemRefused as error:
             done(str(error))
+
+    def may_check(self, backend: str, server: str) -> bool:
+        """Whether that server has a health check, switched on or not."""
+        return any(
+            one.check is not None
+            for each in structure(self.configured, self.changes).backends
+            if each.name == backend
+            for one in each.servers
+            if one.name == server
+        )
 
     def force_health(self, backend: str, server: str, how: Forced, done: Done) -> None:
         """`set server ... health`: up, stopping or down, until a check says otherwise."""
@@ -101,7 +114,8 @@ class Administration:
         elif self._reloading():
             problem = f"cannot shut down frontend {name}: {_LATER}"
         if problem:
-            return done(problem)
+            done(problem)
+            return
 
         def left(_answers: object) -> None:
             for listener in ours:
@@ -119,9 +133,10 @@ class Administration:
     def clear_counters(self, everything: bool, done: Done) -> None:
         """Forget how much there has been at once, or all that was counted; what there is now stays."""
         if problem := self._refusal():
-            return done(problem)
+            done(problem)
+            return
         table, tables = self._office.equipment.table, self._office.tables()
-        table.clear_maxima()
+        table.clear_maxima(columns=[Column.SMAX, Column.QMAX, *([Column.LASTSESS] if everything else [])])
         if everything:
             for key in table.keys:
                 if key == PROCESS:
@@ -129,7 +144,7 @@ class Administration:
                 for column, total in zip(Column, totals(tables, key), strict=True):
                     if total and column not in GAUGES and column not in MAXIMA and column not in _INTERNAL:
                         table.add(key, column, -total)
-        self._office.equipment.pool.ask("clear-maxima", lambda _answers: done(""))
+        self._office.equipment.pool.ask("clear-maxima", lambda _answers: done(""), all=everything)
 
     # --- over generations
 
@@ -285,12 +300,14 @@ class Administration:
                     if not value:
                         self._standing.forget_health(backend, server)
                     self._tell(difference)
+                    if server.observe:
+                        # To workers that know it, this says what it is now: whether its traffic counts.
+                        row = self._office.equipment.table.index[RowKey("server", item.proxy, item.server)]
+                        return [(item._replace(kind="server-added"), {"record": dump_server(server), "row": row})]
                 return []
             case "server-added":
-                words = self.changes.items[item] if item in self.changes.items else None
-                text = added_words(words)[0] if words else ""
                 self._log("notice", f"Server {item.proxy}/{item.server} was added: {value.address}", backend=item.proxy)
-                return [(item, {"server": text, "sid": value.sid, "row": rows[item]})]
+                return [(item, {"record": dump_server(value), "row": rows[item]})]
             case "server-deleted":
                 self._log("notice", f"Server {item.proxy}/{item.server} was deleted", backend=item.proxy)
             case "frontend-state":
@@ -341,7 +358,6 @@ class Administration:
     def _with_shut(self, config: Config) -> Config:
         if not self._shut:
             return config
-        from dataclasses import replace
 
         def shut(frontend: Frontend) -> Frontend:
             return replace(frontend, disabled=True, shut=True) if frontend.name in self._shut else frontend
@@ -353,7 +369,7 @@ class Administration:
         return [
             (want.bind.backlog, listener)
             for want, listener in self._office.equipment.listeners
-            if want.frontend == name and listener.sock.fileno() >= 0
+            if want.frontend == name and listener.open
         ]
 
     def _rest(self, todo: Sequence[Difference]) -> None:

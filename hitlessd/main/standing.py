@@ -23,8 +23,9 @@ Forced = Literal["up", "stopping", "down"]
 
 
 class Standing:
-    """`shut_down(backend, server)` ends the sessions of a server. `tables()` are all generations', ours first; `wall` is
-    CLOCK_REALTIME."""
+    """`shut_down(backend, server)` ends the sessions of a server. `tables()` are all generations', ours first.
+
+    `wall` is CLOCK_REALTIME."""
 
     def __init__(
         self,

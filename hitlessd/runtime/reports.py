@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from hitlessd.runtime.command import Call, Command, integer, without_empty_lines
-from hitlessd.runtime.info import event_date, show_info, show_proc
-from hitlessd.runtime.stat import StatFilter, show_stat
+from hitlessd.runtime.info import event_date, info_fields, show_info, show_proc
+from hitlessd.runtime.stat import StatFilter, show_stat, stat_rows
 
 __all__ = ["COMMANDS"]
 
@@ -16,15 +15,15 @@ def _show_version(call: Call) -> str:
     return call.control.version + "\n"
 
 
-def _unsupported_format(words: Sequence[str]) -> str | None:
-    for word in words:
-        if word in ("typed", "json", "desc"):
-            return f"cannot write the format '{word}': only the plain format is supported\n"
-    return None
-
-
 def _show_info(call: Call) -> str:
-    return _unsupported_format(call.words[2:]) or show_info(call.control, call.monotonic)
+    words = call.words[2:]
+    floating, desc = "float" in words, "desc" in words
+    fields = info_fields(call.control, call.monotonic, floating)
+    if "json" not in words and "typed" not in words:
+        return show_info(fields, desc)
+    from hitlessd.runtime import typed
+
+    return typed.info_json(fields, floating) if "json" in words else typed.info_typed(fields, floating, desc)
 
 
 def _show_stat(call: Call) -> str:
@@ -45,12 +44,21 @@ def _show_stat(call: Call) -> str:
             iid = named[0]
         types, sid = integer(words[1]), integer(words[2])
         del words[:3]
-    if refusal := _unsupported_format(words):
-        return refusal
     # HAProxy shows addresses and algorithms from level operator on.
     addresses = call.session.may("operator") or call.session.privileged
     wanted = StatFilter(iid, types, sid, "no-maint" in words, "up" in words, addresses)
-    return show_stat(call.control, wanted, time.time())
+    if "json" not in words and "typed" not in words:
+        return show_stat(call.control, wanted, time.time())
+    from hitlessd.runtime import typed
+
+    rows = stat_rows(call.control, wanted, time.time())
+    return typed.stat_json(rows) if "json" in words else typed.stat_typed(rows, "desc" in words)
+
+
+def _show_schema(_call: Call) -> str:
+    from hitlessd.runtime.typed import schema
+
+    return schema()
 
 
 def _show_proc(call: Call) -> str:
@@ -87,7 +95,12 @@ COMMANDS = (
         "operator",
         privileged=True,
     ),
-    Command(("show", "info"), "show info [float]*", "report information about the running process", _show_info),
+    Command(
+        ("show", "info"),
+        "show info [desc|json|typed|float]*",
+        "report information about the running process",
+        _show_info,
+    ),
     Command(("show", "proc"), "show proc", "show generations and their processes", _show_proc),
     Command(
         ("show", "startup-logs"),
@@ -97,6 +110,12 @@ COMMANDS = (
         "operator",
         privileged=True,
     ),
-    Command(("show", "stat"), "show stat [no-maint|up]*", "report counters for each proxy and server", _show_stat),
+    Command(("show", "schema", "json"), "show schema json", "report schema used for stats", _show_schema),
+    Command(
+        ("show", "stat"),
+        "show stat [desc|json|no-maint|typed|up]*",
+        "report counters for each proxy and server",
+        _show_stat,
+    ),
     Command(("show", "version"), "show version", "show version of the current process", _show_version),
 )
