@@ -292,7 +292,6 @@ class Administration:
                 backend, server = found
                 if item.kind == "server-state":
                     self._standing.administer(backend, server, value)
-                    self._checks.look_soon(backend.name, server.name)
                 elif item.kind == "server-weight":
                     self._standing.weigh(backend, server)
                     self._tell(difference)

@@ -107,12 +107,6 @@ class Checks:
                 known.backend, known.server, known.check = backend, server, check
                 self._is_elsewhere(known)
 
-    def look_soon(self, backend: str, server: str) -> None:
-        """A server is back from maintenance: see how it is."""
-        each = self._checked.get((backend, server))
-        if each and each.attempt is None and not self._stopped:
-            self._schedule(each, 0.0)
-
     def _is_elsewhere(self, each: _Checked) -> None:
         """It stays up or down, until the checks of its new address say otherwise, as with HAProxy."""
         mark = health.identity(each.backend, each.server)

@@ -64,16 +64,18 @@ class Standing:
         self._set_state(key, state, self._table.weight(row), now)
         if state is ServerState.MAINT and down:
             self.count(key, Column.DOWNTIME, max(0, now - max(since, record.since)))
-            text = f"{name} was DOWN and now enters maintenance.{self.left(backend, server)}"
+            text = f"{name} was DOWN and now enters maintenance."
         elif state is ServerState.MAINT:
             self.count(key, Column.CHKDOWN, 1)
             text = f"{name} is going DOWN for maintenance.{self.left(backend, server)}"
         elif was is not ServerState.MAINT and state is ServerState.DRAIN:
-            text = f"{name} enters drain state.{self.online(backend)}"
+            text = f"{name} enters drain state.{self.left(backend, server) if down else self.online(backend)}"
         elif was is not ServerState.MAINT:
             text = f"{name} is {'DOWN' if down else 'UP'} (leaving forced drain)."
         alarming = state is ServerState.MAINT and not down
         self.tell("alert" if alarming else "notice", text, backend, server)
+        if was is ServerState.MAINT and state is ServerState.DRAIN:
+            self.tell("notice", f"{name} remains in forced drain mode.", backend, server)
         self.look_at(backend)
         if alarming:
             self.marked_down(backend, server)
