@@ -150,7 +150,10 @@ def _add(worker: Worker, backend: LiveBackend, name: str, value: Any) -> None:
     else:
         server.configure(config)
         server.sit_on(worker.ledger.row(key))
-    backend.servers.append(server)
+    # As in the configuration that later processes get: behind the others, by number.
+    servers = backend.servers
+    later = (at for at, other in enumerate(servers) if other.config.added and other.config.sid > config.sid)
+    servers.insert(next(later, len(servers)), server)
     _rearrange(worker, backend)
 
 
