@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hitlessd.changes import Change, Item
 from hitlessd.model import Level
-from hitlessd.runtime.commands import split_line, split_words
 from hitlessd.runtime.control import GenerationInfo, ReloadOutcome
 from hitlessd.runtime.stat import COLUMNS
+from hitlessd.runtime.words import split_line, split_words
 from hitlessd.table import PROCESS, Column, RowKey, ServerState
 from tests.test_runtime_harness import Harness
 
@@ -394,3 +397,81 @@ def test_mistake_in_a_command_is_contained(harness: Harness) -> None:
     answer = harness.ask(harness.listen(), b"reload;show version\n")
     assert answer == b"cannot execute the command: internal error\n\n1.2.3\n\n"
     assert harness.logged == [("err", "cannot execute a runtime API command: RuntimeError: broken")]
+
+
+def test_show_reloads(harness: Harness) -> None:
+    path = harness.listen()
+    header = harness.ask(path, b"show reloads\n").decode()
+    assert header.startswith("# number ") and header.count("\n") == 2
+    phases = (("check", 0.01), ("listen", 0.02))
+    harness.control.history = [
+        ReloadOutcome(7, False, "f:1: bad\nf:2: worse", 0.05, 1700000000.5, 6),
+        ReloadOutcome(8, True, "fine", 0.1234, 1700000001.25, 7, 5, 2, 1, 3, 1, 0, phases),
+    ]
+    _, refused, done, *rest = harness.ask(path, b"show reloads\n").decode().splitlines()
+    assert refused.split()[:4] == ["7", "failure", "50", "6"] and refused.endswith("  f:1: bad")
+    assert done.split()[:10] == ["8", "success", "123", "7", "3", "1", "0", "5", "2", "1"] and rest == [""]
+    found = json.loads(harness.ask(path, b"show reloads json\n"))
+    assert [each["number"] for each in found] == [7, 8]
+    assert found[0]["reason"] == "f:1: bad\nf:2: worse" and not found[0]["ok"]
+    assert found[1] == {
+        "number": 8,
+        "ok": True,
+        "reason": "fine",
+        "duration": 0.1234,
+        "at": 1700000001.25,
+        "generation": 7,
+        "moved": 5,
+        "kept": 2,
+        "lost": 1,
+        "taken": 3,
+        "bound": 1,
+        "closed": 0,
+        "phases": [["check", 0.01], ["listen", 0.02]],
+    }
+
+
+def test_show_changes(harness: Harness) -> None:
+    path = harness.listen()
+    assert harness.ask(path, b"show changes\n") == b"# kind proxy/server value configured\n\n"
+    assert harness.ask(path, b"show changes json\n") == b"[]\n\n"
+    for change in (
+        Change(Item("server-weight", "pg", "a"), 30, 1),
+        Change(Item("frontend-state", "www"), "off", "on"),
+        Change(Item("global-maxconn"), 50, 100),
+        Change(Item("server-deleted", "pg", "b"), True, None),
+    ):
+        harness.control.changes.items[change.item] = change
+    assert harness.ask(path, b"show changes\n").decode().splitlines()[1:] == [
+        "server-weight pg/a 30 1",
+        "frontend-state www off on",
+        "global-maxconn - 50 100",
+        "server-deleted pg/b true -",
+        "",
+    ]
+    found = json.loads(harness.ask(path, b"show changes json\n"))
+    assert found[0] == {"kind": "server-weight", "proxy": "pg", "server": "a", "value": 30, "configured": 1}
+    assert len(found) == 4
+
+
+@pytest.mark.usefixtures("unprivileged")
+@pytest.mark.parametrize("command", [b"show reloads\n", b"show changes\n"])
+def test_what_was_changed_is_for_operators(harness: Harness, command: bytes) -> None:
+    assert harness.ask(harness.listen("user"), command) == b"Permission denied\n\n"
+    assert harness.ask(harness.listen("operator"), command).startswith(b"# ")
+
+
+def test_changed_servers_and_frontends_show_it(harness: Harness) -> None:
+    config = harness.control.config
+    pg, *others = config.backends
+    drained = replace(pg.servers[0], drain=True, weight=9)
+    harness.control.config = replace(
+        config,
+        frontends=tuple(replace(frontend, disabled=True) for frontend in config.frontends),
+        backends=(replace(pg, servers=(drained, *pg.servers[1:])), *others),
+    )
+    found = rows(harness.ask(harness.listen(), b"show stat\n"))
+    assert [row["status"] for row in found if row["type"] == "0"] == ["PAUSED", "PAUSED"]
+    assert [(row["status"], row["weight"]) for row in found if row["svname"] == "a"] == [("DRAIN", "9")]
+    state = harness.ask(harness.listen(name="more"), b"show servers state pg\n").decode().splitlines()[2].split()
+    assert state[3:9] == ["a", "127.0.0.1", "2", "8", "9", "9"]

@@ -1,37 +1,28 @@
-"""All commands of the runtime API: how a line is split, and who answers it. No I/O: the server owns the sockets.
+"""All commands of the runtime API, and who answers which. No I/O: the server owns the sockets.
 
-The words are HAProxy 2.6's (management guide, 9.3 and 9.4.1), so that existing tools understand the answers.
+The words are HAProxy 2.6's (management guide, 9.3 and 9.4.1), so that existing tools understand the answers. Imported
+with the first command that comes: a reload does not wait for what it may never need.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
-from hitlessd.runtime import administer, conversation, reloading, reports, sessions
+from hitlessd.runtime import (
+    administer,
+    conversation,
+    histories,
+    innards,
+    reloading,
+    reports,
+    serverlists,
+    sessions,
+)
 from hitlessd.runtime.command import DENIED, Answer, Call, Command
 from hitlessd.runtime.helping import help_for, unknown
+from hitlessd.runtime.words import split_words
 
-__all__ = ["COMMANDS", "execute", "split_line", "split_words"]
-
-
-def split_line(line: bytes) -> list[bytes]:
-    """The commands of a line, delimited by `;`. A backslash protects what follows it (management guide, 9.3).
-
-    As with HAProxy a NUL ends the line, whatever follows.
-    """
-    line = line.partition(b"\0")[0].rstrip(b"\r")
-    if b"\\" not in line:
-        return line.split(b";")
-    # No NUL is left in the line, so one can stand for a protected delimiter.
-    hidden = re.sub(rb"\\(.)", lambda match: b"\0" if match[1] == b";" else match[0], line, flags=re.S)
-    return [command.replace(b"\0", b"\\;") for command in hidden.split(b";")]
-
-
-def split_words(command: bytes) -> list[str]:
-    """The words of a command; a backslash protects a blank and disappears."""
-    words = re.findall(r"(?:\\.|[^ \t\\]|\\$)+", command.decode("utf-8", "replace"), flags=re.S)
-    return [re.sub(r"\\(.)", r"\1", word, flags=re.S) for word in words]
+__all__ = ["COMMANDS", "execute"]
 
 
 def execute(command: bytes, call_with: Callable[[Sequence[str]], Call]) -> Answer:
@@ -54,8 +45,11 @@ COMMANDS: tuple[Command, ...] = tuple(
         (
             *administer.COMMANDS,
             *conversation.COMMANDS,
+            *histories.COMMANDS,
+            *innards.COMMANDS,
             *reloading.COMMANDS,
             *reports.COMMANDS,
+            *serverlists.COMMANDS,
             *sessions.COMMANDS,
         ),
         key=lambda command: command.words,

@@ -68,6 +68,10 @@ def _show_proc(call: Call) -> str:
 def _show_errors(call: Call) -> str:
     """What is wrong now: why the latest reload was refused, and why a start had to use the stored configuration."""
     control, events = call.control, []
+    name = call.words[2] if len(call.words) > 2 else ""
+    known = {proxy.name for proxy in control.config.frontends} | {proxy.name for proxy in control.config.backends}
+    if name and name not in known and integer(name) <= 0:
+        return "No such proxy.\n"
     last = control.last_reload
     if last and not last.ok:
         what = f"{event_date(last.at)} reload {last.number}: refused after {last.duration:.3f} s, nothing was changed"
@@ -89,7 +93,7 @@ def _show_startup_logs(call: Call) -> str:
 COMMANDS = (
     Command(
         ("show", "errors"),
-        "show errors",
+        "show errors [<px>] [request|response]",
         "report why the last reload was refused",
         _show_errors,
         "operator",

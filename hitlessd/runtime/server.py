@@ -24,9 +24,9 @@ from hitlessd.runtime.client import (
     takeover_refusal,
 )
 from hitlessd.runtime.command import Call, Pieces, Session
-from hitlessd.runtime.commands import execute, split_line
 from hitlessd.runtime.control import Control, LoopLike, ReloadOutcome, TimerLike
 from hitlessd.runtime.reloading import reload_answer
+from hitlessd.runtime.words import split_line
 
 __all__ = ["RuntimeServer"]
 
@@ -262,6 +262,8 @@ class RuntimeServer:
         return True
 
     def _execute(self, client: Client, command: bytes) -> None:
+        from hitlessd.runtime.commands import execute  # at the first command, not when we start
+
         def call(words: Sequence[str]) -> Call:
             sockets = tuple(dict.fromkeys(self._listeners.values()))
             promise = lambda number: setattr(client, "waiting", number)  # noqa: E731
