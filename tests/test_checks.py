@@ -20,6 +20,7 @@ from hitlessd.health import Result, identity
 from hitlessd.loop import Loop
 from hitlessd.main.attempt import Attempt, OutOfMeans
 from hitlessd.main.checks import Checks
+from hitlessd.main.standing import Standing
 from hitlessd.main.wellbeing import carry_over
 from hitlessd.model import (
     Backend,
@@ -65,16 +66,15 @@ class Bench:
             for one in each.servers:
                 state = ServerState.MAINT if one.disabled else ServerState.READY
                 self.table.set_state(self.row(one.name, each.name), state, one.weight, 1)
-        self.checks = Checks(
-            self.loop,
-            lambda severity, message, /, **_fields: self.lines.append(
-                (severity, re.sub(r"duration: \d+ms", "duration: 0ms", message))
-            ),
-            self.config,
-            self.table,
-            lambda: [self.table, *older],
-            lambda one, other: self.shut.append((one, other)),
-        )
+
+        def log(severity: str, message: str, /, **_fields: object) -> None:
+            self.lines.append((severity, re.sub(r"duration: \d+ms", "duration: 0ms", message)))
+
+        def tables() -> list[Table]:
+            return [self.table, *older]
+
+        self.standing = Standing(log, self.table, tables, lambda one, other: self.shut.append((one, other)))
+        self.checks = Checks(self.loop, log, self.config, self.table, tables, self.standing)
 
     def __enter__(self) -> Bench:
         self.checks.start()
