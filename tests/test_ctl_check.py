@@ -20,6 +20,7 @@ from tests.support.answering import answering
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo
 from tests.support.processes import ROOT, free_port
+from tests.support.terminals import Terminal
 from tests.support.visitors import listen
 
 COMPLETIONS = ROOT / "completions"
@@ -197,6 +198,24 @@ def test_files_are_offered(places: dict[str, str]) -> None:
 def test_bash_with_its_framework_completes_names_with_colons(places: dict[str, str]) -> None:
     assert shutil.which("bash")
     assert in_bash("hitlessctl set server web/", places, framework=True) == ["web/a", "web/a:1"]
+
+
+def test_the_tab_key(places: dict[str, str]) -> None:
+    """At the prompts of shells that were set up as a distribution does."""
+    (Path(places["HOME"]) / "functions").mkdir()
+    shutil.copy(COMPLETIONS / "_hitlessctl", Path(places["HOME"]) / "functions")
+    for shell, setup in (
+        (["bash", "--norc", "-i"], f". /usr/share/bash-completion/bash_completion; . {COMPLETIONS}/hitlessctl.bash"),
+        (["zsh", "-f", "-i"], "fpath=($HOME/functions $fpath); autoload -U compinit; compinit -u -D"),
+        (["fish", "--no-config", "-i"], f"source {COMPLETIONS}/hitlessctl.fish"),
+    ):
+        with Terminal(shell, places, 120, 24) as terminal:
+            terminal.press(f"{setup}; echo re''ady\r")
+            terminal.shows("\nready")
+            terminal.press("hitlessctl set ser\tdb/\tsta\tdr\t")
+            terminal.shows("hitlessctl set server db/s state drain")
+            terminal.press("\x15exit\r")
+            assert terminal.ended() == 0
 
 
 def test_nobody_there_is_no_error(places: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -149,6 +149,10 @@ def is_restored(terminal: Terminal) -> bool:
     return same and terminal.raw.rstrip().endswith(b"\x1b[?25h\x1b[?1049l")
 
 
+def last_line_begins(with_: str) -> Callable[[str], bool]:
+    return lambda text: text.splitlines()[-1].startswith(with_)
+
+
 def test_a_screen_of_80_by_24(tmp_path: Path) -> None:
     many = stat(*[server(f"s{number}", number) for number in range(40)])
     with shown(tmp_path, {"show stat": many}) as (terminal, _):
@@ -164,6 +168,9 @@ def test_a_screen_of_80_by_24(tmp_path: Path) -> None:
         terminal.resize(120, 10)
         terminal.until(lambda text: "CHECK" in text and "q quit" in text.splitlines()[-1], "the new size")
         assert len(terminal.lines) == 10 and terminal.lines[7].split()[1] == "s39"
+        for columns, height in ((20, 3), (3, 1), (80, 24)):
+            terminal.resize(columns, height)
+            terminal.until(last_line_begins("arrows"[: columns - 1]), "a size for nobody")
         terminal.press("q")
         assert terminal.ended() == 0 and is_restored(terminal)
 

@@ -17,7 +17,7 @@ from hitlessd.main.reloads import Reloads
 from hitlessd.runtime.control import RELOAD_BUCKETS, ReloadOutcome
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo
-from tests.support.processes import free_port, poll_until
+from tests.support.processes import free_port, poll_until, wait_gone
 from tests.support.restartable import Restartable
 from tests.support.visitors import conversations, listen
 
@@ -208,3 +208,32 @@ def test_the_history_survives_a_restart_and_a_crash(crash: bool, tmp_path: Path)
             return [name for name in service.manager.names if name.startswith("hitlessd.state-")]
 
         poll_until(lambda: len(states()) == 1, 10, "one state in the store")
+
+
+def test_a_takeover_by_hand_is_in_the_history(tmp_path: Path) -> None:
+    port = free_port()
+    text = listen(port, server=free_port())
+    with Daemon(tmp_path, text, workers=1) as old:
+        main = old.pid
+        with Daemon(tmp_path, text, workers=1, name="new", arguments=("-x", str(old.socket))) as new:
+            wait_gone(main)
+            (outcome,) = history(new)
+            assert (outcome["ok"], outcome["generation"], outcome["taken"], names(outcome)) == (
+                True,
+                2,
+                1,
+                list(PHASES),
+            )
+
+
+def test_a_predecessor_that_dies_is_followed_all_the_same(tmp_path: Path) -> None:
+    port = free_port()
+    with Daemon(tmp_path, listen(port, server=free_port()), workers=1) as daemon:
+        main = daemon.pid
+        daemon.fault("predecessor.stop", signal.SIGKILL)
+        # Who has called for it hears from the next generation.
+        assert daemon.ctl("reload", "-v").returncode == 0
+        assert daemon.pid != main
+        (outcome,) = history(daemon)
+        assert (outcome["ok"], outcome["generation"]) == (True, 2)
+        assert names(outcome) == ["start", "configuration", "prepare", "accept"]

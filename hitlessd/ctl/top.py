@@ -43,7 +43,7 @@ def top(where: str) -> int:
     with opened() as screen:
         try:
             _Top(where, board, screen).run()
-        except EOFError:  # nobody is there any more
+        except (EOFError, OSError):  # nobody is there any more
             pass
         except KeyboardInterrupt:  # as good a way to leave as any
             return INTERRUPTED

@@ -18,7 +18,6 @@ class Answering:
         self.path = path
         self.answers = answers
         self.asked: list[str] = []
-        self.silent = False  # accept, and say nothing
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen(16)
@@ -28,7 +27,6 @@ class Answering:
         return [command for command in list(self.asked) if not command.startswith("show ")]
 
     def serve(self) -> None:
-        held = []
         while True:
             sock, _ = self._listener.accept()
             with contextlib.suppress(OSError):
@@ -42,14 +40,9 @@ class Answering:
                 if data == b"end\n":
                     sock.close()
                     break
-                if self.silent:
-                    held.append(sock)
-                    continue
                 for command in data.decode().strip().split(";"):
                     self.asked.append(command)
                     sock.sendall((self.answers.get(command, "").rstrip("\n") + "\n\n").lstrip("\n").encode() or b"\n")
-            sock.close()
-        for sock in held:
             sock.close()
 
     def close(self) -> None:
