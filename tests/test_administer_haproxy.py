@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.beside import HAPROXY
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo
 from tests.support.processes import Deadline, Process, free_ports, poll_until
+
+HAPROXY = "/usr/sbin/haproxy"
 
 SECTIONS = """
 {open}frontend f{close}
@@ -43,34 +44,43 @@ get weight b/s1 | get weight b | get weight b/zz | get weight zz/s | get weight
 set weight b/s1 50% | get weight b/s1 | set weight b/s1 300 | set weight b/s1 -1 | set weight b/s1 -1%
 set weight b/s1 3000% | get weight b/s1 | set weight b/s1 30000% | get weight b/s1 | set weight b/s1 x
 set weight b/s1 5x | set weight b/s1 5%x | set weight b/s1 | set weight b/zz 5 | set weight | set weight b/s1 10
-set weight st/a 2 | set weight st/a 0% | get weight st/a | set weight st/a 100% | set weight st/a 50% | set weight st/a 0
+set weight st/a 2 | set weight st/a 0% | get weight st/a | set weight st/a 100% | set weight st/a 50%
+set weight st/a 0
 set weight st/a 4 | get weight st/a | get weight l/x
-set server | set server b | set server b/zz state ready | set server zz/s state ready | set server b/s1 | set server b/s1 foo
+set server | set server b | set server b/zz state ready | set server zz/s state ready | set server b/s1
+set server b/s1 foo
 set server b/s1 state | set server b/s1 state foo | set server b/s1 weight | set server b/s1 weight foo
 set server b/s1 weight 7 | get weight b/s1 | set server b/s1 weight 100%
 disable server b | disable server b/zz | enable server zz/x
-enable health b/s2 | enable health b/zz | disable health b/s2 | disable agent one/a | enable agent one/a | enable agent
+enable health b/s2 | enable health b/zz | disable health b/s2 | disable agent one/a | enable agent one/a
+enable agent
 disable agent b/zz
 set server b/s1 health | set server b/s1 health foo
 set server b/s1 addr | set server b/s1 addr 127.0.0.2 | set server b/s1 addr 127.0.0.2 port 81
 set server b/s1 addr 127.0.0.2 port 81 | set server b/s1 addr 127.0.0.2 port x | set server b/s1 addr foo
 set server b/s1 addr 127.0.0.2 port | set server b/s1 addr 127.0.0.2 foo | set server b/s1 addr /run/x
 set server b/s1 port 99 | set server b/s2 check-port 80 | set server b/s1 fqdn foo | set server b/s1 fqdn
-set server b/s1 agent up | set server b/s1 agent-addr 127.0.0.1 | set server b/s1 agent-port 1 | set server b/s1 agent-send x
+set server b/s1 agent up | set server b/s1 agent-addr 127.0.0.1 | set server b/s1 agent-port 1
+set server b/s1 agent-send x
 set server b/s1 ssl on | set server b/s1 maxconn 5
-set maxconn frontend | set maxconn frontend l | set maxconn frontend l x | set maxconn frontend l 7 | set maxconn frontend l -3
+set maxconn frontend | set maxconn frontend l | set maxconn frontend l x | set maxconn frontend l 7
+set maxconn frontend l -3
 set maxconn frontend zz 5
-set maxconn server | set maxconn server b/s2 | set maxconn server b/s2 x | set maxconn server b/s2 9 | set maxconn server b/zz 0
+set maxconn server | set maxconn server b/s2 | set maxconn server b/s2 x | set maxconn server b/s2 9
+set maxconn server b/zz 0
 set maxconn global | set maxconn global 99999999 | set maxconn global 10 | set maxconn global 0
-disable frontend f | disable frontend f | enable frontend f | enable frontend f | enable frontend zz | disable frontend
+disable frontend f | disable frontend f | enable frontend f | enable frontend f | enable frontend zz
+disable frontend
 disable frontend b | enable frontend
 add server | add server b | add server b/ | add server zz/s | add server b/n1 | add server b/s1 127.0.0.1:1
-add server st/n 127.0.0.1:1 | add server b/n4 127.0.0.1:1 cookie x | add server b/n2 127.0.0.1:1 weight 7 maxconn 3 check
+add server st/n 127.0.0.1:1 | add server b/n4 127.0.0.1:1 cookie x
+add server b/n2 127.0.0.1:1 weight 7 maxconn 3 check
 enable health b/n2 | get weight b/n2 | set weight b/n2 50% | get weight b/n2 | add server b/n2 127.0.0.1:1
 enable server b/n2 | del server b/n2 | disable server b/n2 | del server b/n2 | del server b/n2 | del server b/s3
 add server b/s3 127.0.0.1:1 backup | del server | del server b | del server b/zz | del server l/x
 clear counters | clear counters all | clear counters foo
-shutdown frontend l | shutdown frontend l | enable frontend l | disable frontend l | shutdown frontend zz | shutdown frontend
+shutdown frontend l | shutdown frontend l | enable frontend l | disable frontend l | shutdown frontend zz
+shutdown frontend
 shutdown sessions server b/s1 | shutdown session | shutdown sessions server b
 """
 
@@ -144,7 +154,13 @@ def test_the_same_answers_and_states(both: Both) -> None:
         for command in line.split(" | "):
             both.same(command)
         both.states("status", "uweight", "act", "bck")
-    for command in ("help add server", "help set weight", "help enable frontend", "help clear counters", "help del server"):
+    for command in (
+        "help add server",
+        "help set weight",
+        "help enable frontend",
+        "help clear counters",
+        "help del server",
+    ):
         both.same(command)
 
 
@@ -152,7 +168,8 @@ LINES = """
 set server b/s1 state drain | set server b/s1 state maint | set server b/s1 state ready | disable server one/a
 enable server one/a | set server one/a state drain | set server one/a state ready | disable server bk/none
 disable server b/bk | enable server b/bk | set server b/s1 health down | disable server b/s1 | enable server b/s1
-set server b/s1 health stopping | set server b/s1 health up | set server b/s2 health down | set server b/s2 health stopping
+set server b/s1 health stopping | set server b/s1 health up | set server b/s2 health down
+set server b/s2 health stopping
 set server b/s2 health up | set server one/a health down | set server one/a state drain | set server one/a state ready
 set server one/a health up | set server b/s3 state drain | set server b/s3 state ready | set server b/s3 state ready
 disable frontend f | enable frontend f | disable frontend l | enable frontend l | shutdown frontend f
@@ -168,7 +185,9 @@ def test_the_same_log_lines_and_states(both: Both) -> None:
     wanted = re.compile(r"^(?:Backup Server|Server|backend|Paused|Resumed|Proxy) .*$")
     theirs = [line for line in _until(both, "Proxy f stopped").splitlines() if wanted.match(line)]
     ours = [
-        found[1] for line in both.daemon.log.splitlines() if (found := re.match(r"\S+ \S+ generation 1 \w+: (.*)", line))
+        found[1]
+        for line in both.daemon.log.splitlines()
+        if (found := re.match(r"\S+ \S+ generation 1 \w+: (.*)", line))
     ]
     ours = [line.partition(" | ")[0] for line in ours]
     assert [line for line in ours if wanted.match(line)] == theirs

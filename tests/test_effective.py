@@ -115,7 +115,11 @@ def test_what_the_file_has_changed_counts() -> None:
     change = Change(Item("server-weight", "b", "s"), 20, 9)
     config, dropped = changed(change)
     assert (config, dropped) == (CONFIG, [change])
-    for item in (Item("server-weight", "b", "nobody"), Item("frontend-state", "nobody"), Item("server-added", "no", "n")):
+    for item in (
+        Item("server-weight", "b", "nobody"),
+        Item("frontend-state", "nobody"),
+        Item("server-added", "no", "n"),
+    ):
         gone = Change(item, "off" if item.kind == "frontend-state" else "127.0.0.1:1", None)
         assert changed(gone) == (CONFIG, [gone])
 

@@ -49,8 +49,9 @@ class Administration:
         checks: Checks,
         standing: Standing,
         reloading: Callable[[], bool],
+        clear_maxima: Callable[[bool, Callable[[object], object]], object],
     ) -> None:
-        """`configuration`: what the files say."""
+        """`configuration`: what the files say. `clear_maxima` tells all workers of all generations."""
         self._loop = loop
         self._log = log
         self._store = store
@@ -58,6 +59,7 @@ class Administration:
         self._checks = checks
         self._standing = standing
         self._reloading = reloading
+        self._clear_maxima = clear_maxima
         self._saving = False
         self._serial = 0
         self._entry = ""  # in systemd's store
@@ -136,7 +138,8 @@ class Administration:
             done(problem)
             return
         table, tables = self._office.equipment.table, self._office.tables()
-        table.clear_maxima(columns=[Column.SMAX, Column.QMAX, *([Column.LASTSESS] if everything else [])])
+        for each in tables:
+            each.clear_maxima(columns=[Column.SMAX, Column.QMAX, *([Column.LASTSESS] if everything else [])])
         if everything:
             for key in table.keys:
                 if key == PROCESS:
@@ -144,7 +147,7 @@ class Administration:
                 for column, total in zip(Column, totals(tables, key), strict=True):
                     if total and column not in GAUGES and column not in MAXIMA and column not in _INTERNAL:
                         table.add(key, column, -total)
-        self._office.equipment.pool.ask("clear-maxima", lambda _answers: done(""), all=everything)
+        self._clear_maxima(everything, lambda _answers: done(""))
 
     # --- over generations
 

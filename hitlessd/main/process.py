@@ -169,6 +169,7 @@ class Main:
             self._checks,
             standing,
             lambda: self._reloads.running,
+            lambda everything, done: self._sessions.clear_maxima(everything, done),
         )
         equipment.pool.when_observed(self._checks.observed)
         self._checks.start()

@@ -123,8 +123,9 @@ class Store:
                 elif short.startswith(_STATE):
                     states.append((short, State.load(_read(fd))))
                 elif short.startswith(_CHANGES):
+                    data = _read(fd)
                     order = tuple(int(part) for part in short.removeprefix(_CHANGES).split("-"))
-                    changes.append((order, short, list(json.loads(_read(fd)))))
+                    changes.append((order, short, list(json.loads(data))))
                 elif short.startswith(_PARK):
                     park, _, part = short.removeprefix(_PARK).rpartition("-")
                     if parks.setdefault(park, {}).setdefault(part, fd) != fd:
