@@ -251,3 +251,28 @@ def test_a_reload_in_the_middle(tmp_path: Path) -> None:
         terminal.shows("no answer for")
         terminal.press("q")
         assert terminal.ended() == 0
+
+
+def test_a_server_is_drained_weighed_and_enabled(tmp_path: Path) -> None:
+    with (
+        Daemon(tmp_path, listen(free_port(), server=free_port()), workers=1) as daemon,
+        Terminal(python_module("hitlessd.ctl", "-s", daemon.socket, "top")) as terminal,
+    ):
+        terminal.shows("q quit")
+        terminal.press("jd")
+        terminal.shows("set server t/s state drain? (y/n)")
+        terminal.press("y")
+        terminal.until(lambda text: "state drain: done" in text and text.count("DRAIN") == 1, "that it drains")
+        terminal.press("w7\r")
+        terminal.shows("set server t/s weight 7? (y/n)")
+        terminal.press("y")
+        terminal.shows("weight 7: done")
+        status = daemon.ctl("status").stdout
+        assert "t/s DRAIN" in status and "server weight t/s: 7 (configured: 1)" in status
+        terminal.press("e")
+        terminal.shows("set server t/s state ready? (y/n)")
+        terminal.press("y")
+        terminal.until(lambda text: "state ready: done" in text and "DRAIN" not in text, "that it is enabled")
+        assert daemon.ask("get weight t/s").startswith("7 ")
+        terminal.press("q")
+        assert terminal.ended() == 0

@@ -5,6 +5,7 @@ hitlessd.runtime-*    listeners of the runtime API
 hitlessd.table-N      the shared table of generation N
 hitlessd.state-N      a memfd: the text of the running configuration and what else generation N knew
 hitlessd.state-N-K    the same, stored for the Kth time, when a reload had ended
+hitlessd.changes-N-M  a memfd: what operators have changed at run time, for the Mth time in generation N
 hitlessd.park-N-M-*   the parts of a park: connections of a worker of generation N
 """
 
@@ -27,9 +28,9 @@ from hitlessd.table import Table
 __all__ = ["State", "Store", "Stored"]
 
 _LISTENER, _RUNTIME = "listener", "runtime"
-_TABLE, _STATE, _PARK = "table-", "state-", "park-"
+_TABLE, _STATE, _PARK, _CHANGES = "table-", "state-", "park-", "changes-"
 #: A socket unit hitlessd.socket that does not say FileDescriptorName= passes its own name, which begins as ours do.
-_OURS = (f"{_LISTENER}-", f"{_RUNTIME}-", _TABLE, _STATE, _PARK)
+_OURS = (f"{_LISTENER}-", f"{_RUNTIME}-", _TABLE, _STATE, _PARK, _CHANGES)
 #: Far above any configuration that the reader accepts.
 _LARGEST_STATE = 64 << 20
 #: JSON that is nested too deeply, numbers that are too large.
@@ -86,6 +87,8 @@ class Stored:
     spoilt: int = 0  # parks that cannot be used
     state: State | None = None
     state_name: str = ""
+    changes: list[Any] = field(default_factory=list)  # of operators, see Changes.export()
+    changes_name: str = ""  # of their entry
     useless: list[str] = field(default_factory=list)
 
 
@@ -109,6 +112,7 @@ class Store:
         loose: list[tuple[int, str]] = []
         states: list[tuple[str, State]] = []
         parks: dict[str, dict[str, int]] = {}
+        changes: list[tuple[tuple[int, ...], str, list[Any]]] = []
         for fd, name in inherited:
             short = name.removeprefix(STORE_PREFIX)
             try:
@@ -117,7 +121,11 @@ class Store:
                 elif short.startswith(_TABLE):
                     stored.tables.append(Table.attach(fd))
                 elif short.startswith(_STATE):
-                    states.append((short, _read_state(fd)))
+                    states.append((short, State.load(_read(fd))))
+                elif short.startswith(_CHANGES):
+                    data = _read(fd)
+                    order = tuple(int(part) for part in short.removeprefix(_CHANGES).split("-"))
+                    changes.append((order, short, list(json.loads(data))))
                 elif short.startswith(_PARK):
                     park, _, part = short.removeprefix(_PARK).rpartition("-")
                     if parks.setdefault(park, {}).setdefault(part, fd) != fd:
@@ -132,10 +140,13 @@ class Store:
         states.sort(key=lambda item: (item[1].generation, item[1].reloads.get("number", 0)))
         stored.useless += [short for short, _ in states[:-1] if short != states[-1][0]]
         stored.state_name, stored.state = states[-1] if states else ("", None)
+        changes.sort(key=lambda each: each[0])
+        for _, stored.changes_name, stored.changes in changes[-1:]:
+            stored.useless += [short for _, short, _ in changes[:-1] if short != stored.changes_name]
         records = stored.state.listeners if stored.state else {}
         for fd, short in loose:
             try:
-                listener = Listener.adopt(fd, {**records.get(short, {}), "name": short, "stored": True})
+                listener = Listener.adopt(fd, {**records.get(short, {}), "name": short, "stored": True}, idle=True)
             except SystemRefused as error:
                 log("warning", f"cannot use what systemd stored as '{short}': {error}")
                 stored.useless.append(short)
@@ -174,7 +185,7 @@ class Store:
                 records[listener.name] = listener.record()
         self._manager.store(f"{STORE_PREFIX}{_TABLE}{table.generation}", [table.fd])
         self._state = replace(state, listeners=records)
-        self._keep_state(f"{_STATE}{state.generation}")
+        self._put_state(f"{_STATE}{state.generation}")
 
     def keep_reloads(self, reloads: dict[str, Any]) -> None:
         """Store the state once more, with what is known of reloads now."""
@@ -183,18 +194,28 @@ class Store:
         before = self.state
         self._state = replace(self._state, reloads=reloads)
         self._serial += 1
-        self._keep_state(f"{_STATE}{self._state.generation}-{self._serial}")
+        self._put_state(f"{_STATE}{self._state.generation}-{self._serial}")
         self._drop(before)
 
-    def _keep_state(self, name: str) -> None:
-        fd = os.memfd_create("hitlessd-state", os.MFD_CLOEXEC)
+    def keep_changes(self, generation: int, serial: int, record: list[Any]) -> str:
+        """Store what operators have changed, for the `serial`th time in this generation; returns the entry's name."""
+        name = f"{_CHANGES}{generation}-{serial}"
+        if self.open:
+            self._put(name, json.dumps(record).encode())
+        return name
+
+    def _put_state(self, short: str) -> None:
+        self._put(short, self._state.dump())
+        self.state = short
+
+    def _put(self, short: str, data: bytes) -> None:
+        fd = os.memfd_create(f"hitlessd-{short}", os.MFD_CLOEXEC)
         try:
             with open(fd, "wb", closefd=False) as file:
-                file.write(self._state.dump())
-            self._manager.store(STORE_PREFIX + name, [fd])
+                file.write(data)
+            self._manager.store(STORE_PREFIX + short, [fd])
         finally:
             os.close(fd)
-        self.state = name
 
     def keep_park(self, park: Park) -> None:
         """Store the parts of a park, once; `park.stored` tells whether that could be done."""
@@ -230,8 +251,8 @@ class Store:
             self._manager.unstore(STORE_PREFIX + short)
 
 
-def _read_state(fd: int) -> State:
-    """Takes the descriptor over."""
+def _read(fd: int) -> bytes:
+    """What a memfd of ours holds; takes the descriptor over."""
     try:
         file = open(fd, "rb")
     except OSError:
@@ -241,4 +262,4 @@ def _read_state(fd: int) -> State:
         if os.fstat(fd).st_size > _LARGEST_STATE:
             raise ValueError("it is too large")
         file.seek(0)  # whoever read it before shares the position
-        return State.load(file.read())
+        return file.read()
