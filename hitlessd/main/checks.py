@@ -7,18 +7,22 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from hitlessd import health
+from hitlessd.events import Event
 from hitlessd.health import DESCRIPTIONS, Outcome, Result
 from hitlessd.log import Logger
 from hitlessd.loop import Loop, Timer
 from hitlessd.main.attempt import Attempt, OutOfMeans
 from hitlessd.main.wellbeing import carry_over, usable
 from hitlessd.model import Backend, Check, Config, Server
+from hitlessd.quota import Quota
 from hitlessd.table import Column, Health, RowKey, ServerState, Table, sum_over
 
 __all__ = ["Checks"]
 
 #: Checks begun in one turn of the loop at most, however many are due: others wait for main, too.
 _AT_ONCE = 32
+#: Changes of a server's state that are logged as they come, in so many seconds.
+_BURST, _PERIOD = 10, 60.0
 #: The part of the first spread over which overdue checks are spread.
 _HURRY = 0.1
 
@@ -57,7 +61,9 @@ class Checks:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._loop = loop
-        self._log = log
+        self._said = Quota(
+            log, loop.time, lambda when: loop.call_later(when - loop.time(), self._said.settle), _BURST, _PERIOD
+        )
         self._config = config
         self._table = table
         self._tables = tables
@@ -98,6 +104,7 @@ class Checks:
     def stop(self) -> None:
         """Check no more."""
         self._stopped = True
+        self._said.close()
         self._due.clear()
         for timer in (self._pump, *(each.timer for each in self._checked.values())):
             if timer:
@@ -156,7 +163,15 @@ class Checks:
             )
         except OutOfMeans as error:
             name = f"{each.backend.name}/{each.server.name}"
-            self._log("err", f"cannot check server {name}: {error.strerror}; its state stays as it is")
+            text = f"cannot check server {name}: {error.strerror}; its state stays as it is"
+            self._said(
+                "err",
+                text,
+                event=Event.CHECK_FAILED,
+                about=("check", each.key),
+                backend=each.backend.name,
+                server=each.server.name,
+            )
             self._schedule(each, each.check.inter)
 
     def _ended(self, each: _Checked, outcome: Outcome) -> None:
@@ -213,7 +228,8 @@ class Checks:
         self._count(key, Column.CHKDOWN, 1)
         if not self._retired:
             kind = "proxy" if backend.name in self._listens else "backend"  # of a [listen] section, as HAProxy says it
-            self._log("emerg", f"{kind} {backend.name} has no server available!", backend=backend.name)
+            text = f"{kind} {backend.name} has no server available!"
+            self._said("emerg", text, event=Event.BACKEND_DOWN, about=key, backend=backend.name)
 
     def _count(self, key: RowKey, column: Column, number: int) -> None:
         if not self._retired:
@@ -241,4 +257,11 @@ class Checks:
             text += f". {active} active and {backup} backup servers left."
             text += " Running on backup." if backup and not active else ""
             text += f" {sessions} sessions active, 0 requeued, {queued} remaining in queue."
-        self._log("notice" if up else "alert", text, backend=backend.name, server=each.server.name)
+        self._said(
+            "notice" if up else "alert",
+            text,
+            event=Event.SERVER_UP if up else Event.SERVER_DOWN,
+            about=each.key,
+            backend=backend.name,
+            server=each.server.name,
+        )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from hitlessd import __version__
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
 from hitlessd.handover.process import PeerProcess
 from hitlessd.log import Logger
 from hitlessd.main import status
@@ -82,6 +83,6 @@ def send_signal(pid: int, number: signal.Signals, log: Logger) -> None:
     try:
         process.signal(number)
     except PeerError as error:
-        log("warning", str(error))
+        log("warning", str(error), event=Event.SIGNAL_FAILED, pid=pid)
     finally:
         process.close()

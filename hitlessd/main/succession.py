@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hitlessd.errors import HitlessdError, PeerError
+from hitlessd.events import Event
 from hitlessd.handover.getsocks import Giver
 from hitlessd.handover.predecessor import Offer, Predecessor
 from hitlessd.handover.process import PeerProcess
@@ -82,7 +83,8 @@ class Succession:
             process, sock = spawn(nonce, command_line(sys.orig_argv))
         except (HitlessdError, OSError) as error:
             return self.refused(str(error))
-        self._log("info", f"reload {number}: started process {process.pid}")
+        text = f"reload {number}: started process {process.pid}"
+        self._log("info", text, event=Event.RELOAD_STARTED, reload=number, pid=process.pid)
         self._handover = Predecessor(self._loop, self, sock, process, nonce, self._office.config.global_.reload_timeout)
 
     def again(self) -> None:
@@ -104,7 +106,7 @@ class Succession:
             self._office.given |= ok
             who = f" by process {credentials.pid}" if credentials else ""
             how = "were taken" if ok else "were asked for, but not taken,"
-            self._log("notice", f"{len(fds)} listeners {how}{who}")
+            self._log("notice", f"{len(fds)} listeners {how}{who}", event=Event.LISTENERS_GIVEN)
 
         Giver(self._loop, sock, fds, done)
 
@@ -125,6 +127,8 @@ class Succession:
                 raise PeerError(problem)
             process = PeerProcess(credentials.pid)
         except PeerError as error:
+            text = f"cannot be taken over by process {credentials.pid}: {error}"
+            self._log("warning", text, event=Event.TAKEOVER_REFUSED, pid=credentials.pid)
             with sock:
                 sock.setblocking(False)
                 try:
@@ -136,6 +140,8 @@ class Succession:
         self._reloads.running = True
         self._reloads.number += 1
         self._began = time.monotonic()
+        text = f"process {process.pid} takes over"
+        self._log("notice", text, event=Event.TAKEOVER_STARTED, reload=self._reloads.number, pid=process.pid)
         self._handover = Predecessor(
             self._loop, self, sock, process, "", self._office.config.global_.reload_timeout, already
         )
@@ -212,7 +218,8 @@ class Succession:
         """The successor has failed: what had moved to it is gone."""
         lost, passage.moved = passage.moved, 0
         if lost:
-            self._log("err", f"{lost} connections had moved to the successor, and are lost with it", lost=lost)
+            text = f"{lost} connections had moved to the successor, and are lost with it"
+            self._log("err", text, event=Event.CONNECTIONS_LOST, lost=lost)
 
     def handed_over(self, successor: PeerProcess, report: dict[str, Any]) -> None:
         self._handover = None
@@ -226,6 +233,10 @@ class Succession:
             f"generation {self._office.generation} has handed over to process {successor.pid}:"
             f" {report.get('moved', 0)} connections moved,"
             f" {status.sessions([self._office.equipment.table])} to be drained",
+            event=Event.HANDED_OVER,
+            pid=successor.pid,
+            moved=report.get("moved", 0),
+            sessions=status.sessions([self._office.equipment.table]),
         )
         successor.close()
         self._ended(True, self._by_hand)
@@ -236,6 +247,9 @@ class Succession:
         return line
 
     def refused(self, reason: str) -> None:
+        if self._handover and self._handover.lost:
+            text = f"the successor, process {self._handover.pid}, is lost"
+            self._log("err", text, event=Event.SUCCESSOR_LOST, pid=self._handover.pid)
         self._handover = None
         if self._line:
             self._line.close()
@@ -245,7 +259,8 @@ class Succession:
             self._manager.notify("READY=1")
         outcome = ReloadOutcome(self._reloads.number, False, reason, time.monotonic() - self._began, time.time())
         for line in reason.splitlines():
-            self._log("err", f"reload {outcome.number} refused: {line}")
+            text = f"reload {outcome.number} refused: {line}"
+            self._log("err", text, event=Event.RELOAD_REFUSED, reload=outcome.number)
         # Those who had moved before it failed; whoever is still on the way is reported when that is known.
         self._passage.failed = True
         self._report_lost(self._passage)
