@@ -428,7 +428,7 @@ def test_beyond_the_rate_they_wait_in_the_backlog(farm: Farm) -> None:
         lab.pass_time(5.0)
         assert not len(lab.worker.wheel)
         first, last = [text for severity, text in lab.logged if severity == "warning"]
-        assert first == "frontend web lets in no more than 5 sessions a second: new clients wait"
+        assert first == "frontend www lets in no more than 5 sessions a second: new clients wait"
         assert last.startswith(first)
 
 
