@@ -115,8 +115,13 @@ class Event(Enum):
         "7de84303931a4e69bb30996466ae1c4f",
         "a change made at run time is over: the configuration says something new of it",
     )
+    CHANGE_FAILED = "0b82aea46ee0452bac7c709dc54bee77", "a change made at run time could not be done everywhere"
     RUNTIME_CLIENT_DROPPED = (
         "054b2b1f58914dbebd177030c071cbae",
         "a client of the runtime API was disconnected, or not let in",
+    )
+    WEB_CLIENT_DROPPED = (
+        "71b3728e67ac46a6ae638a412682dfab",
+        "a client of the page or of the metrics was disconnected, or not let in",
     )
     LOG_LINES_LOST = "565ca4d3c71d4737860af2adcc87cb04", "log lines were lost, since nobody read them"

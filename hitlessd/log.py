@@ -214,8 +214,11 @@ class Log:
         assert sink is not None
         try:
             if self._lost:
-                text, lost = f"{self._lost} lines are lost: nobody reads", Event.LOG_LINES_LOST
-                if not sink.message(_WARNING, text, lost, {"lines": self._lost}, self.generation):
+                text = f"{self._lost} lines are lost: nobody reads"
+                more: dict[str, object] = {"lines": self._lost}
+                if not sink.message(
+                    _WARNING, text, event=Event.LOG_LINES_LOST, fields=more, generation=self.generation
+                ):
                     self._lost += 1
                     return
                 self._lost = 0

@@ -47,7 +47,7 @@ class Quota:
         self._due: float | None = None
 
     def __call__(
-        self, severity: str, message: str, /, *, event: Event, about: Hashable = None, **fields: object
+        self, severity: str, message: str, /, *, event: Event | None, about: Hashable = None, **fields: object
     ) -> None:
         """`about`: the matter, if it is not simply the event. Not to be chosen by whoever is complained of."""
         now = self._clock()

@@ -66,6 +66,7 @@ class Arrival:
         self.finish()
 
     def _tell(self) -> None:
+        """The workers have told of those that are lost."""
         took = round(self._took * 1000)
         if self.moved:
             severity, late = ("info", "") if self._done else ("notice", "late: ")
@@ -74,9 +75,6 @@ class Arrival:
         for why, number in self.kept.items():
             text = f"{number} connections stay with the old generation: {why}"
             self._log("notice", text, event=Event.CONNECTIONS_KEPT, kept=number, reason=why)
-        if self.lost:
-            text = f"{self.lost} connections were lost on their way from the old generation"
-            self._log("err", text, event=Event.CONNECTIONS_LOST, lost=self.lost)
 
     def finish(self) -> None:
         """Wait no longer."""

@@ -279,6 +279,8 @@ class Main:
             "closed": len(equipment.unwanted),
         }
         if outcome:
+            told = ",".join(f"{what.replace(' ', '-')}:{took * 1000:.1f}" for what, took in outcome.phases)
+            phases = {"phases": told} if told else {}
             self.log(
                 "notice",
                 f"reload {outcome.number} done: {outcome.reason.splitlines()[0]}",
@@ -288,7 +290,7 @@ class Main:
                 predecessor=self._predecessor,
                 moved=self._arrival.moved if self._arrival else 0,
                 duration_ms=round(outcome.duration * 1000),
-                **_phases(outcome),
+                **phases,
             )
             self._say_listeners(equipment)
         else:
@@ -552,9 +554,3 @@ class Main:
         self.log(
             "crit", f"a callback of {what} failed, which is a bug in hitlessd; it goes on\n{text}", event=Event.BUG
         )
-
-
-def _phases(outcome: ReloadOutcome) -> dict[str, str]:
-    """As a field: what took how many milliseconds."""
-    told = ",".join(f"{what}:{took * 1000:.1f}" for what, took in outcome.phases)
-    return {"phases": told.replace(" ", "-")} if told else {}

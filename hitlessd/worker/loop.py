@@ -297,7 +297,7 @@ class Worker:
         """CLOCK_REALTIME of a time of our clock."""
         return time.time() - (self.clock() - at)
 
-    def complain(self, message: str, event: Event, **fields: object) -> None:
+    def complain(self, message: str, event: Event | None = None, **fields: object) -> None:
         """Log an error that may come in thousands: each text once in 30 seconds at most."""
         self._settlement.quota("err", message, event=event, about=message, **fields)
 

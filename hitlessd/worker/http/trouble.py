@@ -149,9 +149,10 @@ class Trouble(HttpState):
         assert exchange is not None
         by_client = side is self.client
         what = "request to" if by_client else "response of"
-        event = Event.REQUEST_REFUSED if by_client else Event.RESPONSE_REFUSED
         text = f"refused a {what} {self.backend.name}: {refused.reason}"
-        self.worker.complain(text, event=event, backend=self.backend.name)
+        self.worker.complain(
+            text, event=Event.REQUEST_REFUSED if by_client else Event.RESPONSE_REFUSED, backend=self.backend.name
+        )
         if by_client:
             self.frontend.row.ereq += 1
             self.frontend.row.change()
