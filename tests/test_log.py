@@ -91,17 +91,14 @@ try:
 except BlockingIOError:
     pass
 """
-_ENTRY = (
-    r"""MESSAGE=words
+_ENTRY = rf"""MESSAGE=words
 PRIORITY=3
 SYSLOG_IDENTIFIER=hitlessd
 HITLESSD_GENERATION=3
-MESSAGE_ID=%s
+MESSAGE_ID={Event.BUG.message_id}
 HITLESSD_PID=4
 HITLESSD_REASON=\udcff
 """
-    % Event.BUG.message_id
-)
 
 
 @pytest.mark.parametrize(
