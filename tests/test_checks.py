@@ -284,6 +284,22 @@ def test_down_and_up_again_with_all_that_is_told() -> None:
         assert bench.number(Column.CHKDOWN) == 2
 
 
+def test_a_server_that_flaps_does_not_flood_the_log_and_its_last_state_is_said() -> None:
+    port = free_port()
+    quick = Check(inter=0.01, rise=1, fall=1)
+    with Bench(backend(server(port=port, check=quick), server("steady", check=None))) as bench:
+        bench.until(lambda: bench.health().health == Health.DOWN)
+        for _ in range(10):
+            with Sick(port=port):
+                bench.until(lambda: bench.health().health == Health.UP)
+            bench.until(lambda: bench.health().health == Health.DOWN)
+        assert bench.number(Column.CHKDOWN) == 11
+        assert len(bench.lines) == 10
+    assert len(bench.lines) == 11
+    assert "Server b/s is DOWN" in bench.lines[-1][1]
+    assert bench.lines[-1][1].endswith(" (10 similar messages suppressed)")
+
+
 def test_a_proxy_of_both_sides_is_called_one() -> None:
     with Bench(backend(server(port=free_port())), frontends=(Frontend("b", 2),)) as bench:
         bench.until_checked()
