@@ -13,7 +13,7 @@ APT = DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=
 
 RUNTIME_PACKAGES = python3 python3-venv python3-systemd python3-prometheus-client python3-rich
 TEST_PACKAGES = bash-completion chromium-headless-shell fish haproxy iproute2 man-db nghttp2-client nginx prometheus \
-	prometheus-haproxy-exporter python3-pyte slowhttptest wrk zsh
+	prometheus-haproxy-exporter python3-pyte slowhttptest systemd wrk zsh
 VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-linux e2fsprogs qemu-system-x86
 
 .PHONY: help demo test lint vm-test bench clean

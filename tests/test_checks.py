@@ -20,7 +20,7 @@ from hitlessd.health import Result, identity
 from hitlessd.loop import Loop
 from hitlessd.main.attempt import Attempt, OutOfMeans
 from hitlessd.main.checks import Checks
-from hitlessd.main.standing import Standing
+from hitlessd.main.standing import Standing, limited
 from hitlessd.main.wellbeing import carry_over
 from hitlessd.model import (
     Backend,
@@ -73,8 +73,9 @@ class Bench:
         def tables() -> list[Table]:
             return [self.table, *older]
 
-        self.standing = Standing(log, self.table, tables, lambda one, other: self.shut.append((one, other)))
-        self.checks = Checks(self.loop, log, self.config, self.table, tables, self.standing)
+        said = limited(self.loop, log)
+        self.standing = Standing(said, self.table, tables, lambda one, other: self.shut.append((one, other)))
+        self.checks = Checks(self.loop, self.config, self.table, tables, self.standing)
 
     def __enter__(self) -> Bench:
         self.checks.start()
@@ -282,6 +283,22 @@ def test_down_and_up_again_with_all_that_is_told() -> None:
         bench.until(lambda: bench.health().health == Health.DOWN)
         assert bench.number(Column.CHKFAIL) == fallen + 3
         assert bench.number(Column.CHKDOWN) == 2
+
+
+def test_a_server_that_flaps_does_not_flood_the_log_and_its_last_state_is_said() -> None:
+    port = free_port()
+    quick = Check(inter=0.01, rise=1, fall=1)
+    with Bench(backend(server(port=port, check=quick), server("steady", check=None))) as bench:
+        bench.until(lambda: bench.health().health == Health.DOWN)
+        for _ in range(10):
+            with Sick(port=port):
+                bench.until(lambda: bench.health().health == Health.UP)
+            bench.until(lambda: bench.health().health == Health.DOWN)
+        assert bench.number(Column.CHKDOWN) == 11
+        assert len(bench.lines) == 10
+    assert len(bench.lines) == 11
+    assert "Server b/s is DOWN" in bench.lines[-1][1]
+    assert bench.lines[-1][1].endswith(" (10 similar messages suppressed)")
 
 
 def test_a_proxy_of_both_sides_is_called_one() -> None:

@@ -190,7 +190,7 @@ class Harness:
         self.server = RuntimeServer(self.loop, self.control, self._log)
         self._sockets: list[socket.socket] = []
 
-    def _log(self, severity: str, message: str, **_fields: object) -> None:
+    def _log(self, severity: str, message: str, /, **_fields: object) -> None:
         self.logged.append((severity, message))
 
     def listen(self, level: Level = "admin", expose: bool = True, name: str = "") -> str:

@@ -140,7 +140,7 @@ def test_thousand_connections(harness: Harness) -> None:
     for peer in peers:
         peer.close()
     harness.until(lambda: descriptors() <= before, "all connections closed")
-    assert len(harness.logged) <= 3
+    assert len(harness.logged) <= 5
 
 
 def test_vanished_clients_leave_nothing(harness: Harness) -> None:
@@ -548,7 +548,7 @@ def test_what_moves_is_bounded(harness: Harness) -> None:
     states = [state for _, state in exported]
     assert len(json.dumps(states)) < 4 << 20
     assert [state["reload"] for state in states[:5]] == [8] * 5
-    assert len(harness.logged) == (len(states) < len(peers) + len(callers))
+    assert bool(harness.logged) == (len(states) < len(peers) + len(callers))
     for sock, _ in exported:
         sock.close()
     for peer in (*peers, *callers):

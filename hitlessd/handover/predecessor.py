@@ -117,6 +117,7 @@ class Predecessor:
         self._report: dict[str, Any] = {}
         self._all_moved = False
         self._refusal = ""
+        self.lost = False  # the successor went away, or fell silent
         self._stream = FrameStream(loop, sock, self._message, self._trouble)
         self._timer = loop.call_later(timeout, self._silent)
         self._entering(State.HELLO)
@@ -189,9 +190,11 @@ class Predecessor:
         self._refusal = self._refusal or (
             f"the successor went away {_REASONS.get(self._machine.state, '')}" if lost else why
         )
+        self.lost = lost
         self._handle(Event.LOST if lost else Event.GARBAGE)
 
     def _silent(self) -> None:
+        self.lost = True
         self._refusal = (
             f"the successor did not answer within {self._timeout:g} s {_REASONS.get(self._machine.state, '')}"
         )

@@ -13,7 +13,8 @@ from typing import Any
 from hitlessd.changes import Change, Changes
 from hitlessd.config import load, parse
 from hitlessd.effective import effective, keep
-from hitlessd.errors import ConfigError, HitlessdError, PeerError, SystemRefused
+from hitlessd.errors import ConfigError, HitlessdError, ListenerRefused, PeerError, SystemRefused
+from hitlessd.events import Event
 from hitlessd.handover.phases import Phases
 from hitlessd.handover.successor import PredecessorLost, Successor, Summons
 from hitlessd.log import Log
@@ -25,7 +26,7 @@ from hitlessd.main.store import State, Store, Stored
 from hitlessd.model import Config
 from hitlessd.systemd import inherited_descriptors
 
-__all__ = ["Birth", "Born", "Options"]
+__all__ = ["Birth", "Born", "Options", "failure"]
 
 #: Seconds a killed predecessor's workers may take to let go of their listeners.
 _LAST_GASP = 3.0
@@ -143,8 +144,9 @@ class Birth:
     def _fall_back(self, error: HitlessdError) -> None:
         self._config_error = str(error)
         for line in self._config_error.splitlines():
-            self._log("err", line)
-        self._log("err", "cannot use the configuration as it is now; serving the one that ran last")
+            self._log("err", line, event=failure(error))
+        text = "cannot use the configuration as it is now; serving the one that ran last"
+        self._log("err", text, event=Event.LAST_GOOD_SERVED)
 
     def _inherit(self, config: Config, stored: Stored) -> Inheritance:
         patience = config.global_.reload_timeout
@@ -167,7 +169,7 @@ class Birth:
         self._lost = True
         if self._managed:
             raise PeerError(f"cannot take over: {error}; systemd restarts the unit") from error
-        self._log("err", f"the predecessor is gone ({error}): going on alone")
+        self._log("err", f"the predecessor is gone ({error}): going on alone", event=Event.PREDECESSOR_LOST)
 
     def _changes(self, inheritance: Inheritance) -> Changes:
         try:
@@ -214,6 +216,13 @@ class Birth:
         if not equipment.accepting:
             equipment.accept(self._loop, patience)
         return list(zip(clients, fds, strict=False))
+
+
+def failure(error: HitlessdError) -> Event:
+    """What a start that fails for this reason is called in the journal."""
+    if isinstance(error, ConfigError):
+        return Event.CONFIGURATION_INVALID
+    return Event.LISTENER_FAILED if isinstance(error, ListenerRefused) else Event.START_FAILED
 
 
 def _stored_configuration(state: State) -> Config:

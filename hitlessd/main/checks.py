@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from hitlessd import health
+from hitlessd.events import Event
 from hitlessd.health import DESCRIPTIONS, Outcome, Result
-from hitlessd.log import Logger
 from hitlessd.loop import Loop, Timer
 from hitlessd.main.attempt import Attempt, OutOfMeans
 from hitlessd.main.standing import Standing
@@ -46,14 +46,12 @@ class Checks:
     def __init__(
         self,
         loop: Loop,
-        log: Logger,
         config: Config,
         table: Table,
         tables: Callable[[], Sequence[Table]],
         standing: Standing,
     ) -> None:
         self._loop = loop
-        self._log = log
         self._config = config
         self._table = table
         self._tables = tables
@@ -131,6 +129,7 @@ class Checks:
     def stop(self) -> None:
         """Check no more."""
         self._stopped = True
+        self._standing.said.close()
         self._due.clear()
         for timer in (self._pump, *(each.timer for each in self._checked.values())):
             if timer:
@@ -189,7 +188,15 @@ class Checks:
             )
         except OutOfMeans as error:
             name = f"{each.backend.name}/{each.server.name}"
-            self._log("err", f"cannot check server {name}: {error.strerror}; its state stays as it is")
+            text = f"cannot check server {name}: {error.strerror}; its state stays as it is"
+            self._standing.said(
+                "err",
+                text,
+                event=Event.CHECK_FAILED,
+                about=("check", each.key),
+                backend=each.backend.name,
+                server=each.server.name,
+            )
             self._schedule(each, each.check.inter)
 
     def _ended(self, each: _Checked, outcome: Outcome) -> None:
@@ -246,4 +253,5 @@ class Checks:
         text += f', info: "{outcome.text}"' if outcome.text else ""
         text += "" if took is None else f", check duration: {took * 1000:.0f}ms"
         text += "." + (standing.online(backend) if up else standing.left(backend, server))
-        standing.tell("notice" if up else "alert", text, backend, server)
+        event = Event.SERVER_UP if up else Event.SERVER_DOWN
+        standing.tell("notice" if up else "alert", text, event, backend, server)

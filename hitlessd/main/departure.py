@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hitlessd.events import Event
 from hitlessd.log import Logger
 from hitlessd.loop import Loop
 from hitlessd.main import status
@@ -64,7 +65,7 @@ class Departure:
 
     def finish(self) -> None:
         """SIGUSR1: as drain(), by ourselves and for good."""
-        self._log("notice", "finishing: no new connections are accepted")
+        self._log("notice", "finishing: no new connections are accepted", event=Event.FINISHING)
         self._manager.notify(f"STATUS=finishing {self._office.sessions()} connections")
         self._office.unlink_paths()
         self._office.pidfile.remove()
@@ -77,7 +78,8 @@ class Departure:
         if not office.stopping:
             self._manager.notify("STOPPING=1", "STATUS=stopping")
             what = "leaving to systemd, for a restart," if keeps else "closing"
-            self._log("notice", f"stopping: {what} {office.sessions()} connections")
+            sessions = office.sessions()
+            self._log("notice", f"stopping: {what} {sessions} connections", event=Event.STOPPING, sessions=sessions)
             if not keeps:
                 office.unlink_paths()
             office.pidfile.remove()
@@ -103,11 +105,12 @@ class Departure:
 
     def _hurry(self) -> None:
         left = status.sessions([self._office.equipment.table])
-        self._log("warning", f"hard-stop-after has run out: closing {left} connections", closed=left)
+        text = f"hard-stop-after has run out: closing {left} connections"
+        self._log("warning", text, event=Event.HARD_STOP, closed=left)
         self._office.equipment.pool.tell("hurry")
 
     def _gone(self) -> None:
-        self._log("info", f"generation {self._office.generation} has drained")
+        self._log("info", f"generation {self._office.generation} has drained", event=Event.GENERATION_DRAINED)
         self._drained = True
         self._end_when_drained()
 
@@ -121,8 +124,13 @@ class Departure:
     def _parked(self, answers: Sequence[dict[str, Any] | None]) -> None:
         """What becomes of them is systemd's business: a stop closes them, a restart goes on with them."""
         lost: Counter[str] = Counter()
+        parked = 0
         for answer in answers:
+            parked += int((answer or {}).get("parked", 0))
             lost.update((answer or {}).get("lost", {}))
+        if parked:
+            text = f"{parked} connections are parked and left to systemd"
+            self._log("notice", text, event=Event.CONNECTIONS_PARKED, parked=parked)
         self._lose(lost)
 
     def _stop_hard(self) -> None:

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hitlessd.errors import SystemRefused
+from hitlessd.errors import ListenerRefused, SystemRefused
+from hitlessd.events import Event
 from hitlessd.listeners import Listener, Wanted, assign, close_unwanted, open_listener, own_path
 from hitlessd.log import Log, Logger
 from hitlessd.loop import Loop
@@ -95,7 +96,7 @@ class Equipment:
             try:
                 own_path(bind.address.path, bind)
             except (OSError, SystemRefused) as error:
-                log("warning", f"cannot set mode and owner of {bind.address.path}: {error}")
+                log("warning", f"cannot set mode and owner of {bind.address.path}: {error}", event=Event.FILE_FAILED)
 
 
 def equip(
@@ -169,7 +170,8 @@ def _parks(config: Config, log: Logger, store: Store, generation: int, limits: L
     """Room for more connections than a worker is meant to have: those that move are not spread evenly."""
     problem = self_test() if config.global_.crash_proof else ""
     if problem:
-        log("err", f"cannot be crash-proof: {problem}; connections outlive a restart, but no crash")
+        text = f"cannot be crash-proof: {problem}; connections outlive a restart, but no crash"
+        log("err", text, event=Event.CRASH_PROOF_OFF)
     slots = min(limits.parked, 4 * limits.share + 64)
     return Parks(log, store, generation, slots, limits.parked, not problem)
 
@@ -218,7 +220,7 @@ def _open(
         opened.append(listener)
         pairs.append((want, listener))
     if problems:
-        raise SystemRefused("\n".join(problems))
+        raise ListenerRefused("\n".join(problems))
     return pairs
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError, SystemRefused
+from hitlessd.events import Event
 from hitlessd.handover.getsocks import take
 from hitlessd.handover.process import PeerProcess
 from hitlessd.handover.successor import Offered, Successor, Summons, TakeoverRefused, hello
@@ -128,7 +129,7 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
                 case _:
                     os.close(fd)  # something that a later version passes
         except (PeerError, SystemRefused, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            log("warning", f"cannot use what the predecessor passed: {error}")
+            log("warning", f"cannot use what the predecessor passed: {error}", event=Event.PASSED_UNUSABLE)
     for (generation, name), parts in parks.items():
         _give_park(result.ancestors, generation, name, parts, log)
     return result
@@ -141,7 +142,7 @@ def _give_park(ancestors: list[Ancestor], generation: int, name: str, parts: dic
     try:
         park = Park.adopt(name, parts)
     except PeerError as error:
-        return log("warning", f"cannot use what the predecessor passed: {error}")
+        return log("warning", f"cannot use what the predecessor passed: {error}", event=Event.PASSED_UNUSABLE)
     park.stored = True
     owner.parks.append(park)
 
@@ -185,6 +186,7 @@ def take_foreign(path: str, timeout: float, log: Logger) -> Inheritance:
         except SystemRefused as error:
             # UDP sockets, and listeners of families that we do not serve, come along.
             log("debug", f"left out: {error}")
+    log("notice", f"{len(result.listeners)} listeners taken from {path}", event=Event.LISTENERS_TAKEN)
     return result
 
 

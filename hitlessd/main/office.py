@@ -11,6 +11,7 @@ from typing import Any
 
 from hitlessd import __version__
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
 from hitlessd.handover.process import PeerProcess
 from hitlessd.handover.wire import MAX_FDS
 from hitlessd.log import Logger
@@ -110,6 +111,6 @@ def send_signal(pid: int, number: signal.Signals, log: Logger) -> None:
     try:
         process.signal(number)
     except PeerError as error:
-        log("warning", str(error))
+        log("warning", str(error), event=Event.SIGNAL_FAILED, pid=pid)
     finally:
         process.close()

@@ -14,6 +14,7 @@ from typing import Any
 from hitlessd import __version__
 from hitlessd.changes import Change, Changes
 from hitlessd.errors import ConfigError, HitlessdError, PeerError, SystemRefused
+from hitlessd.events import Event
 from hitlessd.handover.successor import Summons
 from hitlessd.listeners import close_unwanted
 from hitlessd.log import Log
@@ -21,7 +22,7 @@ from hitlessd.loop import Loop
 from hitlessd.main import status
 from hitlessd.main.administration import Administration
 from hitlessd.main.arrival import Arrival
-from hitlessd.main.birth import Birth, Born, Options
+from hitlessd.main.birth import Birth, Born, Options, failure
 from hitlessd.main.checks import Checks
 from hitlessd.main.departure import Departure
 from hitlessd.main.equipment import Equipment
@@ -33,7 +34,7 @@ from hitlessd.main.pidfile import Pidfile
 from hitlessd.main.reloads import Reloads
 from hitlessd.main.sessions import LineServer, Sessions
 from hitlessd.main.site import page_of, responders
-from hitlessd.main.standing import Forced, Standing
+from hitlessd.main.standing import Forced, Standing, limited
 from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
 from hitlessd.main.visitors import Visitors
@@ -56,6 +57,10 @@ EXIT_REPLACED = 79
 _ARRIVAL_PATIENCE = 10.0
 #: Seconds that a start waits, at most, for connections that were parked.
 _HOMECOMING_PATIENCE = 5.0
+#: The part of the watchdog's time after which a silence is worth a word.
+_NEAR = 2 / 3
+#: Listeners of a reload that are named in the log, opened and closed ones each.
+_MOST_LISTENERS = 100
 _STATUS_EVERY = 5  # ticks between two STATUS lines, so that PID 1 is not kept busy
 
 
@@ -86,6 +91,7 @@ class Main:
         self._succeeded = False  # another generation serves
         self._arrival: Arrival | None = None
         self._predecessor = 0  # its pid
+        self._petted = 0.0  # when systemd's watchdog last heard of us
         self._office: Office | None = None
         self._succession: Succession
         self._departure: Departure
@@ -120,7 +126,7 @@ class Main:
             if not isinstance(error, HitlessdError):
                 raise
             for line in str(error).splitlines():
-                self.log("alert", line)
+                self.log("alert", line, event=failure(error))
             return EXIT_CONFIG if isinstance(error, ConfigError | SystemRefused) else 1
         self.loop.run()
         return self._exit_status
@@ -158,12 +164,12 @@ class Main:
             lambda: self._administration.facts(),
         )
         standing = Standing(
-            self.log,
+            limited(self.loop, self.log),
             equipment.table,
             office.tables,
             lambda backend, server: self.shut_down(0, (backend, server), lambda _result: None),
         )
-        self._checks = Checks(self.loop, self.log, office.config, equipment.table, office.tables, standing)
+        self._checks = Checks(self.loop, office.config, equipment.table, office.tables, standing)
         self._administration = Administration(
             self.loop,
             self.log,
@@ -219,7 +225,8 @@ class Main:
             try:
                 office.import_client(fd, state)
             except PeerError as error:
-                self.log("warning", f"cannot serve a client of the predecessor: {error}")
+                text = f"cannot serve a client of the predecessor: {error}"
+                self.log("warning", text, event=Event.RUNTIME_CLIENT_DROPPED)
         if born.successor:
             arrival = self._arrival = Arrival(
                 self.loop,
@@ -314,8 +321,12 @@ class Main:
 
     def _say_ready(self, office: Office, outcome: ReloadOutcome | None) -> None:
         equipment = office.equipment
-        for warning in (*office.config.warnings, *self._shortages(equipment)):
-            self.log("warning", warning)
+        for warning in office.config.warnings:
+            self.log("warning", warning, event=Event.CONFIGURATION_WARNING)
+        if equipment.limits.shortage:
+            self.log("warning", equipment.limits.shortage, event=Event.DESCRIPTORS_SHORT)
+        if problem := self._store_problem(equipment):
+            self.log("warning", problem, event=Event.STORE_SMALL)
         fields = {
             "pid": self.pid,
             "workers": equipment.table.workers,
@@ -324,31 +335,48 @@ class Main:
             "closed": len(equipment.unwanted),
         }
         if outcome:
+            told = ",".join(f"{what.replace(' ', '-')}:{took * 1000:.1f}" for what, took in outcome.phases)
+            phases = {"phases": told} if told else {}
             self.log(
                 "notice",
                 f"reload {outcome.number} done: {outcome.reason.splitlines()[0]}",
+                event=Event.RELOAD_DONE,
                 **fields,
+                reload=outcome.number,
                 predecessor=self._predecessor,
                 moved=self._arrival.moved if self._arrival else 0,
                 duration_ms=round(outcome.duration * 1000),
+                **phases,
             )
+            self._say_listeners(equipment)
         else:
             self.log(
                 "notice",
                 f"hitlessd {self.version} serves: generation {office.generation}, {len(equipment.listeners)} listeners"
                 f" ({equipment.taken} taken, {equipment.bound} bound), {equipment.table.workers} workers,"
                 f" maxconn {equipment.limits.maxconn}",
+                event=Event.STARTED,
                 **fields,
             )
 
-    def _shortages(self, equipment: Equipment) -> list[str]:
+    def _say_listeners(self, equipment: Equipment) -> None:
+        """Which ones a reload has opened and closed."""
+        names = {id(listener): want.frontend for want, listener in equipment.listeners}
+        for listener in equipment.opened[:_MOST_LISTENERS]:
+            frontend = names.get(id(listener), "")
+            text = f"listening on {listener.identity} for {frontend or 'the runtime API'}"
+            self.log("info", text, event=Event.LISTENER_ADDED, address=listener.identity, frontend=frontend)
+        for listener in equipment.unwanted[:_MOST_LISTENERS]:
+            text = f"no longer listening on {listener.identity}"
+            self.log("info", text, event=Event.LISTENER_REMOVED, address=listener.identity)
+
+    def _store_problem(self, equipment: Equipment) -> str:
         """What the unit does not grant, and what comes of it."""
-        found = [equipment.limits.shortage]
-        if self._manager.store_limit is not None and self._manager.has_store:
-            own = sum(1 for _, listener in equipment.listeners if listener.origin != "systemd")
-            entries = store_entries(own, len(equipment.mains), equipment.table.workers)
-            found.append(store_problem(entries, self._manager.store_limit))
-        return [problem for problem in found if problem]
+        if self._manager.store_limit is None or not self._manager.has_store:
+            return ""
+        own = sum(1 for _, listener in equipment.listeners if listener.origin != "systemd")
+        entries = store_entries(own, len(equipment.mains), equipment.table.workers)
+        return store_problem(entries, self._manager.store_limit)
 
     # --- being asked (Control)
 
@@ -526,7 +554,8 @@ class Main:
         if not self._office or self._office.stopping:
             return
         paused = order == "pause"
-        self.log("notice", "paused: listeners stay open, nothing is accepted" if paused else "accepting again")
+        what = "paused: listeners stay open, nothing is accepted" if paused else "accepting again"
+        self.log("notice", what, event=Event.ACCEPTING_PAUSED if paused else Event.ACCEPTING_RESUMED)
         self._office.equipment.pool.tell(order)
 
     def _reload_by_signal(self) -> None:
@@ -550,9 +579,15 @@ class Main:
 
     def _pet_watchdog(self) -> None:
         # Also while finishing: we are the main process until we end.
-        assert self._manager.watchdog
+        watchdog = self._manager.watchdog
+        assert watchdog
+        since = self.loop.time() - (self._petted or self.loop.time())
+        self._petted = self.loop.time()
         self._manager.notify("WATCHDOG=1")
-        self.loop.call_later(self._manager.watchdog / 3, self._pet_watchdog)
+        if since > watchdog * _NEAR:
+            text = f"the main process was held up for {since:.1f} s; after {watchdog:g} s, systemd kills it"
+            self.log("warning", text, event=Event.WATCHDOG_NEAR, duration_ms=round(since * 1000))
+        self.loop.call_later(watchdog / 3, self._pet_watchdog)
 
     def _status(self) -> str:
         return status.line(self, self._serving.equipment, self._reloads, self._serving.ancestors, self._arrival)
@@ -582,7 +617,8 @@ class Main:
         if not office.stopping:
             held = sum(park.book.held() for park in ancestor.parks)
             if left and ancestor.pid:
-                self.log("err", f"generation {ancestor.generation} ended with {left} connections, {held} are parked")
+                text = f"generation {ancestor.generation} ended with {left} connections, {held} are parked"
+                self.log("err", text, event=Event.GENERATION_LOST, pid=ancestor.pid, parked=held)
             if ancestor.pid:
                 self._homecoming.begin(ancestor.parks, lost=lost)
         self._departure.ancestor_ended()
@@ -606,4 +642,6 @@ class Main:
         import traceback  # in hand for a bug only; its import would slow every reload
 
         text = "".join(traceback.format_exception(error))
-        self.log("crit", f"a callback of {what} failed, which is a bug in hitlessd; it goes on\n{text}")
+        self.log(
+            "crit", f"a callback of {what} failed, which is a bug in hitlessd; it goes on\n{text}", event=Event.BUG
+        )

@@ -10,32 +10,49 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from hitlessd import health
+from hitlessd.events import Event
 from hitlessd.log import Logger
+from hitlessd.loop import Loop
 from hitlessd.main.wellbeing import usable
 from hitlessd.model import Backend, Config, Server
+from hitlessd.quota import Quota
 from hitlessd.table import Column, Health, HealthRecord, RowKey, ServerState, Table, sum_over
 
-__all__ = ["STATES", "Forced", "Standing"]
+__all__ = ["STATES", "Forced", "Standing", "limited"]
+
+#: Changes of one server's state that are logged as they come, in so many seconds.
+_BURST, _PERIOD = 10, 60.0
 
 #: Administrative states by the words of `set server ... state`.
 STATES = {"ready": ServerState.READY, "drain": ServerState.DRAIN, "maint": ServerState.MAINT}
 Forced = Literal["up", "stopping", "down"]
+_EVENTS = {
+    ServerState.READY: Event.SERVER_READY,
+    ServerState.DRAIN: Event.SERVER_DRAIN,
+    ServerState.MAINT: Event.SERVER_MAINT,
+}
+
+
+def limited(loop: Loop, log: Logger) -> Quota:
+    """How often the same server's changes are said."""
+    quota = Quota(log, loop.time, lambda when: loop.call_later(when - loop.time(), quota.settle), _BURST, _PERIOD)
+    return quota
 
 
 class Standing:
     """`shut_down(backend, server)` ends the sessions of a server. `tables()` are all generations', ours first.
 
-    `wall` is CLOCK_REALTIME."""
+    `said` logs, not without limit: a server may flap. `wall` is CLOCK_REALTIME."""
 
     def __init__(
         self,
-        log: Logger,
+        said: Quota,
         table: Table,
         tables: Callable[[], Sequence[Table]],
         shut_down: Callable[[str, str], object],
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._log = log
+        self.said = said
         self._table = table
         self._tables = tables
         self._shut_down = shut_down
@@ -73,9 +90,10 @@ class Standing:
         elif was is not ServerState.MAINT:
             text = f"{name} is {'DOWN' if down else 'UP'} (leaving forced drain)."
         alarming = state is ServerState.MAINT and not down
-        self.tell("alert" if alarming else "notice", text, backend, server)
+        event = _EVENTS[state]
+        self.tell("alert" if alarming else "notice", text, event, backend, server)
         if was is ServerState.MAINT and state is ServerState.DRAIN:
-            self.tell("notice", f"{name} remains in forced drain mode.", backend, server)
+            self.tell("notice", f"{name} remains in forced drain mode.", event, backend, server)
         self.look_at(backend)
         if alarming:
             self.marked_down(backend, server)
@@ -105,12 +123,14 @@ class Standing:
         self._settle(backend, server, before, record)
         name = self.name(backend, server)
         if wanted is Health.DOWN:
-            self.tell("alert", f"{name} is DOWN, changed from CLI.{self.left(backend, server)}", backend, server)
+            text = f"{name} is DOWN, changed from CLI.{self.left(backend, server)}"
+            self.tell("alert", text, Event.SERVER_DOWN, backend, server)
             self.look_at(backend)
             self.marked_down(backend, server)
         else:
             how = "stopping" if wanted is Health.STOPPING else "UP"
-            self.tell("notice", f"{name} is {how}, changed from CLI.{self.online(backend)}", backend, server)
+            text = f"{name} is {how}, changed from CLI.{self.online(backend)}"
+            self.tell("notice", text, Event.SERVER_UP, backend, server)
             self.look_at(backend)
 
     def forget_health(self, backend: Backend, server: Server) -> None:
@@ -148,7 +168,8 @@ class Standing:
         self.count(key, Column.CHKDOWN, 1)
         if not self.retired:
             kind = "proxy" if backend.name in self._listens else "backend"  # of a [listen] section, as HAProxy says it
-            self._log("emerg", f"{kind} {backend.name} has no server available!", backend=backend.name)
+            text = f"{kind} {backend.name} has no server available!"
+            self.said("emerg", text, event=Event.BACKEND_DOWN, about=key, backend=backend.name)
 
     def marked_down(self, backend: Backend, server: Server) -> None:
         """Do what `on-marked-down` says."""
@@ -159,9 +180,13 @@ class Standing:
         if not self.retired:
             self._table.add(key, column, number)
 
-    def tell(self, severity: Literal["alert", "notice"], text: str, backend: Backend, server: Server) -> None:
+    def tell(
+        self, severity: Literal["alert", "notice"], text: str, event: Event, backend: Backend, server: Server
+    ) -> None:
+        """Log what has become of a server."""
         if not self.retired:
-            self._log(severity, text, backend=backend.name, server=server.name)
+            about = RowKey("server", backend.name, server.name)
+            self.said(severity, text, event=event, about=about, backend=backend.name, server=server.name)
 
     @staticmethod
     def name(backend: Backend, server: Server) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hitlessd.errors import HitlessdError, PeerError, SystemRefused
+from hitlessd.events import Event
 from hitlessd.listeners import Listener
 from hitlessd.log import Logger
 from hitlessd.model import SourceFile
@@ -133,7 +134,7 @@ class Store:
                 else:
                     loose.append((fd, short))
             except (HitlessdError, OSError, ValueError, TypeError, LookupError, AttributeError, *_TOO_MUCH) as error:
-                log("warning", f"cannot use what systemd passed as '{name}': {error}")
+                log("warning", f"cannot use what systemd passed as '{name}': {error}", event=Event.PASSED_UNUSABLE)
                 stored.useless.append(short)
         # A successor that died in the commit may have left a state of the number that the next one got. Dropping goes
         # by name, so what shares the name of the one that counts stays beside it.
@@ -148,7 +149,7 @@ class Store:
             try:
                 listener = Listener.adopt(fd, {**records.get(short, {}), "name": short, "stored": True}, idle=True)
             except SystemRefused as error:
-                log("warning", f"cannot use what systemd stored as '{short}': {error}")
+                log("warning", f"cannot use what systemd stored as '{short}': {error}", event=Event.PASSED_UNUSABLE)
                 stored.useless.append(short)
                 continue
             (stored.runtime if short.startswith(_RUNTIME) else stored.listeners).append(listener)
@@ -157,7 +158,7 @@ class Store:
                 stored.parks.append(Park.adopt(park, parts))
                 stored.parks[-1].stored = True
             except PeerError as error:
-                log("err", f"{error}; its connections are lost")
+                log("err", f"{error}; its connections are lost", event=Event.PARK_UNUSABLE)
                 stored.spoilt += 1
                 stored.useless += [f"{_PARK}{park}-{part}" for part in parts]
         stored.tables.sort(key=lambda table: table.generation)

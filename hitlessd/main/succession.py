@@ -13,6 +13,7 @@ from typing import Any
 
 from hitlessd.descriptors import close_all
 from hitlessd.errors import HitlessdError, PeerError
+from hitlessd.events import Event
 from hitlessd.handover.getsocks import Giver
 from hitlessd.handover.predecessor import Offer, Predecessor
 from hitlessd.handover.process import PeerProcess
@@ -87,7 +88,8 @@ class Succession:
             process, sock = spawn(nonce, command_line(sys.orig_argv))
         except (HitlessdError, OSError) as error:
             return self.refused(str(error))
-        self._log("info", f"reload {number}: started process {process.pid}")
+        text = f"reload {number}: started process {process.pid}"
+        self._log("info", text, event=Event.RELOAD_STARTED, reload=number, pid=process.pid)
         timeout = self._office.config.global_.reload_timeout
         self._handover = Predecessor(self._loop, self, sock, process, nonce, timeout, began=self._began)
 
@@ -110,7 +112,7 @@ class Succession:
             self._office.given |= ok
             who = f" by process {credentials.pid}" if credentials else ""
             how = "were taken" if ok else "were asked for, but not taken,"
-            self._log("notice", f"{len(fds)} listeners {how}{who}")
+            self._log("notice", f"{len(fds)} listeners {how}{who}", event=Event.LISTENERS_GIVEN)
 
         Giver(self._loop, sock, fds, done)
 
@@ -131,6 +133,8 @@ class Succession:
                 raise PeerError(problem)
             process = PeerProcess(credentials.pid)
         except PeerError as error:
+            text = f"cannot be taken over by process {credentials.pid}: {error}"
+            self._log("warning", text, event=Event.TAKEOVER_REFUSED, pid=credentials.pid)
             with sock:
                 sock.setblocking(False)
                 try:
@@ -142,6 +146,8 @@ class Succession:
         self._reloads.running = True
         self._reloads.number += 1
         self._began = time.monotonic()
+        text = f"process {process.pid} takes over"
+        self._log("notice", text, event=Event.TAKEOVER_STARTED, reload=self._reloads.number, pid=process.pid)
         self._handover = Predecessor(
             self._loop, self, sock, process, "", self._office.config.global_.reload_timeout, already, self._began
         )
@@ -230,7 +236,8 @@ class Succession:
         """The successor has failed: what had moved to it is gone."""
         lost, passage.moved = passage.moved, 0
         if lost:
-            self._log("err", f"{lost} connections had moved to the successor, and are lost with it", lost=lost)
+            text = f"{lost} connections had moved to the successor, and are lost with it"
+            self._log("err", text, event=Event.CONNECTIONS_LOST, lost=lost)
 
     def handed_over(self, successor: PeerProcess, report: dict[str, Any]) -> None:
         self._handover = None
@@ -243,6 +250,10 @@ class Succession:
             f"generation {self._office.generation} has handed over to process {successor.pid}:"
             f" {report.get('moved', 0)} connections moved,"
             f" {status.sessions([self._office.equipment.table])} to be drained",
+            event=Event.HANDED_OVER,
+            pid=successor.pid,
+            moved=report.get("moved", 0),
+            sessions=status.sessions([self._office.equipment.table]),
         )
         successor.close()
         self._ended(True, self._by_hand)
@@ -254,6 +265,9 @@ class Succession:
 
     def refused(self, reason: str) -> None:
         handover, self._handover = self._handover, None
+        if handover and handover.lost:
+            text = f"the successor, process {handover.pid}, is lost"
+            self._log("err", text, event=Event.SUCCESSOR_LOST, pid=handover.pid)
         if self._line:
             self._line.close()
             self._line = None
@@ -272,7 +286,8 @@ class Succession:
             phases=handover.phases if handover else (("start", took),),
         )
         for line in reason.splitlines():
-            self._log("err", f"reload {outcome.number} refused: {line}")
+            text = f"reload {outcome.number} refused: {line}"
+            self._log("err", text, event=Event.RELOAD_REFUSED, reload=outcome.number)
         # Those who had moved before it failed; whoever is still on the way is reported when that is known.
         self._passage.failed = True
         self._report_lost(self._passage)

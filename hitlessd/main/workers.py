@@ -17,6 +17,7 @@ from typing import Any
 from hitlessd import channel, worker
 from hitlessd.descriptors import ShortOfDescriptors, close_all
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
 from hitlessd.handover.process import PeerProcess
 from hitlessd.log import Log
 from hitlessd.loop import READ, Loop, Timer
@@ -265,7 +266,8 @@ class Pool:
         """Once a second: ask for a sign of life, and end who has given none for long."""
         for member in list(self._workers.values()):
             if member.unanswered >= _PATIENCE:
-                self._log("err", f"worker {member.index} (pid {member.pid}) does not answer: killing it")
+                text = f"worker {member.index} (pid {member.pid}) does not answer: killing it"
+                self._log("err", text, event=Event.WORKER_SILENT, worker=member.index, pid=member.pid)
                 self._kill(member)
             else:
                 member.unanswered += 1
@@ -333,7 +335,7 @@ class Pool:
             import traceback
 
             with contextlib.suppress(Exception):
-                self._log("crit", f"worker {index} ends: {traceback.format_exc()}")
+                self._log("crit", f"worker {index} ends: {traceback.format_exc()}", event=Event.BUG)
         finally:
             os._exit(1)
 
@@ -361,7 +363,8 @@ class Pool:
                 again = [os.dup(fd) for fd in fds]
                 self._loop.call_later(_AGAIN, lambda: self._send_again(member, message, again, tries - 1))
             elif error.errno == errno.ETOOMANYREFS:
-                self._log("err", f"cannot {message['do']}: too many descriptors are in flight (LimitNOFILE=)")
+                text = f"cannot {message['do']}: too many descriptors are in flight (LimitNOFILE=)"
+                self._log("err", text, event=Event.DESCRIPTORS_SHORT)
                 _, done = member.waiting.pop(message.get("r", 0), ("", None))
                 if done:
                     done(None)
@@ -406,7 +409,8 @@ class Pool:
     def _kill_silent(self, members: Sequence[_Worker], order: str) -> None:
         for member in members:
             if any(waiting == order for waiting, _ in member.waiting.values()):
-                self._log("err", f"worker {member.index} (pid {member.pid}) does not {order}: killing it")
+                text = f"worker {member.index} (pid {member.pid}) does not {order}: killing it"
+                self._log("err", text, event=Event.WORKER_SILENT, worker=member.index, pid=member.pid)
                 self._kill(member)
 
     def _kill(self, member: _Worker) -> None:
@@ -434,6 +438,9 @@ class Pool:
                 "err",
                 f"worker {member.index} (pid {member.pid}) {how}; {parked} connections of it are parked,"
                 f" {lost} are lost",
+                event=Event.WORKER_DIED,
+                worker=member.index,
+                pid=member.pid,
                 parked=parked,
             )
         for _, done in member.waiting.values():
@@ -461,7 +468,8 @@ class Pool:
         try:
             self._fork(index)
         except OSError as error:
-            self._log("crit", f"cannot fork worker {index}: {error.strerror}; trying again in {_LONGEST_BACK_OFF:g} s")
+            text = f"cannot fork worker {index}: {error.strerror}; trying again in {_LONGEST_BACK_OFF:g} s"
+            self._log("crit", text, event=Event.WORKER_MISSING, worker=index)
             self._loop.call_later(_LONGEST_BACK_OFF, lambda: self._replace(index))
         else:
             self._when_replaced()

@@ -9,11 +9,14 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
+from hitlessd.log import Logger
 from hitlessd.model import StatsSocket, UnixAddress
+from hitlessd.quota import Quota
 from hitlessd.runtime.client import (
     EXPORT_LIMIT,
     EXPORT_TOTAL,
@@ -44,9 +47,9 @@ _READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
 
 
 class RuntimeServer:
-    """Serves the runtime API on any number of listening sockets. `log(severity, message, **fields)`."""
+    """Serves the runtime API on any number of listening sockets."""
 
-    def __init__(self, loop: LoopLike, control: Control, log: Callable[..., None]) -> None:
+    def __init__(self, loop: LoopLike, control: Control, log: Logger) -> None:
         self._loop = loop
         self._control = control
         self._log = log
@@ -55,8 +58,7 @@ class RuntimeServer:
         self._clock: TimerLike | None = None
         self._due = 0.0  # loop time at which the clock rings
         self._retry: TimerLike | None = None
-        self._logged = float("-inf")
-        self._unlogged = 0
+        self._quota = Quota(log, loop.time, lambda when: loop.call_later(when - loop.time(), self._quota.settle))
 
     # Listeners
 
@@ -276,7 +278,8 @@ class RuntimeServer:
             answer = execute(command, call)
         except Exception as error:
             # Main must outlive any mistake in here.
-            self._log("err", f"cannot execute a runtime API command: {type(error).__name__}: {error}")
+            text = f"cannot execute a runtime API command: {type(error).__name__}: {error}"
+            self._log("err", text, event=Event.BUG)
             answer = "cannot execute the command: internal error\n"
             client.waiting = None
         if isinstance(answer, Pieces):
@@ -319,7 +322,8 @@ class RuntimeServer:
         unread = sum(len(each.output) for each in self._clients)
         if unread > UNREAD_LIMIT:
             worst = max(self._clients, key=lambda each: len(each.output))
-            self._log("warning", f"dropping the {worst}: it does not read, and {len(worst.output)} bytes are waiting")
+            text = f"dropping the {worst}: it does not read, and {len(worst.output)} bytes are waiting"
+            self._limited_log("warning", text)
             self._drop(worst)
 
     def _reloaded(self, client: Client, outcome: ReloadOutcome) -> None:
@@ -355,7 +359,7 @@ class RuntimeServer:
                 self._drop(client)
                 return
         elif refusal := takeover_refusal(stats, credentials):
-            self._log("warning", f"refusing a {client}: {refusal}")
+            self._quota("warning", f"refusing a {client}: {refusal}", event=Event.TAKEOVER_REFUSED)
             client.output += refusal.encode("utf-8", "replace") + b"\n"
             client.closing = True
             return
@@ -417,20 +421,15 @@ class RuntimeServer:
         for client in list(self._clients):
             self._flush(client)
             self._drop(client)
+        self._quota.close()
         for timer in (self._clock, self._retry):
             if timer is not None:
                 timer.cancel()
         self._clock = self._retry = None
 
     def _limited_log(self, severity: str, message: str) -> None:
-        """At most one line a second: what is logged here, a hostile client can make happen as often as it likes."""
-        now = self._loop.time()
-        if now - self._logged < 1.0:
-            self._unlogged += 1
-            return
-        suffix = f" ({self._unlogged} similar messages suppressed)" if self._unlogged else ""
-        self._logged, self._unlogged = now, 0
-        self._log(severity, message + suffix)
+        """For what a hostile client can make happen as often as it likes."""
+        self._quota(severity, message, event=Event.RUNTIME_CLIENT_DROPPED)
 
 
 def _pending(listener: socket.socket) -> bool:

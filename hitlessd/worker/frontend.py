@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hitlessd.accesslog import access_log, plain_writer
+from hitlessd.events import Event
 from hitlessd.model import Frontend
 from hitlessd.table import RowKey
 from hitlessd.worker.connection import Connection
@@ -140,6 +141,7 @@ class LiveListener:
         while accepted < end:
             if rate is not None and most and rate.full():
                 worker.arm()
+                worker.limited(frontend, rate.limit)
                 break
             try:
                 sock, address = accept()
@@ -147,7 +149,7 @@ class LiveListener:
                 break
             except OSError as error:
                 if error.errno in _CAPACITY:
-                    worker.exhausted(f"cannot accept on {frontend.name}: {error.strerror}")
+                    worker.exhausted(f"cannot accept on {frontend.name}: {error.strerror}", frontend=frontend.name)
                     break
                 if error.errno in _UNUSABLE:
                     self._give_up(error)
@@ -168,6 +170,7 @@ class LiveListener:
             if len(connections) >= worker.limit or frontend.sessions >= frontend.limit:
                 worker.throttled = True
                 worker.arm()
+                worker.limited(frontend)
                 if most:
                     break
         return accepted
@@ -176,7 +179,9 @@ class LiveListener:
         """Level-triggered, it would wake us for ever: let it be for a while."""
         worker = self.worker
         worker.complain(
-            f"cannot accept on {self.frontend.name}: {error.strerror}; somebody may have shut its socket down"
+            f"cannot accept on {self.frontend.name}: {error.strerror}; somebody may have shut its socket down",
+            event=Event.ACCEPT_FAILED,
+            frontend=self.frontend.name,
         )
         if not self.bucket:
             self._unusable_until = worker.now + _RETRY

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hitlessd import channel
 from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
 from hitlessd.worker import changes, sessions
 from hitlessd.worker.emigration import Emigration
 from hitlessd.worker.immigration import Immigration
@@ -52,13 +53,13 @@ class Orders:
         except BlockingIOError:
             return
         except PeerError as error:
-            self._worker.log("err", str(error))
+            self._worker.log("err", str(error), event=Event.BUG)
             return
         except OSError:
             message, fds = None, []
         if message is None:
             # Main is gone. What would be left of us nobody could stop.
-            self._worker.log("crit", "the main process is gone: this worker ends")
+            self._worker.log("crit", "the main process is gone: this worker ends", event=Event.MAIN_LOST)
             os._exit(1)
         self._follow(message, fds)
 
@@ -133,7 +134,7 @@ class Orders:
             case "shutdown-session":
                 more = sessions.shut_down(worker, message)
             case _:
-                worker.log("err", f"cannot follow the order {order!r}: unknown")
+                worker.log("err", f"cannot follow the order {order!r}: unknown", event=Event.BUG)
                 close_all(fds)
                 return
         close_all(fds)
@@ -171,5 +172,6 @@ class Orders:
                 worker.crashed(conn)
         worker.settle()
         if order == "hurry":
-            worker.log("warning", f"{count} connections were closed because the time to drain was over", sessions=count)
+            text = f"{count} connections were closed because the time to drain was over"
+            worker.log("warning", text, event=Event.HARD_STOP, closed=count)
         os._exit(0)

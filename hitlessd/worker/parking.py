@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hitlessd.events import Event
 from hitlessd.handover.faults import striker
 from hitlessd.parking import counters
 from hitlessd.parking.book import LABEL_MARK, SlotState, mark_of
@@ -46,6 +47,8 @@ _BURST = 252
 _TICK, _BEAT = 0.25, 1.0
 #: Seconds to wait after the kernel has refused to take more.
 _REST = 2.0
+#: Why a connection cannot be parked whose counters do not add up.
+_UNSOUND = "cannot park a connection: the kernel's counters are not what went through it"
 
 
 class Parking:
@@ -176,7 +179,7 @@ class Parking:
         except OSError as error:
             if error.errno:  # else it is merely too busy just now
                 self._reject(conn)
-                self._worker.complain(f"cannot park a connection: {error.strerror}")
+                self._worker.complain(f"cannot park a connection: {error.strerror}", event=Event.PARKING_FAILED)
             return False
         if one.closed or other.closed:
             return False  # we shall soon hear of it
@@ -191,7 +194,7 @@ class Parking:
         )
         if not conn.counted:
             self._reject(conn)
-            self._worker.complain("cannot park a connection: the kernel's counters are not what went through it")
+            self._worker.complain(_UNSOUND, event=Event.PARKING_FAILED)
         return conn.counted
 
     def _fit_http(self, conn: HttpState, one: counters.Counters, other: counters.Counters) -> bool:
@@ -207,7 +210,7 @@ class Parking:
             fits = True
         if not fits:
             self._reject(conn)
-            self._worker.complain("cannot park a connection: the kernel's counters are not what went through it")
+            self._worker.complain(_UNSOUND, event=Event.PARKING_FAILED)
         return fits
 
     def _reject(self, conn: Connection) -> None:
@@ -265,7 +268,8 @@ class Parking:
         if why != self._complained_of:
             self._complained_of = why
             number = len(self._connections)
-            self._worker.log("warning", f"cannot park more than {number} connections of this worker: {why}")
+            text = f"cannot park more than {number} connections of this worker: {why}"
+            self._worker.log("warning", text, event=Event.PARKING_FAILED, parked=number, reason=why)
         self._rest_until = self._worker.now + _REST
 
     def _write(self, conn: Connection, state: SlotState) -> bool:
@@ -332,7 +336,8 @@ class Parking:
             text = json.dumps(form, separators=(",", ":")).encode()
         if len(text) > room:
             self._worker.complain(
-                f"cannot park a connection: its record has {len(text)} bytes, there is room for {room}"
+                f"cannot park a connection: its record has {len(text)} bytes, there is room for {room}",
+                event=Event.PARKING_FAILED,
             )
             return False
         stands = state if queued else SlotState.FREE
