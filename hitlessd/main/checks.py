@@ -253,5 +253,10 @@ class Checks:
         text += f', info: "{outcome.text}"' if outcome.text else ""
         text += "" if took is None else f", check duration: {took * 1000:.0f}ms"
         text += "." + (standing.online(backend) if up else standing.left(backend, server))
-        event = Event.SERVER_UP if up else Event.SERVER_DOWN
-        standing.tell("notice" if up else "alert", text, event, backend, server)
+        standing.tell(
+            "notice" if up else "alert",
+            text,
+            event=Event.SERVER_UP if up else Event.SERVER_DOWN,
+            backend=backend,
+            server=server,
+        )

@@ -26,11 +26,6 @@ _BURST, _PERIOD = 10, 60.0
 #: Administrative states by the words of `set server ... state`.
 STATES = {"ready": ServerState.READY, "drain": ServerState.DRAIN, "maint": ServerState.MAINT}
 Forced = Literal["up", "stopping", "down"]
-_EVENTS = {
-    ServerState.READY: Event.SERVER_READY,
-    ServerState.DRAIN: Event.SERVER_DRAIN,
-    ServerState.MAINT: Event.SERVER_MAINT,
-}
 
 
 def limited(loop: Loop, log: Logger) -> Quota:
@@ -90,10 +85,20 @@ class Standing:
         elif was is not ServerState.MAINT:
             text = f"{name} is {'DOWN' if down else 'UP'} (leaving forced drain)."
         alarming = state is ServerState.MAINT and not down
-        event = _EVENTS[state]
-        self.tell("alert" if alarming else "notice", text, event, backend, server)
+        self.tell(
+            "alert" if alarming else "notice",
+            text,
+            event=Event.SERVER_MAINT
+            if state is ServerState.MAINT
+            else Event.SERVER_DRAIN
+            if state is ServerState.DRAIN
+            else Event.SERVER_READY,
+            backend=backend,
+            server=server,
+        )
         if was is ServerState.MAINT and state is ServerState.DRAIN:
-            self.tell("notice", f"{name} remains in forced drain mode.", event, backend, server)
+            text = f"{name} remains in forced drain mode."
+            self.tell("notice", text, event=Event.SERVER_DRAIN, backend=backend, server=server)
         self.look_at(backend)
         if alarming:
             self.marked_down(backend, server)
@@ -124,13 +129,13 @@ class Standing:
         name = self.name(backend, server)
         if wanted is Health.DOWN:
             text = f"{name} is DOWN, changed from CLI.{self.left(backend, server)}"
-            self.tell("alert", text, Event.SERVER_DOWN, backend, server)
+            self.tell("alert", text, event=Event.SERVER_DOWN, backend=backend, server=server)
             self.look_at(backend)
             self.marked_down(backend, server)
         else:
             how = "stopping" if wanted is Health.STOPPING else "UP"
             text = f"{name} is {how}, changed from CLI.{self.online(backend)}"
-            self.tell("notice", text, Event.SERVER_UP, backend, server)
+            self.tell("notice", text, event=Event.SERVER_UP, backend=backend, server=server)
             self.look_at(backend)
 
     def forget_health(self, backend: Backend, server: Server) -> None:
@@ -181,7 +186,7 @@ class Standing:
             self._table.add(key, column, number)
 
     def tell(
-        self, severity: Literal["alert", "notice"], text: str, event: Event, backend: Backend, server: Server
+        self, severity: Literal["alert", "notice"], text: str, *, event: Event, backend: Backend, server: Server
     ) -> None:
         """Log what has become of a server."""
         if not self.retired:
