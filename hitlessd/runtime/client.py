@@ -67,6 +67,8 @@ class Client:
             "level": session.level,
             "privileged": session.privileged,
             "prompt": session.prompt,
+            "timed": session.timed,
+            "target": session.target,
             "timeout": session.timeout,
             "input": _text(self.input),
             "commands": _text(b"\0".join(self.commands)) if self.commands else None,
@@ -120,7 +122,9 @@ def restored(sock: socket.socket, state: dict[str, Any], now: float) -> tuple[Cl
     where = state["address"]
     address = UnixAddress(where) if isinstance(where, str) else InetAddress(str(where[0]), int(where[1]))
     stats = StatsSocket(address, level=socket_level, expose_fd_listeners=state["expose_fd_listeners"] is True)
-    session = Session(level, state["privileged"] is True, state["prompt"] is True, timeout)
+    session = Session(level, state["privileged"] is True, state["prompt"] is True, timeout=timeout)
+    # What earlier versions do not say.
+    session.timed, session.target = state.get("timed") is True, int(state.get("target", 0))
     client = Client(sock, stats, session, now - float(state["idle"]))
     client.input += _bytes(state["input"], LINE_LIMIT)
     if state["commands"] is not None:

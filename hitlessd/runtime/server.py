@@ -314,7 +314,8 @@ class RuntimeServer:
 
     def _answer(self, client: Client, text: str) -> None:
         client.output += text.encode("utf-8", "replace")
-        client.output += b"\n> " if client.session.prompt else b"\n"
+        age = self._loop.time() - self._control.started
+        client.output += client.session.ending(age).encode()
         self._flush(client)
         unread = sum(len(each.output) for each in self._clients)
         if unread > UNREAD_LIMIT:
