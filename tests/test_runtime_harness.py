@@ -315,5 +315,11 @@ class Peer:
         return sent
 
     @property
+    def closed(self) -> bool:
+        """Whether the other side has closed, after what it has sent."""
+        self._receive()
+        return self.ended
+
+    @property
     def readable(self) -> bool:
         return bool(select.select([self.sock], [], [], 0)[0])

@@ -13,9 +13,19 @@ from hitlessd.model import InetAddress, StatsSocket, UnixAddress
 from hitlessd.runtime.command import LEVELS, Pieces, Session, address_text
 from hitlessd.runtime.control import Credentials
 
-__all__ = ["EXPORT_LIMIT", "EXPORT_TOTAL", "LINE_LIMIT", "Client", "is_privileged", "restored", "takeover_refusal"]
+__all__ = [
+    "EXPORT_CLIENTS",
+    "EXPORT_LIMIT",
+    "EXPORT_TOTAL",
+    "LINE_LIMIT",
+    "Client",
+    "is_privileged",
+    "restored",
+    "takeover_refusal",
+]
 
 LINE_LIMIT = 16384  # bytes of a line with its newline; HAProxy's tune.bufsize
+EXPORT_CLIENTS = 224  # that go to a successor; a frame of the handover has room for 252 descriptors
 EXPORT_LIMIT = 65536  # bytes of unread answers that go to a successor
 EXPORT_TOTAL = 2 << 20  # bytes of everything that goes to a successor, before its encoding
 _FORMAT = 1  # of an exported client
