@@ -228,7 +228,12 @@ def test_show_info(harness: Harness) -> None:
     harness.control.reloads = (6, 2)
     answer = harness.ask(harness.listen("user"), b"show info\n")
     info = fields(answer)
-    assert info["Name"] == "hitlessd" and info["Version"] == "1.2.3" and info["Pid"] == "4711"
+    assert (
+        info["Name"] == "HAProxy"
+        and info["Product"] == "hitlessd"
+        and info["Version"] == "1.2.3"
+        and info["Pid"] == "4711"
+    )
     assert info["Uptime"].startswith("0d 0h") and int(info["Uptime_sec"]) >= 59
     assert (info["CurrConns"], info["CumConns"], info["TotalBytesOut"]) == ("3", "40", "500")
     assert (info["SessRate"], info["MaxSessRate"], info["Maxconn"], info["Listeners"]) == ("5", "9", "100", "2")
