@@ -38,6 +38,7 @@ __all__ = [
     "Table",
     "row_keys",
     "sum_over",
+    "totals",
 ]
 
 _MAGIC = int.from_bytes(b"hitlessT", "little")
@@ -147,6 +148,7 @@ class Health(IntEnum):
     UNCHECKED = 0
     UP = 1
     DOWN = 2
+    STOPPING = 3  # an operator's word: nobody new but those who belong to it, until a check passes
 
 
 class HealthRecord(NamedTuple):
@@ -326,6 +328,14 @@ class Table:
         values += [words[self._slots_at + worker * stride + at] for worker in range(self.workers)]
         return max(values) if column in MAXIMA else sum(values) & _MOST
 
+    def row_values(self, row: int) -> list[int]:
+        """As value(), of all columns at once: the result is indexed by Column."""
+        words, stride, at = self._words, self.rows * self.columns, row * self.columns
+        width = min(self.columns, len(Column))
+        starts = [self._base_at + at, *(self._slots_at + worker * stride + at for worker in range(self.workers))]
+        parts = [words[start : start + width].tolist() for start in starts]
+        return _combined(parts) + [0] * (len(Column) - width)
+
     def unparked(self, worker: int) -> int:
         """Connections of a worker that are not parked now, or were not when it died."""
         slot, at = self.slot(worker), self.index[PROCESS] * self.columns
@@ -405,7 +415,12 @@ class Table:
 
     def usable(self, row: int) -> bool:
         """Whether balancing may choose the server."""
-        return self.running(row) and not self._state_word(row, 0) and self._state_word(row, 1) > 0
+        return (
+            self.running(row)
+            and not self._state_word(row, 0)
+            and self._state_word(row, 1) > 0
+            and self._state_word(row, _HEALTH) != Health.STOPPING
+        )
 
     def running(self, row: int) -> bool:
         """Whether the server may get anything at all: neither down nor in maintenance. One that drains, or has no
@@ -481,3 +496,19 @@ def sum_over(tables: Iterable[Table], key: RowKey, column: Column) -> int:
     if not values:
         return 0
     return max(values) if column in MAXIMA else sum(values) & _MOST
+
+
+def totals(tables: Iterable[Table], key: RowKey) -> list[int]:
+    """As sum_over(), of all columns at once: the result is indexed by Column."""
+    rows = [table.row_values(table.index[key]) for table in tables if key in table.index and not table.folded]
+    return _combined(rows) if rows else [0] * len(Column)
+
+
+def _combined(rows: Sequence[list[int]]) -> list[int]:
+    """Sums, modulo 2^64: whoever clears counters has their base say less than nothing. Of MAXIMA the greatest."""
+    if len(rows) == 1:
+        return rows[0]
+    found = [value & _MOST for value in map(sum, zip(*rows, strict=True))]
+    for column in MAXIMA:
+        found[column] = max(row[column] for row in rows)
+    return found

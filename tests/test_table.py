@@ -31,6 +31,7 @@ from hitlessd.table import (
     Table,
     row_keys,
     sum_over,
+    totals,
 )
 from tests.support.descriptors import memfd, no_leak
 from tests.support.processes import ROOT
@@ -320,6 +321,30 @@ def test_sum_over_tables_without_the_row() -> None:
 
 
 # --- what checks found
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(KEYS), st.sampled_from(Column), st.integers(0, 1 << 60))))
+def test_whole_rows_are_as_their_words(writes: Sequence[tuple[int, RowKey, Column, int]]) -> None:
+    tables = [Table.create(KEYS, 3, 7), Table.create(KEYS[1:], 1, 6)]
+    for worker, key, column, value in writes:
+        put(tables[0], worker, key, column, value)
+        if worker == 0 and key in tables[1].index:
+            put(tables[1], worker, key, column, value // 2)
+    for key in [*KEYS, RowKey("server", "b", "unknown")]:
+        assert totals(tables, key) == [sum_over(tables, key, column) for column in Column]
+    for table in tables:
+        table.close()
+
+
+def test_a_base_of_less_than_nothing_brings_counters_back_to_zero() -> None:
+    table, key = Table.create(KEYS, 1, 7), KEYS[1]
+    put(table, 0, key, Column.STOT, 10)
+    base = Column.STOT + table.index[key] * table.columns + table._base_at
+    table._words[base] = (1 << 64) - 10
+    assert totals([table], key)[Column.STOT] == 0
+    put(table, 0, key, Column.STOT, 13)
+    assert totals([table], key)[Column.STOT] == 3
+    table.close()
 
 
 def test_health_is_kept_word_by_word_and_told_to_workers_when_it_changes() -> None:

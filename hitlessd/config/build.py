@@ -86,6 +86,7 @@ def _global(entry: Entry, names: Names, problems: Problems) -> Global:
     workers, maxconn, hard_stop, log, takeover = 0, 0, None, LogTarget(), False
     reload_timeout, crash_proof = Global().reload_timeout, Global().crash_proof
     park_after, park_timeout = Global().park_after, Global().park_timeout
+    stats_maxconn = Global().stats_maxconn
     for name, option in entry.options.items():
         place = Place(problems, option.where, entry.title, option.name)
         text = option.text
@@ -95,6 +96,8 @@ def _global(entry: Entry, names: Names, problems: Problems) -> Global:
                     found = stats_socket_line(Place(problems, where, entry.title, option.name), line)
                     if found:
                         stats.append(found)
+            case "stats maxconn":
+                stats_maxconn = values.integer(place, text, 1, values.INT_MAX) or stats_maxconn
             case "workers":
                 if text.isdigit():
                     workers = values.integer(place, text, 1, _WORKERS_LIMIT) or 0
@@ -119,7 +122,17 @@ def _global(entry: Entry, names: Names, problems: Problems) -> Global:
             case "park-timeout":
                 park_timeout = values.duration(place, text, zero=False) or park_timeout
     return Global(
-        tuple(stats), workers, maxconn, hard_stop, log, reload_timeout, takeover, crash_proof, park_after, park_timeout
+        tuple(stats),
+        workers,
+        maxconn,
+        hard_stop,
+        log,
+        reload_timeout,
+        takeover,
+        crash_proof,
+        park_after,
+        park_timeout,
+        stats_maxconn=stats_maxconn,
     )
 
 

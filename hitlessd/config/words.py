@@ -33,6 +33,7 @@ _PROXIES = ("listen", "frontend", "backend")
 #: Every option and the kinds of sections that take it. `server` stands for `server NAME`, `acl` for `acl NAME`.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "stats socket": _G,
+    "stats maxconn": _G,
     "workers": _G,
     "hard-stop-after": _G,
     "log": _G,

@@ -35,6 +35,11 @@ class Rates:
             self._now[key] = (new, max(new, self._now.get(key, (0, 0))[1]))
         self._before = totals
 
+    def clear(self) -> None:
+        """Forget the most there ever were; totals may begin anew, too."""
+        self._before = {}
+        self._now = {key: (now, now) for key, (now, _) in self._now.items()}
+
     def of(self, key: RowKey) -> tuple[int, int]:
         return self._now.get(key, (0, 0))
 

@@ -305,7 +305,7 @@ class LiveBackend(Tally):
 
     def _weights(self, usable: list[LiveServer], now: float) -> list[int]:
         if self._static:
-            return unscaled(self.config, [server.config.weight or server.weight for server in usable])
+            return unscaled(self.config, [server.config.initial_weight or server.weight for server in usable])
         steps = [server.warmth(now) for server in usable]
         if min(steps, default=_STEPS) == _STEPS:
             return [server.weight for server in usable]

@@ -161,6 +161,8 @@ class Worker:
             frontend.name: LiveFrontend(self, frontend, self._default(frontend)) for frontend in setup.config.frontends
         }
         for number, (name, bind, sock) in enumerate(setup.listeners):
+            if sock.fileno() < 0:
+                continue  # closed for good by `shutdown frontend`
             frontend = self.frontends[name]
             frontend.listeners.append(LiveListener(self, frontend, sock, number, bind.accept_proxy))
         self.orders = Orders(self, setup.channel)
