@@ -228,6 +228,43 @@ def test_a_frontend_whose_address_was_taken_meanwhile_stays_off(tmp_path: Path) 
         assert exchange(port) == b"hello"
 
 
+def test_a_frontend_of_systemds_keeps_its_socket(tmp_path: Path) -> None:
+    with Echo() as echo, socket.create_server(("127.0.0.1", 0)) as passed:
+        address = passed.getsockname()
+        daemon = Daemon(tmp_path, listen("sd@web", server=echo.port))
+        daemon.start(passed=[(passed.fileno(), "web")])
+        try:
+            daemon.wait_serving()
+            told = daemon.ask("shutdown frontend t")
+            assert told.startswith("cannot shut down frontend t: systemd listens for it (FileDescriptorName=web)")
+            answers(daemon, "disable frontend t")
+            with socket.create_connection(address, 10) as client:
+                client.sendall(b"hello")
+                assert daemon.reload().returncode == 0
+                answers(daemon, "enable frontend t")
+                assert client.recv(10) == b"hello"
+        finally:
+            daemon.end_all()
+
+
+def test_a_server_with_connections_stays(tmp_path: Path) -> None:
+    port = free_port()
+    with Echo() as echo, Daemon(tmp_path, listen(port, server=echo.port, migrate=False)) as daemon:
+        with Conversation(port) as conversation:
+            answers(daemon, "disable server t/s")
+            for _ in range(2):
+                told = "Server still has connections attached to it, cannot remove it.\n\n"
+                assert daemon.ask("del server t/s") == told
+                # Then it is the generation that drains that has it.
+                assert daemon.reload().returncode == 0
+            conversation.say()
+            conversation.finish()
+        poll_until(lambda: daemon.ask("del server t/s") == "Server deleted.\n\n", 10, "it is deleted")
+        # The same name again, and somewhere else.
+        answers(daemon, f"add server t/s 127.0.0.1:{echo.port}", "enable server t/s")
+        assert exchange(port) == b"hello"
+
+
 def test_who_goes_into_maintenance_may_take_its_sessions_along(tmp_path: Path) -> None:
     port = free_port()
     with Echo() as echo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from hitlessd.model import Level
 from hitlessd.runtime.control import GenerationInfo, ReloadOutcome
 from hitlessd.runtime.stat import COLUMNS
 from hitlessd.runtime.words import split_line, split_words
-from hitlessd.table import PROCESS, Column, RowKey, ServerState
+from hitlessd.table import PROCESS, Column, RowKey, ServerState, Table, row_keys
 from tests.test_runtime_harness import Harness
 
 LAST_THREE = (
@@ -227,7 +228,12 @@ def test_show_info(harness: Harness) -> None:
     harness.control.reloads = (6, 2)
     answer = harness.ask(harness.listen("user"), b"show info\n")
     info = fields(answer)
-    assert info["Name"] == "hitlessd" and info["Version"] == "1.2.3" and info["Pid"] == "4711"
+    assert (
+        info["Name"] == "HAProxy"
+        and info["Product"] == "hitlessd"
+        and info["Version"] == "1.2.3"
+        and info["Pid"] == "4711"
+    )
     assert info["Uptime"].startswith("0d 0h") and int(info["Uptime_sec"]) >= 59
     assert (info["CurrConns"], info["CumConns"], info["TotalBytesOut"]) == ("3", "40", "500")
     assert (info["SessRate"], info["MaxSessRate"], info["Maxconn"], info["Listeners"]) == ("5", "9", "100", "2")
@@ -475,3 +481,91 @@ def test_changed_servers_and_frontends_show_it(harness: Harness) -> None:
     assert [(row["status"], row["weight"]) for row in found if row["svname"] == "a"] == [("DRAIN", "9")]
     state = harness.ask(harness.listen(name="more"), b"show servers state pg\n").decode().splitlines()[2].split()
     assert state[3:9] == ["a", "127.0.0.1", "2", "8", "9", "9"]
+
+
+@pytest.fixture
+def older(harness: Harness) -> Iterator[Table]:
+    """A generation that drains beside the current one; its table."""
+    control = harness.control
+    table = Table.create(row_keys(control.config), 1, 6)
+    control.info.append(GenerationInfo(6, 4000, "draining", 90061.0, 1, [(4001, 2)], "1.2.2", 90, "2: because"))
+    control.others.append(table)
+    for each, sessions in ((control.table, 5), (table, 2)):
+        slot = each.slot(0)
+        for key in (PROCESS, RowKey("frontend", "pg")):
+            slot[each.index[key] * each.columns + Column.SCUR] = sessions
+        slot.release()
+    yield table
+    control.others.clear()
+    table.close()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "sessions", "pid"),
+    [
+        ("", "7", "4711"),
+        ("@ ", "7", "4711"),
+        ("@master ", "7", "4711"),
+        ("@7 ", "5", "4711"),
+        ("@!4712 ", "5", "4711"),
+        ("@6 ", "2", "4000"),
+        ("@!4000 ", "2", "4000"),
+        ("@!4001 ", "2", "4000"),
+    ],
+)
+@pytest.mark.usefixtures("older")
+def test_one_generation_is_asked(harness: Harness, prefix: str, sessions: str, pid: str) -> None:
+    path = harness.listen()
+    info = fields(harness.ask(path, f"{prefix}show info\n".encode()))
+    assert (info["CurrConns"], info["Pid"]) == (sessions, pid)
+    found = rows(harness.ask(path, f"{prefix}show stat\n".encode()))
+    assert [row["scur"] for row in found if row["pxname"] == "pg" and row["type"] == "0"] == [sessions]
+    if pid == "4000":
+        assert (info["Uptime"], info["Version"], info["Generation"]) == ("1d 1h01m01s", "1.2.2", "6")
+        assert (info["SessRate"], info["Stopping"], info["Workers"]) == ("0", "1", "1")
+
+
+@pytest.mark.parametrize("prefix", ["@5", "@!1", "@x", "@!", "@-1", "@master2"])
+def test_nobody_is_behind_this_prefix(harness: Harness, prefix: str) -> None:
+    answer = f"Can't find the target PID matching the prefix '{prefix}'\n\n".encode()
+    assert harness.ask(harness.listen(), f"{prefix} show info\n".encode()) == answer
+
+
+@pytest.mark.usefixtures("older")
+def test_a_prefix_alone_counts_for_what_follows(harness: Harness) -> None:
+    control, path = harness.control, harness.listen()
+    with harness.connect(path) as peer:
+        peer.sock.sendall(b"prompt\n@6\n")
+        assert peer.read_until(b"6> ") == b"\n> \n6> "
+        peer.sock.sendall(b"show version\n")
+        assert peer.read_until(b"> ") == b"1.2.2\n\n6> "
+        peer.sock.sendall(b"@7 show version; show cli level; reload\n")
+        refused = b"cannot ask generation 6 for 'reload': it drains, ask the current one\n\n6> "
+        assert peer.read_until(refused) == b"1.2.3\n\n6> admin\n\n6> " + refused
+        del control.info[1]  # it has ended
+        peer.sock.sendall(b"show info\n")
+        assert peer.read_until(b"> ") == b"Can't find the target PID matching the prefix '@6'\n\n6> "
+        peer.sock.sendall(b"@master\nshow version\n")
+        assert peer.read_until(b"1.2.3\n\n> ") == b"\n> 1.2.3\n\n> "
+        # The current generation may be asked for everything.
+        peer.sock.sendall(b"@7 reload\n")
+        harness.until(lambda: control.waiting, "the reload")
+
+
+@pytest.mark.usefixtures("older")
+def test_sessions_of_one_generation(harness: Harness) -> None:
+    path = harness.listen()
+    harness.control.forms = [{"number": n, "generation": 6 + (n > 3), "frontend": "pg"} for n in range(1, 8)]
+    harness.control.page_size = 2
+    numbers = [line.partition(b":")[0] for line in harness.ask(path, b"@7 show sess\n").splitlines() if line]
+    assert numbers == [b"0x4", b"0x5", b"0x6", b"0x7"]
+    numbers = [line.partition(b":")[0] for line in harness.ask(path, b"@6 show sess\n").splitlines() if line]
+    assert numbers == [b"0x1", b"0x2", b"0x3"]
+    assert harness.ask(path, b"@6 show sess 0x5\n") == b"Session not found.\n\n"
+
+
+def test_the_prompt_can_tell_the_time(harness: Harness) -> None:
+    path = harness.listen()
+    answer = harness.ask(path, b"prompt timed;show version;prompt timed;show version;prompt;show version\n")
+    stamp = rb"\[0:00:0[0-9]:[0-9]{2}\]> "
+    assert re.fullmatch(rb"\n" + stamp + rb"1\.2\.3\n\n" + stamp + rb"\n> 1\.2\.3\n\n> \n1\.2\.3\n\n", answer)

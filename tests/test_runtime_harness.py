@@ -87,6 +87,7 @@ class FakeControl:
         self.maxconn = 100
         self.most_connections = 100
         self.table = Table.create(row_keys(self.config), 2, 7)
+        self.others: list[Table] = []  # of generations that drain
         self.info = [GenerationInfo(7, 4711, "current", 59.0, 6, [(4712, 3), (4713, 4)], "1.2.3")]
         self.waiting: list[Callable[[ReloadOutcome], None]] = []
         self.resumed: list[int] = []
@@ -96,7 +97,7 @@ class FakeControl:
         self.fail = False
 
     def tables(self) -> Sequence[Table]:
-        return [self.table]
+        return [self.table, *self.others]
 
     def generations(self) -> Sequence[GenerationInfo]:
         return self.info
@@ -332,6 +333,12 @@ class Peer:
             except (BrokenPipeError, ConnectionResetError):
                 break
         return sent
+
+    @property
+    def closed(self) -> bool:
+        """Whether the other side has closed, after what it has sent."""
+        self._receive()
+        return self.ended
 
     @property
     def readable(self) -> bool:

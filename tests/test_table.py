@@ -387,7 +387,8 @@ def test_who_may_get_connections(health: Health, state: ServerState, weight: int
     table.set_state(3, state, weight, 1)
     table.set_health(3, HealthRecord(health))
     assert table.running(3) is (health is not Health.DOWN and state is not ServerState.MAINT)
-    assert table.usable(3) is (health is not Health.DOWN and state is ServerState.READY and weight > 0)
+    healthy = health not in (Health.DOWN, Health.STOPPING)
+    assert table.usable(3) is (healthy and state is ServerState.READY and weight > 0)
     table.close()
 
 

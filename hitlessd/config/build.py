@@ -89,6 +89,7 @@ def _global(entry: Entry, names: Names, problems: Problems) -> Global:
     workers, maxconn, hard_stop, log, takeover = 0, 0, None, LogTarget(), False
     reload_timeout, crash_proof = Global().reload_timeout, Global().crash_proof
     park_after, park_timeout = Global().park_after, Global().park_timeout
+    stats_maxconn = Global().stats_maxconn
     for name, option in entry.options.items():
         place = Place(problems, option.where, entry.title, option.name)
         text = option.text
@@ -103,6 +104,8 @@ def _global(entry: Entry, names: Names, problems: Problems) -> Global:
                     bind = metrics_bind_line(Place(problems, where, entry.title, option.name), line)
                     if bind:
                         metrics.append(bind)
+            case "stats maxconn":
+                stats_maxconn = values.integer(place, text, 1, values.INT_MAX) or stats_maxconn
             case "workers":
                 if text.isdigit():
                     workers = values.integer(place, text, 1, _WORKERS_LIMIT) or 0
@@ -138,6 +141,7 @@ def _global(entry: Entry, names: Names, problems: Problems) -> Global:
         park_after,
         park_timeout,
         metrics_binds=tuple(metrics),
+        stats_maxconn=stats_maxconn,
     )
 
 

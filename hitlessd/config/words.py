@@ -34,6 +34,7 @@ _PROXIES = ("listen", "frontend", "backend")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "stats socket": _G,
     "metrics bind": _G,
+    "stats maxconn": _G,
     "workers": _G,
     "hard-stop-after": _G,
     "log": _G,

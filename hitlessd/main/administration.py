@@ -10,27 +10,27 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hitlessd.changes import Change, Changes, Item
+from hitlessd.changes import Change, Changes, Item, described
 from hitlessd.effective import Difference, added_words, configured, differences, effective, free_sid, keep, structure
 from hitlessd.errors import SystemRefused
 from hitlessd.listeners import Listener, close_unwanted
 from hitlessd.log import Logger
 from hitlessd.loop import Loop
 from hitlessd.main.checks import Checks
+from hitlessd.main.clearing import clear_counters
+from hitlessd.main.custody import Custody
 from hitlessd.main.limits import lowered
 from hitlessd.main.office import Office
 from hitlessd.main.standing import Forced, Standing
 from hitlessd.main.store import Store
 from hitlessd.model import Backend, Config, Frontend, Server
 from hitlessd.records import dump_server
-from hitlessd.table import GAUGES, MAXIMA, PROCESS, Column, RowKey, ServerState, sum_over, totals
+from hitlessd.table import Column, RowKey, ServerState, sum_over, totals
 
 __all__ = ["Administration"]
 
 Done = Callable[[str], object]
 
-#: What workers compare with each other; nobody reads it as a total.
-_INTERNAL = frozenset({Column.OBSERVED_OK})
 _HAS_CONNECTIONS = "Server still has connections attached to it, cannot remove it."  # HAProxy's words
 _LATER = "a reload is running; try again when it is over"
 
@@ -60,9 +60,7 @@ class Administration:
         self._standing = standing
         self._reloading = reloading
         self._clear_maxima = clear_maxima
-        self._saving = False
-        self._serial = 0
-        self._entry = ""  # in systemd's store
+        self._custody = Custody(loop, store, office.generation)
         self._retired = False
         self._shut: frozenset[str] = frozenset()
         self.configured = configuration
@@ -80,7 +78,7 @@ class Administration:
             changes = self._with(change)
             config, dropped = effective(self.configured, changes)
             if any(each.item == change.item for each in dropped):
-                raise SystemRefused(f"cannot change {_what(change.item)}: {change.value!r} does not fit")
+                raise SystemRefused(f"cannot change {described(change.item)}: {change.value!r} does not fit")
             self._move_to(keep(changes, dropped), config, done)
         except SystemRefused as error:
             done(str(error))
@@ -137,29 +135,19 @@ class Administration:
         if problem := self._refusal():
             done(problem)
             return
-        table, tables = self._office.equipment.table, self._office.tables()
-        for each in tables:
-            each.clear_maxima(columns=[Column.SMAX, Column.QMAX, *([Column.LASTSESS] if everything else [])])
-        if everything:
-            for key in table.keys:
-                if key == PROCESS:
-                    continue  # as with HAProxy: these are of the process
-                for column, total in zip(Column, totals(tables, key), strict=True):
-                    if total and column not in GAUGES and column not in MAXIMA and column not in _INTERNAL:
-                        table.add(key, column, -total)
+        clear_counters(self._office.tables(), everything)
         self._clear_maxima(everything, lambda _answers: done(""))
 
     # --- over generations
 
     def facts(self) -> dict[str, Any]:
         """What a successor must know."""
-        return {"changes": self.changes.export(), "changes_name": self._entry}
+        return {"changes": self.changes.export(), "changes_name": self._custody.entry}
 
     def begin(self, late: object, name: str, dropped: Iterable[Change]) -> None:
         """We are the main process. `late`: the changes of our predecessor as of its end, None if it has none to tell;
         `name`: their entry in the store. `dropped` are those that the files have overruled."""
         dropped = list(dropped)
-        self._entry = name
         if isinstance(late, list):
             try:
                 changes = Changes.load(late)
@@ -171,14 +159,12 @@ class Administration:
             except SystemRefused as error:
                 self._caught_up(str(error))
         for change in dropped:
-            self._log("notice", f"{_what(change.item)} is what the configuration says again: it has changed there")
-        if self.changes.items or name:
-            self._write()
+            self._log("notice", f"{described(change.item)} is what the configuration says again: it has changed there")
+        self._custody.begin(name, self.changes)
 
     def retire(self, retired: bool) -> None:
         """A successor is the main process from here on, or not after all."""
-        if self._saving:
-            self._write()
+        self._custody.settle()
         self._retired = retired
 
     # --- within
@@ -230,7 +216,7 @@ class Administration:
             return Changes(items)
         said = configured(structure(self.configured, self.changes), item)
         if said is None:
-            raise SystemRefused(f"cannot change {_what(item)}: there is no such thing")
+            raise SystemRefused(f"cannot change {described(item)}: there is no such thing")
         items.pop(item, None)
         if change.value != said:
             items[item] = Change(item, change.value, said)
@@ -241,7 +227,7 @@ class Administration:
         office = self._office
         config = self._with_shut(config)
         todo = differences(office.config, config)
-        old_changes, old_config = self.changes, office.config
+        earlier = self.changes
         rows = self._make_room(todo, config)
         self.changes, office.config = changes, config
         self._reconfigure()
@@ -249,24 +235,32 @@ class Administration:
         orders: list[tuple[Item, Any]] = []
         for difference in todo:
             orders += self._do(difference, rows)
-        self._save()
+        self._custody.save(self.changes)
 
         def over(whys: Sequence[tuple[Item, str]]) -> None:
             deleted = [item for item, _ in whys if item.kind == "server-deleted"]
             if deleted:
                 # Somebody has come to it meanwhile: let there be such a server again.
-                self._move_back(old_changes, old_config)
+                self._move_back(deleted, earlier)
                 done(_HAS_CONNECTIONS)
                 return
             for item, why in whys:
-                self._log("warning", f"cannot change {_what(item)} in a worker: {why}")
+                self._log("warning", f"cannot change {described(item)} in a worker: {why}")
             self._rest(todo)
             done(whys[0][1] if whys else "")
 
         self._order(orders, over)
 
-    def _move_back(self, changes: Changes, config: Config) -> None:
-        self._move_to(changes, config, lambda why: self._log("warning", why) if why else None)
+    def _move_back(self, deleted: Sequence[Item], earlier: Changes) -> None:
+        """Undo deletions; whatever else has been changed meanwhile stays."""
+        items = dict(self.changes.items)
+        for item in deleted:
+            items.pop(item, None)
+            names = (item.proxy, item.server)
+            items |= {each: change for each, change in earlier.items.items() if (each.proxy, each.server) == names}
+        changes = Changes(items)
+        config, dropped = effective(self.configured, changes)
+        self._move_to(keep(changes, dropped), config, lambda why: self._log("warning", why) if why else None)
 
     def _make_room(self, todo: Sequence[Difference], config: Config) -> dict[Item, int]:
         """The rows of servers that are added, and listeners of frontends that are enabled: what may fail."""
@@ -328,7 +322,7 @@ class Administration:
         said = configured(structure(self.configured, self.changes), item)
         shown_before = {True: "on", False: "off"}.get(said, said) if isinstance(said, bool) else said
         more = "" if said == value else f" (configured: {shown_before})"
-        self._log("notice", f"{_what(item)} is now {shown}{more}")
+        self._log("notice", f"{described(item)} is now {shown}{more}")
 
     def _order(self, orders: Sequence[tuple[Item, Any]], over: Callable[[list[tuple[Item, str]]], object]) -> None:
         """Give the workers orders, in this order; `over` gets those that could not be followed, and why."""
@@ -395,40 +389,5 @@ class Administration:
         if why:
             self._log("warning", f"cannot do what was changed during the reload: {why}")
 
-    def _save(self) -> None:
-        if not self._saving:
-            self._saving = True
-            self._loop.call_soon(self._write_if_due)
-
-    def _write_if_due(self) -> None:
-        if self._saving:
-            self._write()
-
-    def _write(self) -> None:
-        """The new entry goes in before the old one is dropped."""
-        self._saving = False
-        before, self._entry = self._entry, ""
-        if self.changes.items:
-            self._serial += 1
-            self._entry = self._store.keep_changes(self._office.generation, self._serial, self.changes.export())
-        if before and before != self._entry:
-            self._store.forget([before])
-
 
 _SIDES = ("frontend", "backend")
-_NAMES = {
-    "server-state": "state",
-    "server-weight": "weight",
-    "server-address": "address",
-    "server-maxconn": "maxconn",
-    "server-check": "health check",
-    "frontend-state": "state",
-    "frontend-maxconn": "maxconn",
-    "global-maxconn": "maxconn",
-}
-
-
-def _what(item: Item) -> str:
-    name = _NAMES.get(item.kind, "")
-    of = f" of server {item.proxy}/{item.server}" if item.server else f" of frontend {item.proxy}" if item.proxy else ""
-    return f"{name}{of}" if name else f"server {item.proxy}/{item.server}"

@@ -155,6 +155,8 @@ def _set_addr(call: Call, backend: Backend, server: Server) -> Answer:
     if not port and server.check and server.check.address is None:
         return "cannot change the address: health checks need a port\n"
     address: InetAddress | UnixAddress = InetAddress(host, port)
+    if not port and (problem := _portless(call, backend)):
+        return problem
     if address == old:
         return told
     return _change(call, "server-address", backend, server.name, str(address), told)
@@ -235,12 +237,24 @@ def _add(call: Call) -> Answer:
     if any(server.name == server_name for server in backend.servers):
         return "Already exists a server with the same name in backend.\n"
     words = " ".join(call.words[3:])
-    if problem := _addable(backend, server_name, words):
+    if problem := _addable(call, backend, server_name, words):
         return problem
     return _change(call, "server-added", backend, server_name, words, "New server registered.\n")
 
 
-def _addable(backend: Backend, name: str, words: str) -> str:
+def _portless(call: Call, backend: Backend) -> str:
+    """Why a server of that backend needs a port, "" if it does not."""
+    for frontend in call.control.config.frontends:
+        backends = {frontend.default_backend, *(rule.backend for rule in frontend.use_backend)}
+        if backend.name in backends and any(isinstance(bind.address, UnixAddress) for bind in frontend.binds):
+            return (
+                f"cannot take the port that the client connected to: {frontend.name} listens on a unix socket,"
+                " expected ADDRESS:PORT\n"
+            )
+    return ""
+
+
+def _addable(call: Call, backend: Backend, name: str, words: str) -> str:
     from hitlessd.config.server import added_server
     from hitlessd.errors import ConfigError
 
@@ -255,10 +269,11 @@ def _addable(backend: Backend, name: str, words: str) -> str:
             return "'id' : custom id has to be > 0\n"
         words = words[: match.start()]
     try:
-        added_server(backend, name, 1, words)
+        server = added_server(backend, name, 1, words)
     except ConfigError as error:
         return f"{error}\n"
-    return ""
+    portless = isinstance(server.address, InetAddress) and not server.address.port
+    return _portless(call, backend) if portless else ""
 
 
 def _delete(call: Call, backend: Backend, server: Server) -> Answer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from hitlessd.model import InetAddress, Level, StatsSocket
 from hitlessd.runtime.control import Control, ReloadOutcome
@@ -81,11 +81,22 @@ class Session:
     #: reload, whatever the socket's level. Lowering the level gives this up too.
     privileged: bool = False
     prompt: bool = False
+    timed: bool = False  # the prompt shows our age
+    target: int = 0  # the generation that is asked, 0 for all; see addressing.py
     timeout: float = IDLE_TIMEOUT  # seconds
     closing: bool = False  # the client asked to be disconnected
 
     def may(self, level: Level) -> bool:
         return LEVELS.index(self.level) >= LEVELS.index(level)
+
+    def ending(self, age: float) -> str:
+        """What follows an answer: an empty line, then the prompt if it is wanted. `age`: the process's, in seconds."""
+        if not self.prompt:
+            return "\n"
+        whole = max(0, int(age))
+        days, hours, minutes, seconds = whole // 86400, whole // 3600 % 24, whole // 60 % 60, whole % 60
+        uptime = f"[{days}:{hours:02}:{minutes:02}:{seconds:02}]" if self.timed else ""
+        return f"\n{self.target or ''}{uptime}> "
 
 
 @dataclass(slots=True)
@@ -110,6 +121,9 @@ class Command(NamedTuple):
     run: Callable[[Call], Answer]
     level: Level = "user"  # that a session needs
     privileged: bool = False  # privileged peers may, whatever their level
+    #: Who answers behind a prefix `@N`: that generation; the client's connection, whoever is asked; or all together,
+    #: which is the current generation's to say.
+    scope: Literal["all", "generation", "session"] = "all"
 
     def allowed(self, session: Session) -> bool:
         return session.may(self.level) or (self.privileged and session.privileged)

@@ -19,6 +19,7 @@ from hitlessd.runtime import (
     serverlists,
     sessions,
 )
+from hitlessd.runtime.addressing import aim, find, narrowed
 from hitlessd.runtime.command import DENIED, Answer, Call, Command
 from hitlessd.runtime.helping import help_for, unknown
 from hitlessd.runtime.words import split_words
@@ -30,10 +31,34 @@ def execute(command: bytes, call_with: Callable[[Sequence[str]], Call]) -> Answe
     """Run one command and return its answer. Never raises for bad input."""
     words = split_words(command)
     call = call_with(words)
+    session, target = call.session, call.session.target
+    if words and words[0].startswith("@"):
+        named = aim(words[0], call.control)
+        if named is None:
+            return _missing(words[0])
+        target = named
+        call.words = words = words[1:]
+        if not words:
+            session.target = target
+            return ""
     for length in range(min(len(words), _LONGEST), 0, -1):
         if found := _BY_WORDS.get(tuple(words[:length])):
-            return found.run(call) if found.allowed(call.session) else DENIED
-    return unknown(words, call.session, COMMANDS, _ALWAYS)
+            return _run(found, call, target) if found.allowed(session) else DENIED
+    return unknown(words, session, COMMANDS, _ALWAYS)
+
+
+def _run(command: Command, call: Call, target: int) -> Answer:
+    if target:
+        info = find(target, call.control)
+        if info is None and command.scope != "session":
+            return _missing(f"@{target}")
+        if info is not None and (refusal := narrowed(call, command, info)):
+            return refusal
+    return command.run(call)
+
+
+def _missing(prefix: str) -> str:
+    return f"Can't find the target PID matching the prefix '{prefix}'\n"
 
 
 def _help(call: Call) -> str:

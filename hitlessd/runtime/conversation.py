@@ -13,7 +13,11 @@ _LONGEST_TIMEOUT = 24 * 86400.0
 
 
 def _prompt(call: Call) -> str:
-    call.session.prompt = not call.session.prompt
+    session = call.session
+    if call.words[1:2] == ["timed"]:  # HAProxy's since 2.9
+        session.prompt, session.timed = True, not session.timed
+    else:
+        session.prompt = not session.prompt
     return ""
 
 
@@ -54,15 +58,23 @@ def _show_sockets(call: Call) -> str:
 
 
 COMMANDS = (
-    Command(("operator",), "operator", "lower the level of the current CLI session to operator", _lower),
-    Command(("set", "timeout"), "set timeout [cli] <delay>", "change a timeout setting", _set_timeout),
-    Command(("show", "cli", "level"), "show cli level", "display the level of the current CLI session", _show_level),
-    Command(("show", "cli", "sockets"), "show cli sockets", "dump list of cli sockets", _show_sockets),
-    Command(("user",), "user", "lower the level of the current CLI session to user", _lower),
+    Command(
+        ("operator",), "operator", "lower the level of the current CLI session to operator", _lower, scope="session"
+    ),
+    Command(("set", "timeout"), "set timeout [cli] <delay>", "change a timeout setting", _set_timeout, scope="session"),
+    Command(
+        ("show", "cli", "level"),
+        "show cli level",
+        "display the level of the current CLI session",
+        _show_level,
+        scope="session",
+    ),
+    Command(("show", "cli", "sockets"), "show cli sockets", "dump list of cli sockets", _show_sockets, scope="session"),
+    Command(("user",), "user", "lower the level of the current CLI session to user", _lower, scope="session"),
 )
 
 #: What every list of commands ends with, behind `help`.
 LAST = (
-    Command(("prompt",), "prompt", "toggle interactive mode with prompt", _prompt),
-    Command(("quit",), "quit", "disconnect", _quit),
+    Command(("prompt",), "prompt", "toggle interactive mode with prompt", _prompt, scope="session"),
+    Command(("quit",), "quit", "disconnect", _quit, scope="session"),
 )

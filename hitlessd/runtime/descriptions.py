@@ -85,7 +85,10 @@ h1_total_connections: connections of HTTP/1 ever
 h1_total_streams: exchanges of HTTP/1 ever
 h1_bytes_in: bytes received by HTTP/1
 h1_bytes_out: bytes sent by HTTP/1
-Name: name of the product
+Name: HAProxy, whose forms these are
+Product: name of the product
+Release_date: when this version was released
+Tasks: connections and listeners now
 Version: version of the product
 Nbthread: threads of a worker
 Nbproc: worker processes
@@ -104,7 +107,7 @@ ConnRate: connections of the last full second
 MaxConnRate: most connections in a second
 SessRate: sessions of the last full second
 MaxSessRate: most sessions in a second
-Idle_pct: percentage of the time for which the busiest worker has waited, over the last full second
+Idle_pct: percentage of its life for which the busiest worker has waited
 node: name of the host
 Stopping: 1 when nothing is accepted any more
 Jobs: connections and listeners now

@@ -16,6 +16,10 @@ from hitlessd.table import PROCESS, Column, Table, totals
 __all__ = ["event_date", "info_fields", "show_info", "show_proc", "uptime_text"]
 
 
+#: Of this version; HAProxy's form.
+_RELEASED = "2026/11/28"
+
+
 def uptime_text(seconds: float) -> str:
     """HAProxy's form: `0d 0h00m59s`."""
     whole = max(0, int(seconds))
@@ -47,8 +51,10 @@ def info_fields(control: Control, monotonic: float, floating: bool = False) -> l
     completed, refused = control.reloads
     last = control.last_reload
     return [
-        ("Name", "hitlessd"),
+        # Clients look for this name before they believe the rest; who we are is said by Product.
+        ("Name", "HAProxy"),
         ("Version", control.version),
+        ("Release_date", _RELEASED),
         ("Nbthread", 1),
         ("Nbproc", workers),
         ("Process_num", 1),
@@ -63,7 +69,7 @@ def info_fields(control: Control, monotonic: float, floating: bool = False) -> l
         ("CurrConns", sessions),
         ("CumConns", counted[Column.STOT]),
         ("CumReq", _requests(control, tables)),
-        *_zeroes("MaxSslConns CurrSslConns CumSslConns"),
+        *_zeroes("MaxSslConns CurrSslConns CumSslConns Maxpipes PipesUsed PipesFree"),
         ("ConnRate", rate),
         ("ConnRateLimit", 0),
         ("MaxConnRate", rate_max),
@@ -73,6 +79,9 @@ def info_fields(control: Control, monotonic: float, floating: bool = False) -> l
         *_zeroes("SslRate SslRateLimit MaxSslRate SslFrontendKeyRate SslFrontendMaxKeyRate"),
         *_zeroes("SslFrontendSessionReuse_pct SslBackendKeyRate SslBackendMaxKeyRate SslCacheLookups SslCacheMisses"),
         *_zeroes("CompressBpsIn CompressBpsOut CompressBpsRateLim"),
+        ("Tasks", sessions + control.listeners),
+        ("Run_queue", 0),
+        ("Idle_pct", _idle(generations[0].workers if generations else ())),
         ("node", os.uname().nodename),
         ("Stopping", int(control.stopping)),
         ("Jobs", sessions + control.listeners),
@@ -86,6 +95,7 @@ def info_fields(control: Control, monotonic: float, floating: bool = False) -> l
         ("Memmax_bytes", 0),
         ("Start_time_sec", f"{control.started_at:.6f}" if floating else int(control.started_at)),
         ("Tainted", 0),
+        ("Product", "hitlessd"),
         ("Generation", control.generation),
         ("Generations", len(generations)),
         ("Workers", workers),
@@ -101,6 +111,21 @@ def info_fields(control: Control, monotonic: float, floating: bool = False) -> l
         ("Start_monotonic_usec", int(control.started * 1e6)),
         ("Now_monotonic_usec", int(monotonic * 1e6)),
     ]
+
+
+def _idle(workers: Sequence[tuple[int, int]]) -> int:
+    """The percentage of its life for which the busiest worker has waited; 100 if nothing is known (proc(5))."""
+    ticks, idle = os.sysconf("SC_CLK_TCK"), 100.0
+    for pid, _ in workers:
+        try:
+            with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+            used, began = int(fields[11]) + int(fields[12]), int(fields[19])
+        except (OSError, ValueError, IndexError):
+            continue  # it has just ended
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) * ticks - began
+        idle = min(idle, 100.0 * (1.0 - used / age)) if age > 0 else idle
+    return max(0, round(idle))
 
 
 def _zeroes(names: str) -> list[tuple[str, object]]:

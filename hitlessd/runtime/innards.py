@@ -52,6 +52,7 @@ COMMANDS = (
         "show activity",
         "show per-thread activity stats (for support/developers)",
         _show_activity,
+        scope="generation",
     ),
     Command(
         ("show", "env"),

@@ -104,8 +104,9 @@ COMMANDS = (
         "show info [desc|json|typed|float]*",
         "report information about the running process",
         _show_info,
+        scope="generation",
     ),
-    Command(("show", "proc"), "show proc", "show generations and their processes", _show_proc),
+    Command(("show", "proc"), "show proc", "show generations and their processes", _show_proc, scope="generation"),
     Command(
         ("show", "startup-logs"),
         "show startup-logs",
@@ -114,12 +115,17 @@ COMMANDS = (
         "operator",
         privileged=True,
     ),
-    Command(("show", "schema", "json"), "show schema json", "report schema used for stats", _show_schema),
+    Command(
+        ("show", "schema", "json"), "show schema json", "report schema used for stats", _show_schema, scope="session"
+    ),
     Command(
         ("show", "stat"),
         "show stat [desc|json|no-maint|typed|up]*",
         "report counters for each proxy and server",
         _show_stat,
+        scope="generation",
     ),
-    Command(("show", "version"), "show version", "show version of the current process", _show_version),
+    Command(
+        ("show", "version"), "show version", "show version of the current process", _show_version, scope="generation"
+    ),
 )

@@ -18,6 +18,7 @@ from hitlessd.log import Logger
 from hitlessd.model import StatsSocket, UnixAddress
 from hitlessd.quota import Quota
 from hitlessd.runtime.client import (
+    EXPORT_CLIENTS,
     EXPORT_LIMIT,
     EXPORT_TOTAL,
     LINE_LIMIT,
@@ -33,8 +34,7 @@ from hitlessd.runtime.words import split_line
 
 __all__ = ["RuntimeServer"]
 
-CLIENTS = 10  # HAProxy's `stats maxconn`; for peers that are neither root nor of our uid
-PRIVILEGED_CLIENTS = 100  # for those that are
+PRIVILEGED_CLIENTS = 512  # peers that are root or of our uid; for others `stats maxconn` counts
 UNREAD_PAUSE = 65536  # bytes of unread answers from which on a client's next command waits
 UNREAD_LIMIT = 32 << 20  # bytes of unread answers, all clients together
 
@@ -120,7 +120,8 @@ class RuntimeServer:
         """See to it that idle clients cannot lock others out, and ordinary ones never the operator."""
         privileged = newcomer.session.privileged
         peers = [client for client in self._clients if client.session.privileged == privileged]
-        if len(peers) < (PRIVILEGED_CLIENTS if privileged else CLIENTS):
+        most = PRIVILEGED_CLIENTS if privileged else self._control.config.global_.stats_maxconn
+        if len(peers) < most:
             return True
         if victim := self._longest_idle(peers):
             self._limited_log("notice", f"dropping the {victim}: too many clients, and it is idle longest")
@@ -317,7 +318,8 @@ class RuntimeServer:
 
     def _answer(self, client: Client, text: str) -> None:
         client.output += text.encode("utf-8", "replace")
-        client.output += b"\n> " if client.session.prompt else b"\n"
+        age = self._loop.time() - self._control.started
+        client.output += client.session.ending(age).encode()
         self._flush(client)
         unread = sum(len(each.output) for each in self._clients)
         if unread > UNREAD_LIMIT:
@@ -380,20 +382,23 @@ class RuntimeServer:
     def export_clients(self) -> list[tuple[socket.socket, dict[str, Any]]]:
         """Give every client away, for a successor: the socket, and what import_client() needs (JSON).
 
-        All together is less than 4 MiB as JSON text; whoever does not fit, for not reading, is dropped.
+        There are at most EXPORT_CLIENTS, and all together is less than 4 MiB as JSON text; whoever does not fit, for
+        not reading or because there are too many, is dropped.
         """
-        exported, total = [], 0
-        # Callers that wait for the outcome of a reload first: they matter most.
-        for client in sorted(self._clients, key=lambda each: each.waiting is None):
+        exported: list[tuple[socket.socket, dict[str, Any]]] = []
+        total = 0
+        # Callers that wait for the outcome of a reload first: they matter most; then whoever has lately been heard of.
+        for client in sorted(self._clients, key=lambda each: (each.waiting is None, -each.active)):
             self._flush(client)
             # A listing that has begun cannot go on elsewhere.
             if not client.alive or client.pieces is not None or (client.closing and not client.output):
                 self._drop(client)
                 continue
             total += client.size
-            if len(client.output) > EXPORT_LIMIT or total > EXPORT_TOTAL:
+            if len(client.output) > EXPORT_LIMIT or total > EXPORT_TOTAL or len(exported) >= EXPORT_CLIENTS:
                 total -= client.size
-                self._limited_log("notice", f"dropping the {client}: it does not read, and a successor takes over")
+                why = "there are too many" if len(exported) >= EXPORT_CLIENTS else "it does not read"
+                self._limited_log("notice", f"dropping the {client}: {why}, and a successor takes over")
                 self._drop(client)
             else:
                 self._release(client)

@@ -155,11 +155,13 @@ COMMANDS = (
         "show servers conn [<backend>]",
         "dump server connections status (all or for a single backend)",
         _show_conn,
+        scope="generation",
     ),
     Command(
         ("show", "servers", "state"),
         "show servers state [<backend>]",
         "dump volatile server information (all or for a single backend)",
         _show_state,
+        scope="generation",
     ),
 )

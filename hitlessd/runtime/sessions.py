@@ -42,5 +42,6 @@ COMMANDS = (
         _show_sess,
         "operator",
         privileged=True,
+        scope="generation",
     ),
 )

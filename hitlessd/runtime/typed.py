@@ -81,13 +81,13 @@ _INFO_NAMES = """
     ConnectedPeers DroppedLogs BusyPolling FailedResolutions TotalBytesOut TotalSplicdedBytesOut BytesOutRate
     DebugCommandsIssued CumRecvLogs Build_info Memmax_bytes PoolAlloc_bytes PoolUsed_bytes Start_time_sec Tainted
     Generation Generations Workers Reloads ReloadsRefused LastReload LastReload_time_sec LastReload_duration_ms
-    ConfigState CurrParked CumResumed CumLost Start_monotonic_usec Now_monotonic_usec
+    ConfigState CurrParked CumResumed CumLost Start_monotonic_usec Now_monotonic_usec Product
 """
 _INFO_AT = {name: at for at, name in enumerate(_INFO_NAMES.split())}
 #: Of fields of `show info`; all others are gauges.
 _GAUGE = _Tag("MGP", "u32")
 _INFO = _table("""
-    POS:str Name Version Release_date Build_info
+    POS:str Product Name Version Release_date Build_info
     COS:str node description
     CGS:u32 Nbthread Nbproc Workers
     KGP:u32 Process_num Generation
