@@ -15,7 +15,7 @@ from hitlessd.main.administration import Administration
 from hitlessd.main.checks import Checks
 from hitlessd.main.limits import Limits
 from hitlessd.main.office import Office
-from hitlessd.main.standing import Standing
+from hitlessd.main.standing import Standing, limited
 from hitlessd.main.store import Store
 from hitlessd.model import Backend, Config, Frontend, Global, InetAddress, Server
 from hitlessd.table import RowKey, ServerState, Table, row_keys
@@ -68,8 +68,8 @@ class Bench:
         def log(_severity: str, message: str, /, **_fields: object) -> None:
             self.lines.append(message)
 
-        standing = Standing(log, self.table, self._tables, lambda _backend, _server: None)
-        checks = Checks(self.loop, log, CONFIG, self.table, self._tables, standing)
+        standing = Standing(limited(self.loop, log), self.table, self._tables, lambda _backend, _server: None)
+        checks = Checks(self.loop, CONFIG, self.table, self._tables, standing)
         self.administration = Administration(
             self.loop,
             log,
