@@ -13,6 +13,7 @@ from typing import Any
 from hitlessd.changes import Change, Changes, Item, described
 from hitlessd.effective import Difference, added_words, configured, differences, effective, free_sid, keep, structure
 from hitlessd.errors import SystemRefused
+from hitlessd.events import Event
 from hitlessd.listeners import Listener, close_unwanted
 from hitlessd.log import Logger
 from hitlessd.loop import Loop
@@ -122,7 +123,8 @@ class Administration:
                 self._store.forget([listener.name])
                 close_unwanted(listener)
             counts = [sum_over(self._office.tables(), RowKey(kind, name), Column.STOT) for kind in _SIDES]
-            self._log("warning", f"Proxy {name} stopped (cumulated conns: FE: {counts[0]}, BE: {counts[1]}).")
+            text = f"Proxy {name} stopped (cumulated conns: FE: {counts[0]}, BE: {counts[1]})."
+            self._log("warning", text, event=Event.CHANGE_MADE, proxy=name)
             done("")
 
         self._shut |= {name}
@@ -159,7 +161,8 @@ class Administration:
             except SystemRefused as error:
                 self._caught_up(str(error))
         for change in dropped:
-            self._log("notice", f"{described(change.item)} is what the configuration says again: it has changed there")
+            text = f"{described(change.item)} is what the configuration says again: it has changed there"
+            self._log("notice", text, event=Event.CHANGE_DROPPED, proxy=change.item.proxy)
         self._custody.begin(name, self.changes)
 
     def retire(self, retired: bool) -> None:
@@ -245,7 +248,8 @@ class Administration:
                 done(_HAS_CONNECTIONS)
                 return
             for item, why in whys:
-                self._log("warning", f"cannot change {described(item)} in a worker: {why}")
+                text = f"cannot change {described(item)} in a worker: {why}"
+                self._log("warning", text, event=Event.CHANGE_FAILED, proxy=item.proxy)
             self._rest(todo)
             done(whys[0][1] if whys else "")
 
@@ -260,7 +264,11 @@ class Administration:
             items |= {each: change for each, change in earlier.items.items() if (each.proxy, each.server) == names}
         changes = Changes(items)
         config, dropped = effective(self.configured, changes)
-        self._move_to(keep(changes, dropped), config, lambda why: self._log("warning", why) if why else None)
+        self._move_to(keep(changes, dropped), config, self._complain)
+
+    def _complain(self, why: str) -> None:
+        if why:
+            self._log("warning", why, event=Event.CHANGE_FAILED, proxy="")
 
     def _make_room(self, todo: Sequence[Difference], config: Config) -> dict[Item, int]:
         """The rows of servers that are added, and listeners of frontends that are enabled: what may fail."""
@@ -302,13 +310,16 @@ class Administration:
                         return [(item._replace(kind="server-added"), {"record": dump_server(server), "row": row})]
                 return []
             case "server-added":
-                self._log("notice", f"Server {item.proxy}/{item.server} was added: {value.address}", backend=item.proxy)
+                text = f"Server {item.proxy}/{item.server} was added: {value.address}"
+                self._log("notice", text, event=Event.CHANGE_MADE, proxy=item.proxy)
                 return [(item, {"record": dump_server(value), "row": rows[item]})]
             case "server-deleted":
-                self._log("notice", f"Server {item.proxy}/{item.server} was deleted", backend=item.proxy)
+                text = f"Server {item.proxy}/{item.server} was deleted"
+                self._log("notice", text, event=Event.CHANGE_MADE, proxy=item.proxy)
             case "frontend-state":
                 what = "proxy" if any(each.name == item.proxy for each in self._office.config.backends) else "frontend"
-                self._log("warning", f"{'Paused' if value == 'off' else 'Resumed'} {what} {item.proxy}.")
+                text = f"{'Paused' if value == 'off' else 'Resumed'} {what} {item.proxy}."
+                self._log("warning", text, event=Event.CHANGE_MADE, proxy=item.proxy)
             case "global-maxconn":
                 self._tell(difference)
                 return [(item, self._office.equipment.limits.share)]
@@ -322,7 +333,8 @@ class Administration:
         said = configured(structure(self.configured, self.changes), item)
         shown_before = {True: "on", False: "off"}.get(said, said) if isinstance(said, bool) else said
         more = "" if said == value else f" (configured: {shown_before})"
-        self._log("notice", f"{described(item)} is now {shown}{more}")
+        text = f"{described(item)} is now {shown}{more}"
+        self._log("notice", text, event=Event.CHANGE_MADE, proxy=item.proxy)
 
     def _order(self, orders: Sequence[tuple[Item, Any]], over: Callable[[list[tuple[Item, str]]], object]) -> None:
         """Give the workers orders, in this order; `over` gets those that could not be followed, and why."""
@@ -387,7 +399,8 @@ class Administration:
 
     def _caught_up(self, why: str) -> None:
         if why:
-            self._log("warning", f"cannot do what was changed during the reload: {why}")
+            text = f"cannot do what was changed during the reload: {why}"
+            self._log("warning", text, event=Event.CHANGE_FAILED, proxy="")
 
 
 _SIDES = ("frontend", "backend")

@@ -175,7 +175,8 @@ class Birth:
         try:
             return Changes.load(inheritance.changes)
         except (TypeError, ValueError) as error:
-            self._log("warning", f"cannot use what operators have changed: {error}")
+            text = f"cannot use what operators have changed: {error}"
+            self._log("warning", text, event=Event.PASSED_UNUSABLE)
             return Changes()
 
     def _equip(self, configured: Config, config: Config, generation: int, inheritance: Inheritance) -> Equipment:

@@ -14,6 +14,7 @@ from typing import Any
 from hitlessd import channel
 from hitlessd.descriptors import ShortOfDescriptors, close_all
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
 from hitlessd.log import Logger
 from hitlessd.loop import READ, Loop, Timer
 from hitlessd.main.inheritance import Ancestor
@@ -181,7 +182,8 @@ class Sessions:
         except BlockingIOError:
             return
         except ShortOfDescriptors as error:
-            self._log("err", f"a client that generation {self._lines[line]} has passed on is lost: {error}")
+            text = f"a client that generation {self._lines[line]} has passed on is lost: {error}"
+            self._log("err", text, event=Event.WEB_CLIENT_DROPPED)
             return
         except (OSError, PeerError):
             answer = None

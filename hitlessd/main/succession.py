@@ -298,6 +298,7 @@ class Succession:
             try:
                 self._office.import_client(fd, state)
             except PeerError as error:
-                self._log("warning", f"cannot take a client back: {error}")
+                text = f"cannot take a client back: {error}"
+                self._log("warning", text, event=Event.RUNTIME_CLIENT_DROPPED)
         self._exported.clear()
         self._ended(False, self._by_hand)

@@ -385,7 +385,8 @@ class Pool:
         except BlockingIOError:
             return False
         except ShortOfDescriptors as error:
-            self._log("err", f"a client that worker {member.index} has passed on is lost: {error}")
+            text = f"a client that worker {member.index} has passed on is lost: {error}"
+            self._log("err", text, event=Event.WEB_CLIENT_DROPPED)
             return True
         except (OSError, PeerError):
             message = None

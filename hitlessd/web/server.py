@@ -13,15 +13,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
 from hitlessd.http.grammar import Refused
 from hitlessd.model import StatsPage
+from hitlessd.quota import Quota
 from hitlessd.runtime.control import LoopLike
 from hitlessd.web.acceptor import Acceptor
 from hitlessd.web.client import Client
 from hitlessd.web.deadlines import Deadlines
 from hitlessd.web.exchange import CONTINUE, INPUT_LIMIT, Asked, refusal, rendered
 from hitlessd.web.feeds import Feeds
-from hitlessd.web.limitedlog import LimitedLog
 from hitlessd.web.message import Feed, Grant, Reply, Responder, Service, Waiting
 from hitlessd.web.passage import Arrivals, exported, size
 
@@ -51,7 +52,7 @@ class WebServer:
     ) -> None:
         """`page_of` finds the page of a proxy, for connections that a predecessor had; None: it has none any more."""
         self._loop = loop
-        self._limited = LimitedLog(log, loop.time)
+        self._quota = Quota(log, loop.time, lambda when: loop.call_later(when - loop.time(), self._quota.settle))
         self._responders = responders
         self._acceptor: Acceptor[Grant] = Acceptor(loop, self._accepted, self._short)
         self._feeds = Feeds(loop, self._advance, self._feed_failed)
@@ -99,6 +100,7 @@ class WebServer:
             self._flush(client)
             self._drop(client)
         self._deadlines.stop()
+        self._quota.close()
 
     # Clients come and go
 
@@ -112,14 +114,14 @@ class WebServer:
 
     def _begin(self, client: Client) -> None:
         if len(self._clients) >= CLIENTS and not self._make_room():
-            self._limited("warning", f"refusing a {client}: too many clients")
+            self._complain("warning", f"refusing a {client}: too many clients")
             _end(client.sock)
             return
         try:
             self._serve(client)
         except OSError as error:
             client.sock.close()
-            self._limited("warning", f"cannot serve a {client}: {error.strerror}")
+            self._complain("warning", f"cannot serve a {client}: {error.strerror}")
             return
         self._advance(client)
 
@@ -131,7 +133,7 @@ class WebServer:
         return victim is not None
 
     def _short(self, reason: str) -> None:
-        self._limited("warning", f"cannot accept a web client: {reason}")
+        self._complain("warning", f"cannot accept a web client: {reason}")
         self._make_room()
 
     def _serve(self, client: Client) -> None:
@@ -154,9 +156,9 @@ class WebServer:
 
     def _late(self, client: Client) -> None:
         if client.output:
-            self._limited("notice", f"dropping a {client}: it does not read its answer")
+            self._complain("notice", f"dropping a {client}: it does not read its answer")
         elif client.asked:
-            self._limited("warning", f"cannot answer a {client}: {client.asked.request.target} takes too long")
+            self._complain("warning", f"cannot answer a {client}: {client.asked.request.target} takes too long")
             self._reply(client, refusal(503, "cannot answer: it takes too long"), close=True)
             return self._advance(client)
         elif client.inbox.data:
@@ -252,9 +254,13 @@ class WebServer:
         except Exception as error:
             return self._failed(asked, error)
 
+    def _complain(self, severity: str, text: str) -> None:
+        self._quota(severity, text, event=Event.WEB_CLIENT_DROPPED)
+
     def _failed(self, asked: Asked, error: Exception) -> Reply:
         """Main must outlive any mistake of a responder's."""
-        self._limited("err", f"cannot answer {asked.request.target}: {type(error).__name__}: {error}")
+        text = f"cannot answer {asked.request.target}: {type(error).__name__}: {error}"
+        self._quota("err", text, event=Event.BUG)
         return refusal(500, "cannot answer: internal error")
 
     def _feed_failed(self, client: Client, asked: Asked, error: Exception) -> None:
@@ -286,7 +292,7 @@ class WebServer:
     def _limit_unread(self) -> None:
         if sum(each.unsent for each in self._clients) > UNREAD_LIMIT:
             worst = max(self._clients, key=lambda each: each.unsent)
-            self._limited("warning", f"dropping a {worst}: it does not read, and {worst.unsent} bytes are waiting")
+            self._complain("warning", f"dropping a {worst}: it does not read, and {worst.unsent} bytes are waiting")
             self._drop(worst)
 
     def _flush(self, client: Client) -> None:
@@ -337,7 +343,7 @@ class WebServer:
             total += size(client)
             if total > EXPORT_TOTAL or len(found) + 2 > most:
                 total -= size(client)
-                self._limited("notice", f"dropping a {client}: a successor takes over, and there are too many")
+                self._complain("notice", f"dropping a {client}: a successor takes over, and there are too many")
                 self._drop(client)
                 continue
             self._loop.remove(client.sock.fileno())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Literal
 
+from hitlessd.events import Event
 from hitlessd.table import Column
 from hitlessd.worker.http.direct import ClientSide
 from hitlessd.worker.http.record import HttpRecord
@@ -57,7 +58,8 @@ class Visits(Trouble):
             "already": base64.b64encode(request.raw + came).decode("ascii"),
         }
         if not worker.orders.pass_on(message, self.client.fd):
-            worker.complain(f"cannot pass a client of {config.name} on to the main process: it is too busy")
+            text = f"cannot pass a client of {config.name} on to the main process: it is too busy"
+            worker.complain(text, event=Event.WEB_CLIENT_DROPPED)
             self.cause = "RR"
             self.answer(503)
             return
