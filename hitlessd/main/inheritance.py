@@ -65,6 +65,7 @@ class Inheritance:
     runtime: list[Listener] = field(default_factory=list)
     ancestors: list[Ancestor] = field(default_factory=list)
     reloads: dict[str, Any] = field(default_factory=dict)
+    memories: dict[str, Any] = field(default_factory=dict)  # what else it knew, for pages that are open
     offered: dict[int, int] = field(default_factory=dict)
     foreign: bool = False  # taken from a haproxy
     sessions: int = 0  # connections that may come from the predecessor
@@ -93,6 +94,7 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
             generation=int(facts.get("generation", 0)),
             reloads=dict(facts.get("reloads", {})),
             sessions=int(facts.get("sessions", 0)),
+            memories=dict(facts.get("memories", {})),
             state=str(facts.get("state", "")),
         )
     except (TypeError, ValueError, ArithmeticError):

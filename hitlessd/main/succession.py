@@ -40,7 +40,7 @@ class _Passage:
 
 class Succession:
     """At most one handover at a time. `committing()` is called when the successor becomes the main process, and
-    `ended(handed_over, by_hand)` at the end of each."""
+    `ended(handed_over, by_hand)` at the end of each; `memories()` are facts for the successor."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Succession:
         office: Office,
         committing: Callable[[], object],
         ended: Callable[[bool, bool], object],
+        memories: Callable[[], dict[str, Any]],
     ) -> None:
         self._loop = loop
         self._log = log
@@ -61,6 +62,7 @@ class Succession:
         self._office = office
         self._committing = committing
         self._ended = ended
+        self._memories = memories
         self._handover: Predecessor | None = None
         self._exported: list[tuple[int, dict[str, Any]]] = []
         self._by_hand = False
@@ -152,6 +154,7 @@ class Succession:
                 "pid": office.pid,
                 "sessions": status.sessions([office.equipment.table]),
                 "reloads": {**self._reloads.export(), "began": self._began},
+                "memories": self._memories(),
                 "state": self._store.state,
             }
         )
