@@ -12,7 +12,7 @@ SUDO = $(shell [ $$(id -u) = 0 ] || echo sudo)
 APT = DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=300
 
 RUNTIME_PACKAGES = python3 python3-venv python3-systemd python3-prometheus-client
-TEST_PACKAGES = haproxy iproute2 man-db nginx wrk nghttp2-client slowhttptest chromium-headless-shell prometheus \
+TEST_PACKAGES = haproxy iproute2 man-db nginx wrk nghttp2-client slowhttptest chromium-headless-shell fonts-dejavu-core prometheus \
 	prometheus-haproxy-exporter
 VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-linux e2fsprogs qemu-system-x86
 
