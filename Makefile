@@ -12,8 +12,8 @@ SUDO = $(shell [ $$(id -u) = 0 ] || echo sudo)
 APT = DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=300
 
 RUNTIME_PACKAGES = python3 python3-venv python3-systemd python3-prometheus-client python3-rich
-TEST_PACKAGES = bash-completion chromium-headless-shell fish haproxy iproute2 man-db nghttp2-client nginx prometheus \
-	prometheus-haproxy-exporter python3-pyte slowhttptest systemd wrk zsh
+TEST_PACKAGES = bash-completion chromium-headless-shell fish fonts-dejavu-core haproxy iproute2 man-db nghttp2-client nginx \
+	prometheus prometheus-haproxy-exporter python3-pyte slowhttptest systemd wrk zsh
 VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-linux e2fsprogs qemu-system-x86
 
 .PHONY: help demo test lint vm-test bench clean

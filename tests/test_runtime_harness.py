@@ -108,6 +108,13 @@ class FakeControl:
     def request_rates(self, key: RowKey) -> tuple[int, int]:
         return (3, 4)
 
+    def trend(self, key: RowKey) -> Sequence[int]:
+        return (0, 5, 10)
+
+    @property
+    def secret(self) -> bytes:
+        return b"secret"
+
     @property
     def configured(self) -> Config:
         return self.config

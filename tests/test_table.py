@@ -549,3 +549,21 @@ def test_no_header_crashes_us(words: list[int], rest: bytes) -> None:
     fd = _sealed(struct.pack("=16Q", *words) + rest)
     with pytest.raises(PeerError):
         Table.attach(fd)
+
+
+def test_columns_and_records_are_what_rows_say_one_by_one() -> None:
+    keys = [PROCESS, RowKey("backend", "b"), RowKey("server", "b", "s")]
+    table = Table.create(keys, 2, 1)
+    try:
+        for at, worker in enumerate((table.slot(0), table.slot(1)), 1):
+            for word in range(len(worker)):
+                worker[word] = at * word
+            worker.release()
+        table.set_state(2, ServerState.DRAIN, 5, 1000)
+        table.set_health(2, HealthRecord(Health.DOWN, 900, 1, 4))
+        for column in Column:
+            assert table.column_values(column) == [table.value(row, column) for row in range(3)]
+        assert table.state_records()[2] == (ServerState.DRAIN, 5, 1000, *table.health(2))
+        assert set(table.state_records()[1]) == {0}
+    finally:
+        table.close()

@@ -68,6 +68,7 @@ class Inheritance:
     reloads: dict[str, Any] = field(default_factory=dict)
     changes: list[Any] = field(default_factory=list)  # of operators, see Changes.export()
     changes_name: str = ""  # of their entry in systemd's store
+    memories: dict[str, Any] = field(default_factory=dict)  # what else it knew, for pages that are open
     offered: dict[int, int] = field(default_factory=dict)
     foreign: bool = False  # taken from a haproxy
     sessions: int = 0  # connections that may come from the predecessor
@@ -98,6 +99,7 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
             generation=int(facts.get("generation", 0)),
             reloads=dict(facts.get("reloads", {})),
             sessions=int(facts.get("sessions", 0)),
+            memories=dict(facts.get("memories", {})),
             state=str(facts.get("state", "")),
             changes=list(facts.get("changes", ())),
             changes_name=str(facts.get("changes_name", "")),

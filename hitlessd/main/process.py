@@ -37,6 +37,7 @@ from hitlessd.main.site import page_of, responders
 from hitlessd.main.standing import Forced, Standing, limited
 from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
+from hitlessd.main.trends import Trends
 from hitlessd.main.visitors import Visitors
 from hitlessd.model import Config, LogTarget, StatsSocket
 from hitlessd.parking.park import Park
@@ -87,6 +88,8 @@ class Main:
         )
         self._rates = status.Rates()
         self._request_rates = status.Rates(Column.REQ_TOT, ("frontend",))
+        self._trends = Trends()
+        self.secret = os.urandom(32)
         self._stop_next = False
         self._succeeded = False  # another generation serves
         self._arrival: Arrival | None = None
@@ -162,6 +165,7 @@ class Main:
             self._committing,
             self._handover_ended,
             lambda: self._administration.facts(),
+            self._memories,
         )
         standing = Standing(
             limited(self.loop, self.log),
@@ -189,6 +193,7 @@ class Main:
         self._sessions.listen()
         self._checks.start()
         self._reloads.restore(born.inheritance.reloads)
+        self._remember(born.inheritance.memories)
         office.pidfile.write(self.log)
         self._predecessor = office.ancestors[-1].pid if office.ancestors else 0
         dead = [ancestor.table for ancestor in office.ancestors if not ancestor.pid]
@@ -378,6 +383,18 @@ class Main:
         entries = store_entries(own, len(equipment.mains), equipment.table.workers)
         return store_problem(entries, self._manager.store_limit)
 
+    # --- what goes from generation to generation
+
+    def _memories(self) -> dict[str, Any]:
+        return {"secret": self.secret.hex(), "trends": self._trends.export()}
+
+    def _remember(self, memories: dict[str, Any]) -> None:
+        try:
+            self.secret = bytes.fromhex(memories["secret"]) or self.secret
+            self._trends.restore(memories["trends"])
+        except (KeyError, TypeError, ValueError):
+            return  # a version before ours has none
+
     # --- being asked (Control)
 
     @property
@@ -473,6 +490,9 @@ class Main:
 
     def request_rates(self, key: RowKey) -> tuple[int, int]:
         return self._request_rates.of(key)
+
+    def trend(self, key: RowKey) -> Sequence[int]:
+        return self._trends.of(key)
 
     def request_reload(self, done: Callable[[ReloadOutcome], None]) -> int:
         return self._reloads.request(done)
@@ -574,6 +594,7 @@ class Main:
         office.equipment.pool.tick()
         self._rates.tick(office.tables())
         self._request_rates.tick(office.tables())
+        self._trends.tick(status.busy(office.config, self._rates, self._request_rates))
         if self._rates.ticks % _STATUS_EVERY == 0:
             self._tell_status()
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from hitlessd.main.arrival import Arrival
 from hitlessd.main.equipment import Equipment
 from hitlessd.main.inheritance import Ancestor
 from hitlessd.main.reloads import Reloads
+from hitlessd.model import Config
 from hitlessd.runtime.control import Control, GenerationInfo
 from hitlessd.table import PROCESS, Column, RowKey, ServerState, Table, sum_over
 
-__all__ = ["Rates", "generations", "line", "retired", "sessions", "unparked"]
+__all__ = ["Rates", "busy", "generations", "line", "retired", "sessions", "unparked"]
 
 
 _ALL = ("process", "frontend", "backend", "server")
@@ -42,6 +43,17 @@ class Rates:
 
     def of(self, key: RowKey) -> tuple[int, int]:
         return self._now.get(key, (0, 0))
+
+
+def busy(config: Config, sessions: Rates, requests: Rates) -> Iterator[tuple[RowKey, int]]:
+    """What the process, frontends and backends had in the last second: sessions, or requests of HTTP frontends."""
+    yield PROCESS, sessions.of(PROCESS)[0]
+    for frontend in config.frontends:
+        key = RowKey("frontend", frontend.name)
+        yield key, (requests if frontend.mode == "http" else sessions).of(key)[0]
+    for backend in config.backends:
+        key = RowKey("backend", backend.name)
+        yield key, sessions.of(key)[0]
 
 
 def sessions(tables: Sequence[Table]) -> int:

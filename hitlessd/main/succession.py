@@ -41,7 +41,7 @@ class _Passage:
 
 class Succession:
     """At most one handover at a time. `committing()` is called when the successor becomes the main process, and
-    `ended(handed_over, by_hand)` at the end of each."""
+    `ended(handed_over, by_hand)` at the end of each; `memories()` are facts for the successor."""
 
     def __init__(
         self,
@@ -54,8 +54,10 @@ class Succession:
         committing: Callable[[], object],
         ended: Callable[[bool, bool], object],
         facts: Callable[[], dict[str, Any]],
+        memories: Callable[[], dict[str, Any]],
     ) -> None:
-        """`facts()` are more that the successor gets, when it asks and again as they are in the end."""
+        """`facts()` are more that the successor gets, when it asks and again as they are in the end; `memories()` what it
+        may do without."""
         self._loop = loop
         self._log = log
         self._manager = manager
@@ -65,6 +67,7 @@ class Succession:
         self._committing = committing
         self._ended = ended
         self._facts = facts
+        self._memories = memories
         self._places: list[int] = []  # of the listeners in the offer, among ours
         self._handover: Predecessor | None = None
         self._exported: list[tuple[int, dict[str, Any]]] = []
@@ -162,6 +165,7 @@ class Succession:
                 "pid": office.pid,
                 "sessions": status.sessions([office.equipment.table]),
                 "reloads": {**self._reloads.export(), "began": self._began},
+                "memories": self._memories(),
                 "state": self._store.state,
                 **self._facts(),
             }

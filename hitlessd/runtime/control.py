@@ -189,6 +189,17 @@ class Control(Protocol):
         """The same of a frontend's HTTP requests."""
         ...
 
+    def trend(self, key: RowKey) -> Sequence[int]:
+        """Sessions of the process, a frontend or a backend in each five seconds of the latest five minutes, the oldest
+        first; of a frontend in HTTP mode requests.
+        """
+        ...
+
+    @property
+    def secret(self) -> bytes:
+        """Known to this service's generations only, and the same in all of them, as long as none is started afresh."""
+        ...
+
     def request_reload(self, done: Callable[[ReloadOutcome], None]) -> int:
         """Begin a reload, or join the next one if the running one has already read its configuration.
 

@@ -9,7 +9,7 @@ from hitlessd import health
 from hitlessd.model import Backend, Server
 from hitlessd.table import Health, HealthRecord, RowKey, ServerState, Table
 
-__all__ = ["ServerNow", "server_now"]
+__all__ = ["ServerNow", "configured_now", "server_now"]
 
 _UNCHECKED = HealthRecord()
 
@@ -50,13 +50,18 @@ class ServerNow:
         return text.replace("UP", "DRAIN") if self.up and self.admin is ServerState.DRAIN else text
 
 
+def configured_now(server: Server) -> ServerNow:
+    """What the configuration says of a server that main has not written of yet."""
+    admin = ServerState.MAINT if server.disabled else ServerState.DRAIN if server.drain else ServerState.READY
+    return ServerNow(admin, server.weight, 0, server.backup)
+
+
 def server_now(server: Server, backend: Backend, tables: Sequence[Table]) -> ServerNow:
     """What main last wrote of a server, into the first table; what the configuration says before it did."""
     table = tables[0] if tables else None
     row = table.index.get(RowKey("server", backend.name, server.name)) if table else None
     if table is None or row is None or not table.since(row):
-        admin = ServerState.MAINT if server.disabled else ServerState.DRAIN if server.drain else ServerState.READY
-        return ServerNow(admin, server.weight, 0, server.backup)
+        return configured_now(server)
     record = table.health(row)
     since = max(table.since(row), record.since)
     text = table.check_text(row) if server.check else ""
