@@ -74,6 +74,9 @@ class FakeControl:
         self.history: list[ReloadOutcome] = []
         self.changes = Changes()
         self.administered: list[Change] = []
+        self.forced: list[tuple[str, str, str]] = []
+        self.shut: list[str] = []
+        self.cleared: list[bool] = []
         self.refusal = ""
         self.startup_logs = ""
         self.warm = False
@@ -81,6 +84,7 @@ class FakeControl:
         self.stopping = False
         self.listeners = 2
         self.maxconn = 100
+        self.most_connections = 100
         self.table = Table.create(row_keys(self.config), 2, 7)
         self.others: list[Table] = []  # of generations that drain
         self.info = [GenerationInfo(7, 4711, "current", 59.0, 6, [(4712, 3), (4713, 4)], "1.2.3")]
@@ -109,6 +113,21 @@ class FakeControl:
 
     def administer(self, change: Change, done: Callable[[str], object]) -> None:
         self.administered.append(change)
+        done(self.refusal)
+
+    def force_health(self, backend: str, server: str, how: str, done: Callable[[str], object]) -> None:
+        self.forced.append((backend, server, how))
+        done(self.refusal)
+
+    def may_check(self, backend: str, server: str) -> bool:
+        return any(s.check for b in self.config.backends if b.name == backend for s in b.servers if s.name == server)
+
+    def shut_frontend(self, name: str, done: Callable[[str], object]) -> None:
+        self.shut.append(name)
+        done(self.refusal)
+
+    def clear_counters(self, everything: bool, done: Callable[[str], object]) -> None:
+        self.cleared.append(everything)
         done(self.refusal)
 
     def request_reload(self, done: Callable[[ReloadOutcome], None]) -> int:

@@ -298,3 +298,37 @@ def test_a_state_is_read_as_it_was_written(state: State) -> None:
 
 def test_a_state_of_another_version() -> None:
     assert State.load(b'{"something": "new"}') == State()
+
+
+def test_the_youngest_changes_count(bench: _Bench) -> None:
+    first = bench.store.keep_changes(3, 9, [["server-weight", "b", "s", 1, 2]])
+    second = bench.store.keep_changes(3, 10, [["server-weight", "b", "s", 5, 2]])
+    stored = bench.recover()
+    assert (stored.changes_name, stored.changes) == (second, [["server-weight", "b", "s", 5, 2]])
+    assert stored.useless == [first]
+    bench.store.forget(stored.useless)
+    bench.store.forget([second])
+    assert (bench.recover().changes, bench.recover().changes_name) == ([], "")
+    assert not bench.warnings
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"7", b"[" * 100_000])
+def test_changes_that_make_no_sense_are_left_out(bench: _Bench, data: bytes) -> None:
+    stored = bench.recover([(memfd(data), "hitlessd.changes-1-1"), (memfd(b"[]"), "hitlessd.changes-x")])
+    assert stored.changes == [] and len(stored.useless) == 2 and len(bench.warnings) == 2
+
+
+def test_a_listener_that_rests_comes_back_and_rests(bench: _Bench) -> None:
+    listener = opened(Bind(InetAddress("127.0.0.1", free_port())))
+    table = _table(1)
+    bench.store.keep(STATE, table, [listener], [])
+    listener.stop_listening()
+    stored = bench.recover()
+    (found,) = stored.listeners
+    assert found.identity == listener.identity
+    before = found.listening
+    found.start_listening(0)
+    assert (before, found.listening) == (False, True)
+    with socket.create_connection(found.sock.getsockname(), 10):
+        pass
+    _close(listener, table, stored)

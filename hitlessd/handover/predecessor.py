@@ -67,6 +67,9 @@ class Host(Protocol):
     def announce(self, successor: int, kept: Sequence[int]) -> None:
         """Tell systemd that `successor` is the main process; `kept` are the indexes of what it took of the offer."""
 
+    def late(self) -> dict[str, Any]:
+        """Facts that have come up since the offer."""
+
     def export_clients(self) -> tuple[list[dict[str, Any]], list[int]]:
         """Clients of the runtime API and their descriptors, which must stay open until the end of the handover."""
 
@@ -237,7 +240,7 @@ class Predecessor:
     def _commit(self) -> None:
         self._host.announce(self._successor.pid, self._kept)
         clients, fds = self._host.export_clients()
-        self._stream.send({"is": "commit", "clients": clients}, fds)
+        self._stream.send({"is": "commit", **self._host.late(), "clients": clients}, fds)
 
     def _migrate(self) -> None:
         if self._version < MIGRATES or not self._workers:

@@ -88,6 +88,7 @@ class Successor:
         self._process: PeerProcess | None = None
         self._known = bool(predecessor)
         self._sender = sender
+        self.late: dict[str, Any] = {}  # facts that have come up since the offer
         self._adopt: Callable[[list[int]], object] | None = None
         self._ended: Callable[[dict[str, Any]], object] = lambda _report: None
         self._stream = FrameStream(loop, sock, self._received, self._trouble)
@@ -133,7 +134,7 @@ class Successor:
         self._machine.handle(Event.SERVING)
         self._stream.send({"is": "accepting"})
         message = self._expect(Event.COMMIT)
-        clients = message.text.get("clients", [])
+        clients, self.late = message.text.get("clients", []), message.text
         return (clients if isinstance(clients, list) else []), message.fds
 
     def committed(

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hitlessd.changes import Change, Changes
 from hitlessd.config import load, parse
+from hitlessd.effective import effective, keep
 from hitlessd.errors import ConfigError, HitlessdError, PeerError, SystemRefused
 from hitlessd.handover.successor import PredecessorLost, Successor, Summons
 from hitlessd.log import Log
@@ -45,9 +47,14 @@ class Options:
 
 @dataclass(slots=True)
 class Born:
-    """A generation whose workers accept. `successor` is our side of the handover, if a predecessor lives."""
+    """A generation whose workers accept. `config` is what the files say, `configured`, with the `changes` of operators,
+    without those that have no effect any more, `dropped`. `successor` is our side of the handover, if a predecessor
+    lives."""
 
+    configured: Config
     config: Config
+    changes: Changes
+    dropped: list[Change]
     generation: int
     equipment: Equipment
     inheritance: Inheritance
@@ -77,25 +84,40 @@ class Birth:
         if summons:
             self._successor = summoned(self._loop, summons, _FIRST_PATIENCE)
         stored = self._store.recover(inherited_descriptors(), self._log)
-        config = self._configuration(stored)
-        self._log.configure(config.global_.log)
+        configured = self._configuration(stored)
+        self._log.configure(configured.global_.log)
         if not stored.state:
             Pidfile(self._options.pidfile).check()
-        inheritance = self._inherit(config, stored)
+        inheritance = self._inherit(configured, stored)
+        changes = self._changes(inheritance)
+        config, dropped = effective(configured, changes)
         generation = self._log.generation = inheritance.generation + 1
         try:
-            equipment = self._equip(config, generation, inheritance)
+            equipment = self._equip(configured, config, generation, inheritance)
         except (SystemRefused, ConfigError) as error:
             # A file that is valid but cannot be served is no better than a broken one.
             if self._config_error or self._successor or not stored.state or not stored.state.files:
                 raise
             self._fall_back(error)
-            config = _stored_configuration(stored.state)
-            equipment = self._equip(config, generation, inheritance)
+            configured = _stored_configuration(stored.state)
+            config, dropped = effective(configured, changes)
+            equipment = self._equip(configured, config, generation, inheritance)
         self._equipment = equipment
         clients = self._start_accepting(config, equipment, inheritance)
         successor = None if self._lost else self._successor
-        return Born(config, generation, equipment, inheritance, stored, self._config_error, successor, clients)
+        return Born(
+            configured,
+            config,
+            keep(changes, dropped),
+            dropped,
+            generation,
+            equipment,
+            inheritance,
+            stored,
+            self._config_error,
+            successor,
+            clients,
+        )
 
     def withdraw(self, reason: str) -> None:
         """Undo what was opened, and tell the predecessor why it serves on."""
@@ -143,11 +165,19 @@ class Birth:
             raise PeerError(f"cannot take over: {error}; systemd restarts the unit") from error
         self._log("err", f"the predecessor is gone ({error}): going on alone")
 
-    def _equip(self, config: Config, generation: int, inheritance: Inheritance) -> Equipment:
+    def _changes(self, inheritance: Inheritance) -> Changes:
+        try:
+            return Changes.load(inheritance.changes)
+        except (TypeError, ValueError) as error:
+            self._log("warning", f"cannot use what operators have changed: {error}")
+            return Changes()
+
+    def _equip(self, configured: Config, config: Config, generation: int, inheritance: Inheritance) -> Equipment:
         deadline = self._loop.time() + _LAST_GASP
         while True:
             try:
                 return equip(
+                    configured,
                     config,
                     inheritance,
                     loop=self._loop,

@@ -12,7 +12,7 @@ from hitlessd.listeners import Listener, Wanted, assign, close_unwanted, open_li
 from hitlessd.log import Log, Logger
 from hitlessd.loop import Loop
 from hitlessd.main.inheritance import Ancestor, Inheritance
-from hitlessd.main.limits import Limits, plan, raise_soft_limit
+from hitlessd.main.limits import Limits, lowered, plan, raise_soft_limit
 from hitlessd.main.parks import Parks
 from hitlessd.main.store import Store
 from hitlessd.main.wellbeing import carry_over
@@ -29,7 +29,9 @@ _MOST_RETIRED = 10_000
 
 @dataclass(slots=True)
 class Equipment:
-    """The result of equip(). `unwanted` are inherited listeners that no bind asks for, still open; `opened` are new."""
+    """The result of equip(). `config` is the effective configuration of its start, `planned` are the limits by what the
+    files say, `limits` those in force. `unwanted` are inherited listeners that no bind asks for, still open;
+    `opened` are new."""
 
     config: Config
     listeners: list[tuple[Wanted, Listener]]
@@ -39,6 +41,7 @@ class Equipment:
     table: Table
     pool: Pool
     parks: Parks
+    planned: Limits
     limits: Limits
     taken: int
     bound: int
@@ -52,8 +55,12 @@ class Equipment:
 
     def accept(self, loop: Loop, patience: float) -> None:
         """Have the workers accept. Raises SystemRefused, TimeoutError."""
+        resting = {frontend.name for frontend in self.config.frontends if frontend.disabled}
         for want, listener in self.listeners:
-            listener.start_listening(want.bind.backlog)
+            if want.frontend not in resting or not listener.can_rest:
+                listener.start_listening(want.bind.backlog)
+            else:
+                listener.stop_listening()
         for _, listener in self.runtime:
             listener.start_listening(0)
         # Who went down while we prepared gets nothing from us, either.
@@ -85,6 +92,7 @@ class Equipment:
 
 
 def equip(
+    configured: Config,
     config: Config,
     inheritance: Inheritance,
     *,
@@ -95,7 +103,8 @@ def equip(
     replace: bool,
     patience: float,
 ) -> Equipment:
-    """Match, open, map and fork; accept nothing yet. Raises SystemRefused with every problem; nothing stays behind."""
+    """Match, open, map and fork; accept nothing yet. `config` is what the files say, `configured`, with what operators
+    have changed. Raises SystemRefused with every problem; nothing stays behind."""
     workers = config.global_.workers or len(os.sched_getaffinity(0))
     wanted = [Wanted(frontend.name, bind) for frontend in config.frontends for bind in frontend.binds]
     stats = _stats_sockets(config)
@@ -106,7 +115,9 @@ def equip(
     _refuse_strays(unwanted)
     taken = sum(1 for want, _ in matched if want.frontend)
     bound = sum(1 for want in missing if want.frontend)
-    limits = plan(config, workers, taken + bound, raise_soft_limit(), inheritance.sessions)
+    planned = limits = plan(configured, workers, taken + bound, raise_soft_limit(), inheritance.sessions)
+    if config.global_.maxconn != configured.global_.maxconn:
+        limits = lowered(planned, config.global_.maxconn, workers)
     opened: list[Listener] = []
     try:
         every = matched + _open(missing, held, opened, replace)
@@ -114,7 +125,7 @@ def equip(
         by_bind = {id(want): listener for want, listener in every if not want.frontend}
         table = _table(config, workers, generation, inheritance.ancestors)
         sockets = [(want.frontend, want.bind, listener.sock) for want, listener in pairs]
-        parks = _parks(config, log, store, generation, limits)
+        parks = _parks(config, log, store, generation, planned)
         pool = Pool(loop, log, config, sockets, table, limits.share, parks)
         try:
             pool.start()
@@ -136,6 +147,7 @@ def equip(
         table,
         pool,
         parks,
+        planned,
         limits,
         taken=taken,
         bound=bound,
@@ -218,7 +230,8 @@ def _table(config: Config, workers: int, generation: int, ancestors: Sequence[An
                 table.set_state(table.index[key], old.state(row), old.weight(row), old.since(row))
     for backend in config.backends:
         for server in backend.servers:
-            state = ServerState.MAINT if server.disabled else ServerState.READY
+            state = ServerState.DRAIN if server.drain else ServerState.READY
+            state = ServerState.MAINT if server.disabled else state
             key = RowKey("server", backend.name, server.name)
             before = next(((old, old.index[key]) for old in older if key in old.index), None)
             since = before[0].since(before[1]) if before and before[0].state(before[1]) is state else 0

@@ -65,6 +65,8 @@ class Inheritance:
     runtime: list[Listener] = field(default_factory=list)
     ancestors: list[Ancestor] = field(default_factory=list)
     reloads: dict[str, Any] = field(default_factory=dict)
+    changes: list[Any] = field(default_factory=list)  # of operators, see Changes.export()
+    changes_name: str = ""  # of their entry in systemd's store
     offered: dict[int, int] = field(default_factory=dict)
     foreign: bool = False  # taken from a haproxy
     sessions: int = 0  # connections that may come from the predecessor
@@ -81,6 +83,8 @@ def from_store(stored: Stored) -> Inheritance:
         runtime=stored.runtime,
         ancestors=[Ancestor(table.generation, 0, table) for table in stored.tables],
         reloads=dict(state.reloads) if state else {},
+        changes=stored.changes,
+        changes_name=stored.changes_name,
     )
 
 
@@ -92,6 +96,8 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
             generation=int(facts.get("generation", 0)),
             reloads=dict(facts.get("reloads", {})),
             sessions=int(facts.get("sessions", 0)),
+            changes=list(facts.get("changes", ())),
+            changes_name=str(facts.get("changes_name", "")),
         )
     except (TypeError, ValueError, ArithmeticError):
         raise PeerError("cannot take over: the predecessor's offer makes no sense") from None
@@ -100,7 +106,7 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
         try:
             match record.get("kind"):
                 case "listener" | "runtime" as kind:
-                    listener = Listener.adopt(fd, record)
+                    listener = Listener.adopt(fd, record, idle=True)
                     (result.listeners if kind == "listener" else result.runtime).append(listener)
                     result.offered[id(listener)] = index
                 case "table":

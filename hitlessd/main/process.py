@@ -19,6 +19,7 @@ from hitlessd.listeners import close_unwanted
 from hitlessd.log import Log
 from hitlessd.loop import Loop
 from hitlessd.main import status
+from hitlessd.main.administration import Administration
 from hitlessd.main.arrival import Arrival
 from hitlessd.main.birth import Birth, Born, Options
 from hitlessd.main.checks import Checks
@@ -31,6 +32,7 @@ from hitlessd.main.office import Office, send_signal
 from hitlessd.main.pidfile import Pidfile
 from hitlessd.main.reloads import Reloads
 from hitlessd.main.sessions import LineServer, Sessions
+from hitlessd.main.standing import Forced, Standing
 from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
 from hitlessd.model import Config, LogTarget, StatsSocket
@@ -83,6 +85,7 @@ class Main:
         self._sessions: Sessions
         self._homecoming: Homecoming
         self._checks: Checks
+        self._administration: Administration
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -141,16 +144,28 @@ class Main:
             self._store,
             self._reloads,
             office,
-            lambda: self._checks.retire(True),
+            lambda: self._retire(True),
             self._handover_ended,
+            lambda: self._administration.facts(),
         )
-        self._checks = Checks(
-            self.loop,
+        standing = Standing(
             self.log,
-            office.config,
             equipment.table,
             office.tables,
             lambda backend, server: self.shut_down(0, (backend, server), lambda _result: None),
+        )
+        self._checks = Checks(self.loop, self.log, office.config, equipment.table, office.tables, standing)
+        self._administration = Administration(
+            self.loop,
+            self.log,
+            self._store,
+            office,
+            born.configured,
+            born.changes,
+            self._checks,
+            standing,
+            lambda: self._reloads.running,
+            lambda everything, done: self._sessions.clear_maxima(everything, done),
         )
         equipment.pool.when_observed(self._checks.observed)
         self._checks.start()
@@ -161,6 +176,9 @@ class Main:
         lost, parked = status.unparked(dead), sum_over(dead, PROCESS, Column.PARKED)
         # Our table goes into the store before it gets the totals of others, which die with us else.
         self._keep(born)
+        late = born.successor.late if born.successor else {}
+        name = str(late.get("changes_name", born.inheritance.changes_name))
+        self._administration.begin(late.get("changes"), name, born.dropped)
         for ancestor in list(office.ancestors):
             self._watch(ancestor)
         if not born.successor:
@@ -215,7 +233,7 @@ class Main:
         """Put into systemd's store what a restart needs, and drop what it does not need any more."""
         equipment = born.equipment
         self._store.keep(
-            State(born.generation, born.config.files, born.config.resolved, {}, self._reloads.export()),
+            State(born.generation, born.configured.files, born.configured.resolved, {}, self._reloads.export()),
             equipment.table,
             [listener for _, listener in equipment.listeners],
             [listener for _, listener in equipment.runtime],
@@ -332,14 +350,32 @@ class Main:
 
     @property
     def configured(self) -> Config:
-        return self._serving.config
+        return self._administration.configured
 
     @property
     def changes(self) -> Changes:
-        return Changes()
+        return self._administration.changes
 
     def administer(self, change: Change, done: Callable[[str], object]) -> None:
-        done(f"cannot change {change.item.kind}: not at run time")
+        self._administration.administer(change, done)
+
+    def force_health(self, backend: str, server: str, how: Forced, done: Callable[[str], object]) -> None:
+        self._administration.force_health(backend, server, how, done)
+
+    def may_check(self, backend: str, server: str) -> bool:
+        return self._administration.may_check(backend, server)
+
+    @property
+    def most_connections(self) -> int:
+        return self._serving.equipment.planned.maxconn
+
+    def shut_frontend(self, name: str, done: Callable[[str], object]) -> None:
+        self._administration.shut_frontend(name, done)
+
+    def clear_counters(self, everything: bool, done: Callable[[str], object]) -> None:
+        for rates in (self._rates, self._request_rates):
+            rates.clear()
+        self._administration.clear_counters(everything, done)
 
     @property
     def startup_logs(self) -> str:
@@ -347,7 +383,7 @@ class Main:
 
     @property
     def listeners(self) -> int:
-        return len(self._serving.equipment.listeners)
+        return sum(listener.open for _, listener in self._serving.equipment.listeners)
 
     @property
     def maxconn(self) -> int:
@@ -389,6 +425,11 @@ class Main:
 
     # --- being told (signals), being replaced
 
+    def _retire(self, retired: bool) -> None:
+        """A successor is the main process from here on, or not after all."""
+        self._checks.retire(retired)
+        self._administration.retire(retired)
+
     def _handover_ended(self, handed_over: bool, by_hand: bool) -> None:
         if handed_over:
             self._succeeded = True
@@ -404,7 +445,7 @@ class Main:
                 LineServer(self.loop, self._serving.equipment.pool, line)
             self._departure.drain(awaits_ancestors=outside, kept=self._succession.kept)
         else:
-            self._checks.retire(False)
+            self._retire(False)
             self._tell_status()
         if self._stop_next:
             self._stop()

@@ -23,7 +23,11 @@ __all__ = ["LineServer", "Sessions"]
 #: Seconds that an older generation may take to answer.
 _PATIENCE = 3.0
 #: What these orders may carry.
-_ASKED = {"show-sessions": ("after", "only", "room"), "shutdown-session": ("only", "server")}
+_ASKED = {
+    "show-sessions": ("after", "only", "room"),
+    "shutdown-session": ("only", "server"),
+    "clear-maxima": ("all",),
+}
 
 Done = Callable[[dict[str, Any]], object]
 
@@ -115,6 +119,10 @@ class Sessions:
     def shut_down(self, only: int, server: Sequence[str], done: Done) -> None:
         """End one, or those of a server: "closed" tells how many."""
         self._ask("shutdown-session", {"only": only, "server": list(server)}, done)
+
+    def clear_maxima(self, everything: bool, done: Done) -> None:
+        """Have all workers forget how much there was at once; with `everything` when the latest session was, too."""
+        self._ask("clear-maxima", {"all": everything}, done)
 
     def forget(self, line: socket.socket) -> None:
         """Its generation has ended, or is another's to ask now."""

@@ -35,6 +35,11 @@ class Rates:
             self._now[key] = (new, max(new, self._now.get(key, (0, 0))[1]))
         self._before = totals
 
+    def clear(self) -> None:
+        """Forget the most there ever were; totals may begin anew, too."""
+        self._before = {}
+        self._now = {key: (now, now) for key, (now, _) in self._now.items()}
+
     def of(self, key: RowKey) -> tuple[int, int]:
         return self._now.get(key, (0, 0))
 
@@ -108,7 +113,10 @@ def line(
 ) -> str:
     """One line for `systemctl status`."""
     table = equipment.table
-    servers = [row for key, row in table.index.items() if key.kind == "server" and row < _configured(equipment)]
+    keys = [
+        RowKey("server", backend.name, server.name) for backend in main.config.backends for server in backend.servers
+    ]
+    servers = [table.index[key] for key in keys if key in table.index]
     up = sum(1 for row in servers if table.state(row) is ServerState.READY and table.running(row))
     parts = [
         f"generation {main.generation}",
@@ -136,9 +144,3 @@ def line(
         else:
             parts.append(f"LAST RELOAD REFUSED {at}: {last.reason.splitlines()[0]}")
     return ", ".join(parts)
-
-
-def _configured(equipment: Equipment) -> int:
-    """Rows before this one belong to the configuration; later ones are kept for those that may come back."""
-    config = equipment.config
-    return 1 + len(config.frontends) + sum(1 + len(backend.servers) for backend in config.backends)

@@ -4,6 +4,7 @@ hitlessd.listener-*   listeners that we bound ourselves (those of .socket units 
 hitlessd.runtime-*    listeners of the runtime API
 hitlessd.table-N      the shared table of generation N
 hitlessd.state-N      a memfd: the text of the running configuration and what else generation N knew
+hitlessd.changes-N-M  a memfd: what operators have changed at run time, for the Mth time in generation N
 hitlessd.park-N-M-*   the parts of a park: connections of a worker of generation N
 """
 
@@ -26,9 +27,9 @@ from hitlessd.table import Table
 __all__ = ["State", "Store", "Stored"]
 
 _LISTENER, _RUNTIME = "listener", "runtime"
-_TABLE, _STATE, _PARK = "table-", "state-", "park-"
+_TABLE, _STATE, _PARK, _CHANGES = "table-", "state-", "park-", "changes-"
 #: A socket unit hitlessd.socket that does not say FileDescriptorName= passes its own name, which begins as ours do.
-_OURS = (f"{_LISTENER}-", f"{_RUNTIME}-", _TABLE, _STATE, _PARK)
+_OURS = (f"{_LISTENER}-", f"{_RUNTIME}-", _TABLE, _STATE, _PARK, _CHANGES)
 #: Far above any configuration that the reader accepts.
 _LARGEST_STATE = 64 << 20
 #: JSON that is nested too deeply, numbers that are too large.
@@ -79,6 +80,8 @@ class Stored:
     parks: list[Park] = field(default_factory=list)
     spoilt: int = 0  # parks that cannot be used
     state: State | None = None
+    changes: list[Any] = field(default_factory=list)  # of operators, see Changes.export()
+    changes_name: str = ""  # of their entry
     useless: list[str] = field(default_factory=list)
 
 
@@ -99,6 +102,7 @@ class Store:
         loose: list[tuple[int, str]] = []
         states: list[tuple[str, State]] = []
         parks: dict[str, dict[str, int]] = {}
+        changes: list[tuple[tuple[int, ...], str, list[Any]]] = []
         for fd, name in inherited:
             short = name.removeprefix(STORE_PREFIX)
             try:
@@ -107,7 +111,11 @@ class Store:
                 elif short.startswith(_TABLE):
                     stored.tables.append(Table.attach(fd))
                 elif short.startswith(_STATE):
-                    states.append((short, _read_state(fd)))
+                    states.append((short, State.load(_read(fd))))
+                elif short.startswith(_CHANGES):
+                    data = _read(fd)
+                    order = tuple(int(part) for part in short.removeprefix(_CHANGES).split("-"))
+                    changes.append((order, short, list(json.loads(data))))
                 elif short.startswith(_PARK):
                     park, _, part = short.removeprefix(_PARK).rpartition("-")
                     if parks.setdefault(park, {}).setdefault(part, fd) != fd:
@@ -122,10 +130,13 @@ class Store:
         states.sort(key=lambda item: (item[1].generation, item[1].reloads.get("number", 0)))
         stored.useless += [short for short, _ in states[:-1] if short != states[-1][0]]
         stored.state = states[-1][1] if states else None
+        changes.sort(key=lambda each: each[0])
+        for _, stored.changes_name, stored.changes in changes[-1:]:
+            stored.useless += [short for _, short, _ in changes[:-1] if short != stored.changes_name]
         records = stored.state.listeners if stored.state else {}
         for fd, short in loose:
             try:
-                listener = Listener.adopt(fd, {**records.get(short, {}), "name": short, "stored": True})
+                listener = Listener.adopt(fd, {**records.get(short, {}), "name": short, "stored": True}, idle=True)
             except SystemRefused as error:
                 log("warning", f"cannot use what systemd stored as '{short}': {error}")
                 stored.useless.append(short)
@@ -163,11 +174,22 @@ class Store:
                     listener.stored = True
                 records[listener.name] = listener.record()
         self._manager.store(f"{STORE_PREFIX}{_TABLE}{table.generation}", [table.fd])
-        fd = os.memfd_create("hitlessd-state", os.MFD_CLOEXEC)
+        whole = State(state.generation, state.files, state.resolved, records, state.reloads)
+        self._put(f"{_STATE}{state.generation}", whole.dump())
+
+    def keep_changes(self, generation: int, serial: int, record: list[Any]) -> str:
+        """Store what operators have changed, for the `serial`th time in this generation; returns the entry's name."""
+        name = f"{_CHANGES}{generation}-{serial}"
+        if self.open:
+            self._put(name, json.dumps(record).encode())
+        return name
+
+    def _put(self, short: str, data: bytes) -> None:
+        fd = os.memfd_create(f"hitlessd-{short}", os.MFD_CLOEXEC)
         try:
             with open(fd, "wb", closefd=False) as file:
-                file.write(State(state.generation, state.files, state.resolved, records, state.reloads).dump())
-            self._manager.store(f"{STORE_PREFIX}{_STATE}{state.generation}", [fd])
+                file.write(data)
+            self._manager.store(STORE_PREFIX + short, [fd])
         finally:
             os.close(fd)
 
@@ -206,8 +228,8 @@ def _counted(reloads: dict[str, Any]) -> dict[str, Any]:
     return {str(name): list(value) if name == "history" else int(value) for name, value in reloads.items()}
 
 
-def _read_state(fd: int) -> State:
-    """Takes the descriptor over."""
+def _read(fd: int) -> bytes:
+    """What a memfd of ours holds; takes the descriptor over."""
     try:
         file = open(fd, "rb")
     except OSError:
@@ -217,4 +239,4 @@ def _read_state(fd: int) -> State:
         if os.fstat(fd).st_size > _LARGEST_STATE:
             raise ValueError("it is too large")
         file.seek(0)  # whoever read it before shares the position
-        return State.load(file.read())
+        return file.read()

@@ -51,7 +51,9 @@ class Succession:
         office: Office,
         committing: Callable[[], object],
         ended: Callable[[bool, bool], object],
+        facts: Callable[[], dict[str, Any]],
     ) -> None:
+        """`facts()` are more that the successor gets, when it asks and again as they are in the end."""
         self._loop = loop
         self._log = log
         self._manager = manager
@@ -60,6 +62,8 @@ class Succession:
         self._office = office
         self._committing = committing
         self._ended = ended
+        self._facts = facts
+        self._places: list[int] = []  # of the listeners in the offer, among ours
         self._handover: Predecessor | None = None
         self._exported: list[tuple[socket.socket, dict[str, Any]]] = []
         self._by_hand = False
@@ -96,7 +100,7 @@ class Succession:
     def give(self, sock: socket.socket, credentials: Credentials | None) -> None:
         """Answer `_getsocks`."""
         # Copies: a reload meanwhile closes ours, and their numbers must not come to mean something else.
-        fds = [os.dup(listener.sock.fileno()) for _, listener in self._office.equipment.listeners]
+        fds = [os.dup(x.sock.fileno()) for _, x in self._office.equipment.listeners if x.listening and x.open]
 
         def done(ok: bool) -> None:
             for fd in fds:
@@ -150,9 +154,12 @@ class Succession:
                 "pid": office.pid,
                 "sessions": status.sessions([office.equipment.table]),
                 "reloads": {**self._reloads.export(), "began": self._began},
+                **self._facts(),
             }
         )
-        for _, listener in office.equipment.listeners:
+        self._places = [place for place, (_, listener) in enumerate(office.equipment.listeners) if listener.open]
+        for place in self._places:
+            listener = office.equipment.listeners[place][1]
             offer.add("listener", listener.sock.fileno(), listener.record())
         for _, listener in office.equipment.runtime:
             offer.add("runtime", listener.sock.fileno(), listener.record())
@@ -167,6 +174,9 @@ class Succession:
                 offer.add("park", fd, {"generation": generation, "name": park.name, "part": part})
         return offer
 
+    def late(self) -> dict[str, Any]:
+        return self._facts()
+
     def stop_accepting(self, done: Callable[[], object]) -> None:
         self._office.equipment.pool.stop_accepting(done)
 
@@ -179,8 +189,9 @@ class Succession:
     def announce(self, successor: int, kept: Sequence[int]) -> None:
         equipment = self._office.equipment
         self._committing()
-        self.kept = [index for index in kept if index < len(equipment.listeners)]
-        ours = [listener for _, listener in (*equipment.listeners, *equipment.runtime)]
+        self.kept = [self._places[index] for index in kept if index < len(self._places)]
+        ours = [equipment.listeners[place][1] for place in self._places]
+        ours += [listener for _, listener in equipment.runtime]
         keep = set(kept)
         self._store.forget(x.name for i, x in enumerate(ours) if i not in keep and x.origin == "own" and x.name)
         if not self._by_hand:

@@ -107,6 +107,11 @@ class Pool:
         self.state = "idle"
         self.deaths = 0
 
+    def reconfigure(self, config: Config, share: int) -> None:
+        """Workers that are forked from now on begin with this; `share` is each one's part of the global maxconn."""
+        self._config = config
+        self._share = share
+
     def start(self) -> None:
         """Fork them all. Raises OSError."""
         # Collected and frozen, the parent's objects stay shared; the child's collector would copy every page.

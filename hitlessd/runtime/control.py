@@ -108,6 +108,30 @@ class Control(Protocol):
         """
         ...
 
+    def force_health(
+        self, backend: str, server: str, how: Literal["up", "stopping", "down"], done: Callable[[str], object]
+    ) -> None:
+        """Say how a server is, until a check says otherwise. `done` as for administer()."""
+        ...
+
+    def may_check(self, backend: str, server: str) -> bool:
+        """Whether that server has a health check, switched on or not."""
+        ...
+
+    @property
+    def most_connections(self) -> int:
+        """What the global limit may be set to at most."""
+        ...
+
+    def shut_frontend(self, name: str, done: Callable[[str], object]) -> None:
+        """Close a frontend's listeners until the next reload. `done` as for administer()."""
+        ...
+
+    def clear_counters(self, everything: bool, done: Callable[[str], object]) -> None:
+        """Forget the most there ever was at once or in a second; or `everything` that was counted. `done` as for
+        administer()."""
+        ...
+
     @property
     def startup_logs(self) -> str:
         """Warnings of the running configuration, one a line."""

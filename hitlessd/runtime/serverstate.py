@@ -33,12 +33,17 @@ class ServerNow:
     @property
     def usable(self) -> bool:
         """Whether balancing may choose it."""
-        return self.admin is ServerState.READY and self.weight > 0 and self.up
+        stays = self.up and self.health.health != Health.STOPPING
+        return self.admin is ServerState.READY and self.weight > 0 and stays
 
     def status(self, server: Server) -> str:
         """HAProxy's words; maintenance goes before what checks say, and that before draining."""
         if self.admin is ServerState.MAINT:
             return "MAINT"
+        if self.health.health == Health.STOPPING:
+            return "NOLB"  # an operator's word
+        if server.check is None and not self.up:
+            return "DOWN"  # likewise
         if server.check is None:
             return "DRAIN" if self.admin is ServerState.DRAIN else "no check"
         text = health.status(server.check, self.health.counter, self.up)
@@ -52,7 +57,7 @@ def server_now(server: Server, backend: Backend, tables: Sequence[Table]) -> Ser
     if table is None or row is None or not table.since(row):
         admin = ServerState.MAINT if server.disabled else ServerState.DRAIN if server.drain else ServerState.READY
         return ServerNow(admin, server.weight, 0, server.backup)
-    record = table.health(row) if server.check else _UNCHECKED
+    record = table.health(row)
     since = max(table.since(row), record.since)
     text = table.check_text(row) if server.check else ""
     return ServerNow(table.state(row), table.weight(row), since, server.backup, record, text)

@@ -121,7 +121,7 @@ def _frontend(control: Control, frontend: Frontend, tables: Sequence[Table]) -> 
     row.set(
         rate_lim=frontend.rate_limit,
         slim=frontend.maxconn or control.maxconn or "",
-        status="STOP" if control.stopping else "PAUSED" if frontend.disabled else "OPEN",
+        status="STOP" if control.stopping or frontend.shut else "PAUSED" if frontend.disabled else "OPEN",
         rate=rate,
         rate_max=rate_max,
         conn_rate=rate,

@@ -210,14 +210,6 @@ class LiveFrontend(Tally):
         self.codes = [0] * 10 if config.mode == "http" else None
         self.config = config
         self.policy = Policy(config)
-        #: Of HTTP: requests need no more than to be passed on to the one backend.
-        self.direct = (
-            config.mode == "http"
-            and self.policy.idle
-            and backend.policy.idle
-            and not (config.use_backend or backend.config.cookie or backend.config.http_reuse == "never")
-            and not any(server.send_proxy for server in backend.servers)
-        )
         self.first_is_fresh = backend.config.http_reuse != "always"  # connect() knows what `aggressive` means
         self.connection = HttpConnection if config.mode == "http" else Connection
         #: What a connection does as soon as its client is known.
@@ -239,13 +231,37 @@ class LiveFrontend(Tally):
         self.bucket: dict[Timed, None] = {}
         self.backend: LiveBackend = backend
         self.retired = False  # the configuration has it no more: its connections end as soon as they can
+        self.direct = False
+        self.find_way()
         self.route: Route = Route.of(config, backend.config)
         self._routes = {backend: self.route}
         #: Of HTTP: by server, what direct exchanges add up to.
         self.accounts: dict[LiveServer, Account] = {}
-        # The configured limit is for all workers together.
-        self.limit = -(-config.maxconn // worker.table.workers) if config.maxconn else 1 << 60
+        self._workers = worker.table.workers
+        self.limit = self.share()
         self.listeners: list[LiveListener] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether it accepts anybody."""
+        return not self.config.disabled
+
+    def share(self) -> int:
+        """This worker's part of its maxconn."""
+        # The configured limit is for all workers together.
+        return -(-self.config.maxconn // self._workers) if self.config.maxconn else 1 << 60
+
+    def find_way(self) -> None:
+        """Of HTTP: whether requests need no more than to be passed on to the one backend."""
+        config, backend = self.config, self.backend
+        self.direct = (
+            config.mode == "http"
+            and not self.retired
+            and self.policy.idle
+            and backend.policy.idle
+            and not (config.use_backend or backend.config.cookie or backend.config.http_reuse == "never")
+            and not any(server.send_proxy for server in backend.servers)
+        )
 
     def account_with(self, server: LiveServer) -> Account:
         """Where the exchanges with that server are counted."""

@@ -161,6 +161,8 @@ class Worker:
             frontend.name: LiveFrontend(self, frontend, self._default(frontend)) for frontend in setup.config.frontends
         }
         for number, (name, bind, sock) in enumerate(setup.listeners):
+            if sock.fileno() < 0:
+                continue  # closed for good by `shutdown frontend`
             frontend = self.frontends[name]
             frontend.listeners.append(LiveListener(self, frontend, sock, number, bind.accept_proxy))
         self.orders = Orders(self, setup.channel)
@@ -287,9 +289,17 @@ class Worker:
         for frontend in self.frontends.values():
             below = frontend.sessions < frontend.limit
             throttled = throttled or (self.accepting and not below)
+            ready = wanted and below and frontend.open
             for listener in frontend.listeners:
-                listener.arm(wanted and below and (frontend.rate is None or frontend.rate.until <= self.now))
+                listener.arm(ready and (frontend.rate is None or frontend.rate.until <= self.now))
         self.throttled = throttled
+
+    def limit_to(self, share: int) -> None:
+        """So many connections from now on, 0 for any number; nobody is cut off."""
+        self.limit = share or _MANY
+        for _ in range(min(self.idle, self.idle + len(self.connections) - self.limit)):
+            self.spare_idle()
+        self.arm()
 
     def exhausted(self, message: str) -> None:
         """accept(2) lacks descriptors or memory: level-triggered listeners would spin, so pause."""
@@ -311,7 +321,7 @@ class Worker:
         self.accept(False)
         for frontend in self.frontends.values():
             for listener in frontend.listeners:
-                if listener.number not in leave:
+                if listener.number not in leave and frontend.open:
                     listener.accept()
 
     def drain(self, leave: Container[int]) -> None:
@@ -348,6 +358,10 @@ class Worker:
                 for listener in frontend.listeners:
                     if listener.armed:
                         listener.accept(max(1, listener.waiting()))
+
+    def every_frontend(self) -> list[LiveFrontend]:
+        """Those of the configuration, and those that connections have come with."""
+        return [*self.frontends.values(), *self.lanes.frontends()]
 
     def idle_sides(self, backends: Callable[[LiveBackend], bool]) -> list[HttpSide]:
         """The connections that wait in the pools of these backends."""

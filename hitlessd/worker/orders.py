@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hitlessd import channel
 from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError
-from hitlessd.worker import sessions
+from hitlessd.worker import changes, sessions
 from hitlessd.worker.emigration import Emigration
 from hitlessd.worker.immigration import Immigration
 from hitlessd.worker.resumption import Resumption
@@ -112,6 +112,12 @@ class Orders:
                 wanted = frozenset(message.get("numbers", ()))
                 found = [conn.number for conn in worker.connections if conn.number in wanted]
                 more = {"have": found, "arriving": bool(worker.arrivals)}
+            case "change":
+                more = changes.change(worker, message)
+            case "shut-frontend":
+                more = changes.shut_frontend(worker, message)
+            case "clear-maxima":
+                more = changes.clear_maxima(worker, message)
             case "show-sessions":
                 more = sessions.show(worker, message)
             case "shutdown-session":

@@ -20,7 +20,7 @@ from hitlessd.worker.connection import UNPARKED, Connection, State
 from hitlessd.worker.http.serial import http_form
 from hitlessd.worker.http.side import HttpSide
 from hitlessd.worker.http.state import HttpState
-from hitlessd.worker.lanes import backend_record, frontend_record
+from hitlessd.worker.lanes import backend_record, frontend_record, server_record
 from hitlessd.worker.parkpipes import ParkedPipes
 from hitlessd.worker.parkqueue import Queue
 from hitlessd.worker.pipes import Pipe
@@ -72,7 +72,8 @@ class Parking:
         self._slots = park.book.slots if park else 0
         self._departing: dict[int, tuple[list[int], list[int]]] = {}  # by slot: blocks and places
         self._lanes: dict[tuple[str, str, str], int] = {}
-        self._noted: set[tuple[str, str]] = set()
+        #: By kind and name, whose record the notes have; of a backend, the servers in it.
+        self._noted: dict[tuple[str, str], frozenset[str]] = {}
         self._rest_until = 0.0
         self._complained_of = ""
         self._strike = striker("parking", os.environ)
@@ -372,13 +373,18 @@ class Parking:
         if lane is None:
             assert self._park
             note: dict[str, Any] = {"lane": names}
+            servers = self._noted.get(("backend", backend.name))
             if ("frontend", frontend.name) not in self._noted:
                 note["frontend"] = frontend_record(frontend)
-            if ("backend", backend.name) not in self._noted:
+            if servers is None:
                 note["backend"] = backend_record(backend)
+                servers = frozenset(server.name for server in backend.servers)
+            elif conn.target is not None and names[2] not in servers:
+                note["server"] = server_record(conn.target.config)  # added since
             if not self._park.book.add_note(note):
                 return -1
-            self._noted |= {("frontend", frontend.name), ("backend", backend.name)}
+            self._noted[("frontend", frontend.name)] = frozenset()
+            self._noted[("backend", backend.name)] = servers
             lane = self._lanes[names] = len(self._lanes)
         return lane
 

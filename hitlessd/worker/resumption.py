@@ -179,6 +179,8 @@ class Resumption:
                 self._frontends[frontend] = note["frontend"]
             if "backend" in note:
                 self._backends[backend] = note["backend"]
+            if "server" in note:
+                self._backends[backend]["servers"].append(note["server"])
         self._kept = book.kept()
         self._label = (book.words[LABEL_MARK], book.words[LABEL_AT])
         messages = self._park.messages(self._worker.complain)
