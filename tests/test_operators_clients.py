@@ -238,3 +238,38 @@ def test_halog_understands_the_logs(daemon: Daemon) -> None:
     # It has statistics for HTTP only, but counts and filters lines of both.
     assert _halog(daemon, "-tc", "-q").split() == ["--", str(REQUESTS)]
     assert _halog(daemon, "-c", "-q").strip() == str(REQUESTS + PLAIN)
+
+
+_HAPROXYADMIN_CHANGES = """
+import sys
+import haproxyadmin
+from haproxyadmin import haproxy
+hap = haproxy.HAProxy(socket_dir=sys.argv[1], timeout=10)
+server = hap.server("a", backend="plain")[0]
+assert server.setweight(33)
+assert int(server.weight) == 33, server.weight
+for state, status in (
+    (haproxyadmin.STATE_DISABLE, "MAINT"), (haproxyadmin.STATE_READY, "no check"), (haproxyadmin.STATE_DRAIN, "DRAIN"),
+    (haproxyadmin.STATE_ENABLE, "no check"),
+):
+    assert server.setstate(state)
+    assert server.status == status, (state, server.status)
+front = hap.frontend("plain")
+assert front.setmaxconn(77)
+assert int(front.maxconn) == 77, front.maxconn
+front.disable()
+assert front.status in ("PAUSED", "STOP"), front.status
+front.enable()
+assert front.status == "OPEN", front.status
+assert hap.setmaxconn(1500)
+assert hap.maxconn == 1500, hap.maxconn
+"""
+
+
+def test_haproxyadmin_changes_servers_and_frontends(tmp_path: Path) -> None:
+    with Daemon(tmp_path, f"[listen plain]\nbind = 127.0.0.1:{free_port()}\nserver a = 127.0.0.1:1\n") as daemon:
+        command = [sys.executable, "-W", "ignore", "-c", _HAPROXYADMIN_CHANGES, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        kinds = {line.split()[0] for line in daemon.ask("show changes").splitlines()[1:] if line}
+        assert {"server-weight", "frontend-maxconn", "global-maxconn"} <= kinds
