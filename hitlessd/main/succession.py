@@ -56,8 +56,8 @@ class Succession:
         facts: Callable[[], dict[str, Any]],
         memories: Callable[[], dict[str, Any]],
     ) -> None:
-        """`facts()` are more that the successor gets, when it asks and again as they are in the end; `memories()` what it
-        may do without."""
+        """`facts()` are more that the successor gets, when it asks and again as they are in the end; `memories()` what
+        it may do without."""
         self._loop = loop
         self._log = log
         self._manager = manager
