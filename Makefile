@@ -29,7 +29,7 @@ help:
 define need
 	missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 	# The tests run servers of their own; Debian's would take the usual ports.
-	for p in nginx prometheus; do
+	for p in nginx prometheus prometheus-haproxy-exporter; do
 		if grep -qx $$p <<<"$$missing"; then $(SUDO) mkdir -p /etc/systemd/system; $(SUDO) ln -sf /dev/null /etc/systemd/system/$$p.service; fi
 	done
 	if [ -n "$$missing" ]; then $(APT) update; $(APT) install -y --no-install-recommends $$missing >/dev/null; fi
