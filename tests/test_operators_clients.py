@@ -170,48 +170,87 @@ def test_the_prometheus_exporter_scrapes_the_socket(daemon: Daemon) -> None:
     assert samples['haproxy_server_up{backend="web",server="down"}'] == "0"
 
 
-def test_hatop_shows_what_there_is(daemon: Daemon) -> None:
-    program = shutil.which("hatop")
-    assert program, "hatop is not installed"
-    terminal, inner = pty.openpty()
-    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 40, 160, 0, 0))
-    process = subprocess.Popen(
-        [program, "-s", str(daemon.socket)],
-        stdin=inner,
-        stdout=inner,
-        stderr=inner,
-        env={"TERM": "xterm", "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
-        start_new_session=True,
-    )
-    os.close(inner)
-    screen, limit = b"", Deadline(20)
+class _Hatop:
+    """hatop on a terminal of its own."""
 
-    def until(*words: str) -> str:
-        """Read until the screen has shown these."""
-        nonlocal screen
+    def __init__(self, daemon: Daemon) -> None:
+        program = shutil.which("hatop")
+        assert program, "hatop is not installed"
+        self._terminal, inner = pty.openpty()
+        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 40, 160, 0, 0))
+        self._process = subprocess.Popen(
+            [program, "-s", str(daemon.socket)],
+            stdin=inner,
+            stdout=inner,
+            stderr=inner,
+            env={"TERM": "xterm", "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+            start_new_session=True,
+        )
+        os.close(inner)
+        self._shown = b""
+
+    def __enter__(self) -> _Hatop:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._process.kill()
+        self._process.wait(10)
+        os.close(self._terminal)
+
+    def press(self, keys: bytes) -> None:
+        """What was shown before does not count any more."""
+        self._shown = b""
+        os.write(self._terminal, keys)
+
+    def until(self, *words: str) -> None:
+        """Wait until it has shown these."""
+        limit = Deadline(20)
         while True:
-            text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\([A-Z0-9]", b" ", screen).decode(errors="replace")
+            text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\([A-Z0-9]", b" ", self._shown).decode(errors="replace")
+            assert "Traceback" not in text, text
             if all(word in text for word in words):
-                return text
-            assert select.select([terminal], [], [], limit.left)[0], text[-3000:]
-            try:
-                screen += os.read(terminal, 65536)
-            except OSError as error:  # EIO: it has ended
-                raise AssertionError(text[-3000:]) from error
+                return
+            assert self.read(limit.left), text[-3000:]
 
-    try:
-        text = until("web", "plain", "down", "DOWN", "MAINT", "OPEN", daemon.info()["Version"])
-        assert "Traceback" not in text
+    def read(self, seconds: float) -> bool:
+        """Whether it has shown something within that time; who does not read stops it."""
+        if not select.select([self._terminal], [], [], seconds)[0]:
+            return False
+        self._shown += os.read(self._terminal, 65536)
+        return True
+
+
+def test_hatop_shows_what_there_is(daemon: Daemon) -> None:
+    with _Hatop(daemon) as hatop:
+        hatop.until("web", "plain", "down", "DOWN", "MAINT", "OPEN", daemon.info()["Version"])
         # Its own command line, and the answer.
-        screen = b""
-        os.write(terminal, b"5")
-        until(">")
-        os.write(terminal, b"show cli level\r")
-        until("admin")
-    finally:
-        process.kill()
-        process.wait(10)
-        os.close(terminal)
+        hatop.press(b"5")
+        hatop.until(">")
+        hatop.press(b"show cli level\r")
+        hatop.until("admin")
+
+
+def test_hatops_keys_change_servers(tmp_path: Path) -> None:
+    body = f"[listen plain]\nbind = 127.0.0.1:{free_port()}\nserver a = 127.0.0.1:1 weight 5\n"
+    with Daemon(tmp_path, body, workers=1) as daemon, _Hatop(daemon) as hatop:
+        hatop.until("plain", "FRONTEND", "BACKEND", "OPEN")
+        down, enable, disable = b"\x1bOB", b"\x1b[20~", b"\x1b[21~"  # F9 and F10, as terminfo(5) has them for xterm
+
+        def disabled() -> bool:
+            # The first row is no server, and there the key does nothing.
+            hatop.press(down + disable)
+            while hatop.read(0.1):
+                pass
+            return _status(daemon, "plain", "a") == "MAINT"
+
+        poll_until(disabled, 20, "the key that disables")
+        hatop.press(enable)
+
+        def enabled() -> bool:
+            hatop.read(0.1)
+            return _status(daemon, "plain", "a") == "no check"
+
+        poll_until(enabled, 20, "the key that enables")
 
 
 def _halog(daemon: Daemon, *options: str) -> str:
