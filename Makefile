@@ -12,7 +12,7 @@ SUDO = $(shell [ $$(id -u) = 0 ] || echo sudo)
 APT = DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=300
 
 RUNTIME_PACKAGES = python3 python3-venv python3-systemd
-TEST_PACKAGES = haproxy iproute2 man-db nginx wrk nghttp2-client slowhttptest chromium-headless-shell
+TEST_PACKAGES = haproxy hatop prometheus-haproxy-exporter iproute2 man-db nginx wrk nghttp2-client slowhttptest chromium-headless-shell
 VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-linux e2fsprogs qemu-system-x86
 
 .PHONY: help demo test lint vm-test bench clean
@@ -39,7 +39,8 @@ $(VENV)/.runtime: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.runtime pyproject.toml
 	@$(call need,$(TEST_PACKAGES))
-	$(BIN)/pip install -q 'setuptools>=66' 'pytest>=8' 'hypothesis>=6' 'h11>=0.14' 'httptools>=0.6' 'mypy>=1.10' 'ruff>=0.6' 'websockets>=15'
+	$(BIN)/pip install -q 'setuptools>=66' 'pytest>=8' 'hypothesis>=6' 'h11>=0.14' 'httptools>=0.6' 'mypy>=1.10' 'ruff>=0.6' 'websockets>=15' \
+		'haproxyadmin==0.2.4' 'haproxystats==0.5.1' 'pandas>=2,<3'
 	touch $@
 
 demo: $(VENV)/.runtime

@@ -261,7 +261,8 @@ def test_show_info_has_haproxys_fields_in_order(both: Callable[..., tuple[bytes,
     )
     common = [name for name in ours if name in theirs]
     assert common == [name for name in theirs if name in ours]
-    assert ours[: len(common)] == common  # our own come last
+    # Our own come last, but for what haproxy has where it was built with zlib.
+    assert [name for name in ours if "Zlib" not in name][: len(common)] == common
     assert set(IMPORTANT.split()) <= set(common)
 
 

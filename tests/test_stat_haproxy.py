@@ -291,7 +291,7 @@ def test_info_has_the_same_places_tags_and_types(sockets: tuple[str, str], more:
     for key in ours:
         if key in theirs:
             assert ours[key][:2] == theirs[key][:2], key
-        else:
+        elif "Zlib" not in key:  # haproxy has these where it was built with zlib
             assert int(key.split(".")[0]) > 71, "our own fields come last"
     ours_json, theirs_json = (json.loads(ask(path, f"show info json{more}")) for path in sockets)
     real = {each["field"]["pos"]: each for each in theirs_json}

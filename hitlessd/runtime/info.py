@@ -78,7 +78,7 @@ def info_fields(control: Control, monotonic: float, floating: bool = False) -> l
         ("MaxSessRate", rate_max),
         *_zeroes("SslRate SslRateLimit MaxSslRate SslFrontendKeyRate SslFrontendMaxKeyRate"),
         *_zeroes("SslFrontendSessionReuse_pct SslBackendKeyRate SslBackendMaxKeyRate SslCacheLookups SslCacheMisses"),
-        *_zeroes("CompressBpsIn CompressBpsOut CompressBpsRateLim"),
+        *_zeroes("CompressBpsIn CompressBpsOut CompressBpsRateLim ZlibMemUsage MaxZlibMemUsage"),
         ("Tasks", sessions + control.listeners),
         ("Run_queue", 0),
         ("Idle_pct", _idle(generations[0].workers if generations else ())),

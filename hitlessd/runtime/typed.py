@@ -97,7 +97,7 @@ _INFO = _table("""
     MDP:u32 Uptime_sec Start_time_sec LastReload_time_sec LastReload_duration_ms
     MDP:u64 Start_monotonic_usec Now_monotonic_usec
     CLP:u32 Memmax_MB Memmax_bytes Ulimit-n Maxsock Maxconn Hard_maxconn Maxpipes
-    CLP:u32 ConnRateLimit SessRateLimit SslRateLimit CompressBpsRateLim
+    CLP:u32 ConnRateLimit SessRateLimit SslRateLimit CompressBpsRateLim MaxZlibMemUsage
     MCP:u32 PoolFailed CumConns CumReq CumSslConns SslCacheLookups SslCacheMisses CumRecvLogs
     MCP:u32 Reloads ReloadsRefused CumResumed CumLost
     MMP:u32 MaxSslConns MaxConnRate MaxSslRate SslFrontendMaxKeyRate SslBackendMaxKeyRate
