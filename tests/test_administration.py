@@ -80,6 +80,7 @@ class Bench:
             checks,
             standing,
             lambda: self.reloading,
+            lambda: self.reloading,
             lambda everything, done: self.pool.ask("clear-maxima", done, value=everything),
         )
 

@@ -169,9 +169,17 @@ def test_what_is_changed_while_a_reload_runs_is_not_lost(tmp_path: Path) -> None
             socket.create_connection(("127.0.0.1", other), 5)
         answers(daemon, "enable frontend m")
         assert exchange(other) == b"hello"
+        assert "somebody may have shut its socket down" not in daemon.log
         # So it is where the successor does not succeed.
-        daemon.fault("successor.commit", signal.SIGKILL)
-        assert daemon.reload().returncode == 1
+        daemon.fault("successor.accept", signal.SIGSTOP)
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as reload:
+            sleeper = poll_until(lambda: next(iter(_stopped(daemon)), 0), 10, "it sleeps")
+            answers(daemon, "disable frontend m")
+            with socket.create_connection(("127.0.0.1", other), 10) as client:  # waits, and is refused in the end
+                os.kill(sleeper, signal.SIGKILL)
+                assert reload.wait(20) == 1
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
         answers(daemon, "set weight m/a 3")
         assert daemon.ask("get weight m/a").startswith("3 (initial 10)")
         assert daemon.reload().returncode == 0

@@ -50,9 +50,11 @@ class Administration:
         checks: Checks,
         standing: Standing,
         reloading: Callable[[], bool],
+        handing_over: Callable[[], bool],
         clear_maxima: Callable[[bool, Callable[[object], object]], object],
     ) -> None:
-        """`configuration`: what the files say. `clear_maxima` tells all workers of all generations."""
+        """`configuration`: what the files say. `reloading`: connections may be on their way here or away;
+        `handing_over`: a successor may be at our listeners. `clear_maxima` tells all workers of all generations."""
         self._loop = loop
         self._log = log
         self._store = store
@@ -60,6 +62,8 @@ class Administration:
         self._checks = checks
         self._standing = standing
         self._reloading = reloading
+        self._handing_over = handing_over
+        self._leaving: list[str] = []  # frontends whose listeners our workers are told to leave
         self._clear_maxima = clear_maxima
         self._custody = Custody(loop, store, office.generation)
         self._retired = False
@@ -164,11 +168,13 @@ class Administration:
             text = f"{described(change.item)} is what the configuration says again: it has changed there"
             self._log("notice", text, event=Event.CHANGE_DROPPED, proxy=change.item.proxy)
         self._custody.begin(name, self.changes)
+        self._rest()
 
     def retire(self, retired: bool) -> None:
         """A successor is the main process from here on, or not after all."""
         self._custody.settle()
         self._retired = retired
+        self._rest()
 
     # --- within
 
@@ -239,8 +245,12 @@ class Administration:
         for difference in todo:
             orders += self._do(difference, rows)
         self._custody.save(self.changes)
+        leaving = [item.proxy for item, value in todo if item.kind == "frontend-state" and value == "off"]
+        self._leaving += leaving
 
         def over(whys: Sequence[tuple[Item, str]]) -> None:
+            for name in leaving:
+                self._leaving.remove(name)
             deleted = [item for item, _ in whys if item.kind == "server-deleted"]
             if deleted:
                 # Somebody has come to it meanwhile: let there be such a server again.
@@ -250,7 +260,7 @@ class Administration:
             for item, why in whys:
                 text = f"cannot change {described(item)} in a worker: {why}"
                 self._log("warning", text, event=Event.CHANGE_FAILED, proxy=item.proxy)
-            self._rest(todo)
+            self._rest()
             done(whys[0][1] if whys else "")
 
         self._order(orders, over)
@@ -380,12 +390,14 @@ class Administration:
             if want.frontend == name and listener.open
         ]
 
-    def _rest(self, todo: Sequence[Difference]) -> None:
-        """No worker accepts any more: refuse clients, where that can be done."""
-        for item, value in todo:
-            off = any(each.name == item.proxy and each.disabled for each in self._office.config.frontends)
-            if item.kind == "frontend-state" and value == "off" and off and not self._retired:
-                for _, listener in self._listeners(item.proxy):
+    def _rest(self) -> None:
+        """Refuse the clients of frontends that are off, where that can be done: once our workers have left them, and no
+        successor's can be at it. During a reload clients wait, until that is over."""
+        if self._retired or self._handing_over():
+            return
+        for frontend in self._office.config.frontends:
+            if frontend.disabled and frontend.name not in self._leaving:
+                for _, listener in self._listeners(frontend.name):
                     if listener.can_rest:
                         listener.stop_listening()
 

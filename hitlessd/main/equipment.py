@@ -66,8 +66,8 @@ class Equipment:
         for want, listener in self.listeners:
             if want.frontend not in resting or not listener.can_rest:
                 listener.start_listening(want.bind.backlog)
-            else:
-                listener.stop_listening()
+            elif listener in self.opened:
+                listener.stop_listening()  # of others, a predecessor may have to accept on once more
         for listener in self.mains:
             listener.start_listening(0)
         # Who went down while we prepared gets nothing from us, either.

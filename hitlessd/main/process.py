@@ -184,6 +184,7 @@ class Main:
             self._checks,
             standing,
             lambda: self._reloads.running,
+            lambda: self._succession.handing_over,
             lambda everything, done: self._sessions.clear_maxima(everything, done),
         )
         equipment.pool.when_observed(self._checks.observed)

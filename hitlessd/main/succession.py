@@ -100,6 +100,11 @@ class Succession:
         """Somebody who waits for no answer wants one more reload than the running one."""
         self._again = self._reloads.running
 
+    @property
+    def handing_over(self) -> bool:
+        """A successor is on its way."""
+        return self._handover is not None
+
     def abandon(self, why: str) -> bool:
         """Call a running handover off; False when it is too late for that, and its end has to be awaited."""
         return not self._handover or self._handover.abandon(f"cannot reload: {why}")
