@@ -259,6 +259,7 @@ def test_a_server_with_connections_stays(tmp_path: Path) -> None:
     port = free_port()
     with Echo() as echo, Daemon(tmp_path, listen(port, server=echo.port, migrate=False)) as daemon:
         with Conversation(port) as conversation:
+            conversation.say()  # so that it has the server
             answers(daemon, "disable server t/s")
             for _ in range(2):
                 told = "Server still has connections attached to it, cannot remove it.\n\n"
