@@ -46,6 +46,7 @@ class Terminal:
         if not self.pid:
             try:
                 os.login_tty(self.terminal)
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever runs in the background has it ignored
                 os.execvpe(self._command[0], self._command, self._env)
             finally:
                 os._exit(127)
