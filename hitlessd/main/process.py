@@ -7,11 +7,11 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hitlessd import __version__
+from hitlessd import __version__, latecomers
 from hitlessd.changes import Change, Changes
 from hitlessd.errors import ConfigError, HitlessdError, PeerError, SystemRefused
 from hitlessd.events import Event
@@ -39,7 +39,7 @@ from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
 from hitlessd.main.trends import Trends
 from hitlessd.main.visitors import Visitors
-from hitlessd.model import Config, LogTarget, StatsSocket
+from hitlessd.model import Backend, Config, Frontend, LogTarget, StatsSocket
 from hitlessd.parking.park import Park
 from hitlessd.runtime.control import Credentials, GenerationInfo, ReloadOutcome
 from hitlessd.runtime.server import RuntimeServer
@@ -62,6 +62,8 @@ _HOMECOMING_PATIENCE = 5.0
 _NEAR = 2 / 3
 #: Listeners of a reload that are named in the log, opened and closed ones each.
 _MOST_LISTENERS = 100
+#: Seconds after which a start is over for good.
+_SETTLED = 1.0
 _STATUS_EVERY = 5  # ticks between two STATUS lines, so that PID 1 is not kept busy
 
 
@@ -260,6 +262,30 @@ class Main:
         if self._manager.watchdog:
             self._pet_watchdog()
         self._announce()
+        self.loop.call_later(_SETTLED, self._complete)
+
+    def _complete(self) -> None:
+        """Import what the start has left out, here and in the workers."""
+        if self._serving.stopping:
+            return
+        self._serving.equipment.pool.ask("complete")
+        packages = ("hitlessd.runtime", "hitlessd.config", *latecomers.WORKERS)
+        self._go_on_importing(latecomers.imports((*packages, "hitlessd.web") if self._has_visitors() else packages))
+
+    def _go_on_importing(self, rest: Iterator[str]) -> None:
+        # One a turn: others wait for main, too.
+        if next(rest, ""):
+            self.loop.call_soon(lambda: self._go_on_importing(rest))
+        else:
+            self.log("debug", "all modules are loaded")
+
+    def _has_visitors(self) -> bool:
+        """Whether the configuration has metrics or a page, which cost some memory."""
+        config = self.config
+        proxies: list[Frontend | Backend] = [*config.frontends, *config.backends]
+        return bool(config.global_.metrics_binds) or any(
+            proxy.stats or any(rule.action == "use-service" for rule in proxy.http_request) for proxy in proxies
+        )
 
     def _keep(self, born: Born) -> None:
         """Put into systemd's store what a restart needs, and drop what it does not need any more."""

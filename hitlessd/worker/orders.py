@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hitlessd import channel
+from hitlessd import channel, latecomers
 from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError
 from hitlessd.events import Event
@@ -119,6 +119,10 @@ class Orders:
                 for fd in fds:
                     Immigration(worker, fd)
                 fds = []
+            case "complete":
+                # So late that nobody waits for it: a few milliseconds in all.
+                for _ in latecomers.imports(latecomers.WORKERS):
+                    pass
             case "have":
                 wanted = frozenset(message.get("numbers", ()))
                 found = [conn.number for conn in worker.connections if conn.number in wanted]
