@@ -589,3 +589,35 @@ def test_what_moves_is_bounded(harness: Harness) -> None:
         sock.close()
     for peer in (*peers, *callers):
         peer.sock.close()
+
+
+# Long answers
+
+
+def test_a_long_answer_keeps_nobody_waiting(harness: Harness) -> None:
+    """Checks, handovers and other clients have their turns while it is made."""
+    harness.control.serve_many(1500)
+    path = harness.listen()
+    with harness.connect(path) as long, harness.connect(path) as short:
+        for command in (b"show stat json\n", b"show stat typed\n", b"show stat\n", b"show servers conn\n"):
+            long.sock.sendall(b"prompt;" * (command == b"show stat json\n") + command)
+            short.sock.sendall(b"prompt;" * (command == b"show stat json\n") + b"show version\n")
+            assert b"1.2.3\n\n> " in short.read_until(b"> ")
+            assert not long.received.endswith(b"\n\n> "), command
+            assert b"s1499" in long.read_until(b"\n\n> ")
+
+
+def test_who_reads_no_listing_locks_nobody_out(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hitlessd.runtime.server.is_privileged", lambda _credentials: False)
+    config = harness.control.config
+    harness.control.config = replace(config, global_=replace(config.global_, stats_maxconn=2))
+    harness.control.forms = [{"number": number} for number in range(1, 5000)]
+    path = harness.listen()
+    peers = [harness.connect(path) for _ in range(2)]
+    for peer in peers:
+        peer.sock.sendall(b"set timeout cli 24d; show sess\n")
+    harness.until(lambda: harness.control.pages > 2, "the listings")
+    harness.settle()
+    assert harness.ask(path, b"show version\n") == b"1.2.3\n\n"
+    for peer in peers:
+        peer.sock.close()

@@ -132,8 +132,9 @@ class RuntimeServer:
 
     @staticmethod
     def _longest_idle(clients: Sequence[Client]) -> Client | None:
-        idle = [client for client in clients if not client.busy]
-        return min(idle, key=lambda client: (bool(client.output), client.active), default=None)
+        """Nobody who waits for a reload; one with an answer under way, read or not, only if there is no other."""
+        found = [client for client in clients if client.waiting is None]
+        return min(found, key=lambda client: (client.busy or bool(client.output), client.active), default=None)
 
     # Clients
 
@@ -278,10 +279,7 @@ class RuntimeServer:
         try:
             answer = execute(command, call)
         except Exception as error:
-            # Main must outlive any mistake in here.
-            text = f"cannot execute a runtime API command: {type(error).__name__}: {error}"
-            self._log("err", text, event=Event.BUG)
-            answer = "cannot execute the command: internal error\n"
+            answer = self._failed(error)
             client.waiting = None
         if isinstance(answer, Pieces):
             client.pieces = answer
@@ -293,28 +291,43 @@ class RuntimeServer:
         elif isinstance(answer, str):
             self._answer(client, answer)
 
+    def _failed(self, error: Exception) -> str:
+        """Main must outlive any mistake in a command."""
+        text = f"cannot execute a runtime API command: {type(error).__name__}: {error}"
+        self._log("err", text, event=Event.BUG)
+        return "cannot execute the command: internal error\n"
+
     def _pull(self, client: Client) -> None:
         """Ask for the next piece of an answer, if the client has read the last one."""
         pieces = client.pieces
         if pieces is not None and client.alive and not client.asking and len(client.output) < UNREAD_PAUSE:
             client.asking = True
-            pieces.next(lambda text: self._piece(client, pieces, text))
+            try:
+                pieces.next(lambda text: self._piece(client, pieces, text))
+            except Exception as error:
+                client.asking, client.pieces = False, None
+                self._answer(client, self._failed(error))
 
     def _piece(self, client: Client, pieces: Pieces, text: str | None) -> None:
         if not client.alive or client.pieces is not pieces:
             return
-        client.asking = False
         client.active = self._loop.time()
         if text is None:
-            client.pieces = None
+            client.asking, client.pieces = False, None
             self._arm(client)
             self._answer(client, "")
         else:
             client.output += text.encode("utf-8", "replace")
             self._flush(client)
-        if client.alive:
-            # From the loop: a piece may be there at once, and the next one, too.
-            self._loop.call_later(0.0, lambda: self._advance(client) if client.alive else None)
+
+        def go_on() -> None:
+            if client.pieces is pieces:
+                client.asking = False
+            if client.alive:
+                self._advance(client)
+
+        # From the loop: a piece may be there at once, and the next one, too.
+        self._loop.call_later(0.0, go_on)
 
     def _answer(self, client: Client, text: str) -> None:
         client.output += text.encode("utf-8", "replace")
