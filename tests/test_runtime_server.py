@@ -621,3 +621,12 @@ def test_who_reads_no_listing_locks_nobody_out(harness: Harness, monkeypatch: py
     assert harness.ask(path, b"show version\n") == b"1.2.3\n\n"
     for peer in peers:
         peer.sock.close()
+
+
+@pytest.mark.parametrize("first", [b"POST / HTTP/1.1\r\n", b"GET /show HTTP/1.0\n", b"PRI * HTTP/2.0\r\n"])
+def test_what_a_page_makes_a_browser_send_is_not_executed(harness: Harness, first: bytes) -> None:
+    request = first + b"Host: 127.0.0.1:9999\r\nContent-Length: 28\r\n\r\n"
+    answer = harness.ask(harness.listen_tcp(), request + b"set server app/x state maint\nprompt\n")
+    assert answer == b"cannot answer: this is the runtime API, and no HTTP\n\n"
+    assert harness.control.administered == []
+    assert harness.logged[0][0] == "warning" and harness.logged[0][1].endswith(": it speaks HTTP")

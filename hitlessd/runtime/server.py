@@ -7,6 +7,7 @@ answers are unread, unread answers have a limit, silence has a limit, and so has
 from __future__ import annotations
 
 import errno
+import re
 import select
 import socket
 from collections.abc import Sequence
@@ -42,6 +43,8 @@ _TURN = 0.01  # seconds that one client may work before others get their turn
 _ACCEPTS = 32  # connections accepted in one go
 _RETRY = 0.1  # seconds until accepting is tried again when descriptors are short
 _CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+#: How a request of HTTP/1 ends its first line.
+_HTTP = re.compile(rb" HTTP/[0-9.]+\r?$")
 _GONE = select.EPOLLHUP | select.EPOLLERR
 _READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
 
@@ -259,11 +262,21 @@ class RuntimeServer:
         del client.input[: end + 1]
         if not client.asked:
             client.asked = True
+            if _HTTP.search(line):
+                self._refuse_http(client)
+                return False
             if line.split(None, 1)[:1] in ([b"_getsocks"], [b"_takeover"]):
                 self._give_away(client, line)
                 return True
         client.commands.extend(split_line(line))
         return True
+
+    def _refuse_http(self, client: Client) -> None:
+        """Any page on the web can have a browser send us lines behind its own; the browser asks nobody."""
+        client.output += b"cannot answer: this is the runtime API, and no HTTP\n\n"
+        client.input.clear()
+        client.closing = True
+        self._limited_log("warning", f"dropping the {client}: it speaks HTTP")
 
     def _execute(self, client: Client, command: bytes) -> None:
         from hitlessd.runtime.commands import execute  # at the first command, not when we start
