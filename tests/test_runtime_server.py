@@ -594,9 +594,10 @@ def test_what_moves_is_bounded(harness: Harness) -> None:
 # Long answers
 
 
-def test_a_long_answer_keeps_nobody_waiting(harness: Harness) -> None:
+def test_a_long_answer_keeps_nobody_waiting(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks, handovers and other clients have their turns while it is made."""
-    harness.control.serve_many(1500)
+    monkeypatch.setattr("hitlessd.runtime.slices.SLICE", 0.0)
+    harness.control.serve_many(200)
     path = harness.listen()
     with harness.connect(path) as long, harness.connect(path) as short:
         for command in (b"show stat json\n", b"show stat typed\n", b"show stat\n", b"show servers conn\n"):
@@ -604,7 +605,7 @@ def test_a_long_answer_keeps_nobody_waiting(harness: Harness) -> None:
             short.sock.sendall(b"prompt;" * (command == b"show stat json\n") + b"show version\n")
             assert b"1.2.3\n\n> " in short.read_until(b"> ")
             assert not long.received.endswith(b"\n\n> "), command
-            assert b"s1499" in long.read_until(b"\n\n> ")
+            assert b"s199" in long.read_until(b"\n\n> ")
 
 
 def test_who_reads_no_listing_locks_nobody_out(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
