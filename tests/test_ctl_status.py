@@ -153,11 +153,13 @@ def test_the_timeline_of_a_reload() -> None:
     refused = timeline({**outcome, "ok": False, "phases": PHASES[:2], "duration": 0.12}, 100, True).splitlines()
     assert "█" in refused[0] and refused[1].endswith("it failed here") and "\x1b[31m" in refused[1]
     assert timeline({"ok": False, "phases": [1, 2]}) == "total              0.0 ms"
+    assert timeline({"ok": False, "duration": {}}) == "total              0.0 ms"
     assert len(refused) == 4 and refused[3] == "connections: 1 lost"
 
 
 def test_the_latest_of_a_history_in_any_form() -> None:
     assert latest('[{"number": 3}, {"number": 4}]') == {"number": 4}
+    assert latest('[{"number": 3}, {"number": {}}, {"number": "x"}]') == {"number": 3}
     assert latest('{"number": 3}\n{"number": 2}\n') == {"number": 3}
     for rubbish in ("", "Unknown command", "[[1]]", '"x"', "7"):
         assert latest(rubbish) == {}

@@ -296,7 +296,7 @@ def test_counters_of_the_table(asked: Asked, control: FakeControl) -> None:
 def test_a_scrape_gives_others_their_turn_and_survives_what_happens_then(
     control: FakeControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hitlessd.web.metrics._SLICE", 0.0)
+    monkeypatch.setattr("hitlessd.web.metrics.SLICE", 0.0)
     later: list[object] = []
     respond = responder(control, later.append)
     replies: list[Reply] = []

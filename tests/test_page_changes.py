@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -276,3 +276,18 @@ def test_what_is_refused_is_told_as_haproxy_tells_errors(control: FakeControl) -
 def test_too_much_is_refused(control: FakeControl) -> None:
     assert where(post(control, {"s": "a" * 40000})) == "/stats;st=EXCD"
     assert post(control, {"s": [""] * 2000}).status == 400
+
+
+def test_many_changes_give_others_their_turn(control: FakeControl) -> None:
+    form = {"b": "app", "s": ["app1", "app2"], "action": "drain"}
+    turns: list[Callable[[], object]] = []
+    request = Request("POST", PAGE.uri, (), urlencode(form, doseq=True).encode())
+    answer = responder(control, turns.append)(request, Grant("page", PAGE, "www", True))
+    assert isinstance(answer, Waiting)
+    replies: list[Reply] = []
+    answer.begin(replies.append)
+    for done in (1, 2):
+        assert len(control.administered) == done and not replies
+        turns.pop()()
+    assert where(replies[0]) == "/stats;st=DONE"
+    assert turns == []

@@ -168,6 +168,13 @@ class FakeControl:
     ) -> None:
         self.given.append(("takeover", sock, rest, stats, credentials, already))
 
+    def serve_many(self, number: int) -> None:
+        """Have a backend with so many servers: s0, s1, ..."""
+        servers = tuple(Server(f"s{at}", InetAddress("192.0.2.1", 1), at + 1) for at in range(number))
+        self.config = Config(Global(maxconn=100), (), (Backend("many", 2, servers),))
+        self.table.close()
+        self.table = Table.create(row_keys(self.config), 2, 7)
+
     def end_reload(self, ok: bool, reason: str) -> None:
         """Answer everybody who waits."""
         self.last_reload = ReloadOutcome(8, ok, reason, 0.1234, 1700000000.5)

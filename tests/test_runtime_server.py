@@ -589,3 +589,45 @@ def test_what_moves_is_bounded(harness: Harness) -> None:
         sock.close()
     for peer in (*peers, *callers):
         peer.sock.close()
+
+
+# Long answers
+
+
+def test_a_long_answer_keeps_nobody_waiting(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks, handovers and other clients have their turns while it is made."""
+    monkeypatch.setattr("hitlessd.runtime.slices.SLICE", 0.0)
+    harness.control.serve_many(200)
+    path = harness.listen()
+    with harness.connect(path) as long, harness.connect(path) as short:
+        for command in (b"show stat json\n", b"show stat typed\n", b"show stat\n", b"show servers conn\n"):
+            long.sock.sendall(b"prompt;" * (command == b"show stat json\n") + command)
+            short.sock.sendall(b"prompt;" * (command == b"show stat json\n") + b"show version\n")
+            assert b"1.2.3\n\n> " in short.read_until(b"> ")
+            assert not long.received.endswith(b"\n\n> "), command
+            assert b"s199" in long.read_until(b"\n\n> ")
+
+
+def test_who_reads_no_listing_locks_nobody_out(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hitlessd.runtime.server.is_privileged", lambda _credentials: False)
+    config = harness.control.config
+    harness.control.config = replace(config, global_=replace(config.global_, stats_maxconn=2))
+    harness.control.forms = [{"number": number} for number in range(1, 5000)]
+    path = harness.listen()
+    peers = [harness.connect(path) for _ in range(2)]
+    for peer in peers:
+        peer.sock.sendall(b"set timeout cli 24d; show sess\n")
+    harness.until(lambda: harness.control.pages > 2, "the listings")
+    harness.settle()
+    assert harness.ask(path, b"show version\n") == b"1.2.3\n\n"
+    for peer in peers:
+        peer.sock.close()
+
+
+@pytest.mark.parametrize("first", [b"POST / HTTP/1.1\r\n", b"GET /show HTTP/1.0\n", b"PRI * HTTP/2.0\r\n"])
+def test_what_a_page_makes_a_browser_send_is_not_executed(harness: Harness, first: bytes) -> None:
+    request = first + b"Host: 127.0.0.1:9999\r\nContent-Length: 28\r\n\r\n"
+    answer = harness.ask(harness.listen_tcp(), request + b"set server app/x state maint\nprompt\n")
+    assert answer == b"cannot answer: this is the runtime API, and no HTTP\n\n"
+    assert harness.control.administered == []
+    assert harness.logged[0][0] == "warning" and harness.logged[0][1].endswith(": it speaks HTTP")

@@ -42,7 +42,9 @@ def test_times_are_written_as_haproxy_writes_them(seconds: float | None, text: s
 
 
 def test_numbers() -> None:
-    assert [session_number(text) for text in ("0x10", "10", "foo", "")] == [16, 16, 0, 0]
+    assert [session_number(text) for text in ("0x10", "10", "0X0f", "foo", "", "-1", "1_0")] == [16, 16, 15, 0, 0, 0, 0]
+    # No message between main and workers can say more than some thousand digits.
+    assert [session_number("0x" + "f" * digits) for digits in (16, 17, 4000)] == [(1 << 64) - 1, 0, 0]
 
 
 def test_a_form_of_another_version_is_no_problem() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -9,11 +12,11 @@ from collections.abc import Iterator
 import pytest
 
 from hitlessd.errors import PeerError
-from hitlessd.model import StatsPage
+from hitlessd.model import Condition, StatsPage
 from hitlessd.web.exchange import BODY_LIMIT
 from hitlessd.web.feeds import FEEDS
 from hitlessd.web.message import Grant, Reply
-from hitlessd.web.server import CLIENTS
+from hitlessd.web.server import CLIENTS, EXPORT_TOTAL
 from tests.support.web_server import Browser, Clock, WebHarness
 
 GET = b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -363,7 +366,7 @@ def test_who_waits_for_an_answer_gets_it_from_the_successor(browser: Browser, we
 
 
 def test_a_feed_goes_on_without_a_reconnect(web: WebHarness, clock: Clock) -> None:
-    web.pages["www"] = StatsPage(uri="/new")
+    web.pages["www"] = StatsPage(uri="/new", admin=Condition(()))
     grant = Grant("page", StatsPage(uri="/old"), "www", True, "192.0.2.1:5")
     with web.passed(GET % b"/feed", grant) as client:
         client.wait(b"\r\n\r\n")
@@ -372,6 +375,10 @@ def test_a_feed_goes_on_without_a_reconnect(web: WebHarness, clock: Clock) -> No
             web.succeed()
             assert client.wait(b"\n\n\r\n") == b"9\r\ndata: %d\n\n\r\n" % number
         assert web.site.grants[-1] == Grant("page", web.pages["www"], "www", True, "192.0.2.1:5")
+        # What the configuration does not grant any more is gone with the next generation.
+        web.pages["www"] = StatsPage(uri="/new")
+        web.succeed()
+        assert web.site.grants[-1] == Grant("page", web.pages["www"], "www", False, "192.0.2.1:5")
 
 
 def test_a_handover_that_fails_gives_them_back(browser: Browser, web: WebHarness) -> None:
@@ -392,6 +399,50 @@ def test_who_does_not_fit_is_dropped_idle_ones_first(web: WebHarness) -> None:
         web.server.import_client(*states[0])
         web.site.waiting[-1](Reply(200, b"at last"))
         assert waiting.response()[2] == b"at last"
+
+
+def test_those_who_take_their_time_to_ask_lock_nobody_out(web: WebHarness, clock: Clock) -> None:
+    """Whoever can reach a listener can fill the server with requests that have begun."""
+    with contextlib.ExitStack() as stack:
+        waiting = stack.enter_context(web.connect()).send(GET % b"/later")
+        slow = []
+        for _ in range(CLIENTS - 1):
+            clock.now += 0.01
+            slow.append(stack.enter_context(web.connect()).send(b"POST /echo HTTP/1.1\r\nContent-Length: 9\r\n"))
+        asking = stack.enter_context(web.connect())
+        assert asking.get("/echo")[0] == 200
+        assert slow[0].over and not slow[1].over
+        web.site.waiting[0](Reply(200, b"at last"))
+        assert waiting.response()[2] == b"at last"
+
+
+def test_what_moves_is_bounded_as_it_is_sent(web: WebHarness) -> None:
+    """Bytes that JSON writes with six: 16 KiB of a head are 96 KiB of the message between mains."""
+    head = b"GET /feed HTTP/1.1\r\nHost: h\r\nX: " + b"\xff" * 16000 + b"\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(FEEDS):
+            stack.enter_context(web.connect()).send(head)
+        states = web.server.export_clients(252)
+        assert 20 < len(states) < FEEDS
+        assert len(json.dumps([state for _, state in states])) <= EXPORT_TOTAL + len(states) * 2
+        for fd, state in states:
+            web.server.import_client(fd, state)
+
+
+def test_an_answer_that_cannot_be_kept_costs_its_client_alone(
+    browser: Browser, web: WebHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_arguments: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with web.connect() as reading:
+        reading.send(GET % b"/big")
+        browser.get("/echo")
+        monkeypatch.setattr(os, "memfd_create", short)
+        web.succeed()
+        assert reading.over
+        assert browser.get("/echo")[0] == 200
+    assert "its answer cannot be kept: Too many open files" in web.logged[0][1]
 
 
 # --- leaving

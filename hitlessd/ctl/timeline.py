@@ -42,7 +42,8 @@ def records(text: str, name: str) -> list[dict[str, Any]]:
 
 def latest(text: str) -> dict[str, Any]:
     """Of the answer to `show reloads json` the youngest; empty if there is none."""
-    return max(records(text, "reloads"), key=lambda each: int(each.get("number", 0)), default={})
+    found = [each for each in records(text, "reloads") if isinstance(each.get("number"), int)]
+    return max(found, key=lambda each: int(each["number"]), default={})
 
 
 def shower(as_json: bool) -> Show:
@@ -85,7 +86,8 @@ def timeline(outcome: dict[str, Any], columns: int = 0, colours: bool = False) -
         phases = [(str(name), float(seconds)) for name, seconds in outcome.get("phases", ())]
     except (TypeError, ValueError):
         phases = []  # of a version that means something else by it
-    total = float(outcome.get("duration", 0.0)) or sum(seconds for _, seconds in phases)
+    duration = outcome.get("duration")
+    total = duration if isinstance(duration, int | float) and duration else sum(seconds for _, seconds in phases)
     width = max(_LEAST, min(_MOST, columns - 38)) if columns else 20
     lines, at = [], 0.0
     for index, (name, seconds) in enumerate(phases):

@@ -19,7 +19,7 @@ def responders(control: Control, loop: Loop) -> dict[Service, Responder]:
     """Who answers, by service."""
     return {
         "metrics": _lazily(lambda: _import("hitlessd.web.metrics").responder(control, loop.call_soon)),
-        "page": _lazily(lambda: _import("hitlessd.web.page").responder(control)),
+        "page": _lazily(lambda: _import("hitlessd.web.page").responder(control, loop.call_soon)),
     }
 
 

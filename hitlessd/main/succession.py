@@ -111,14 +111,23 @@ class Succession:
 
     def give(self, sock: socket.socket, credentials: Credentials | None) -> None:
         """Answer `_getsocks`."""
+        who = f" by process {credentials.pid}" if credentials else ""
         # Copies: a reload meanwhile closes ours, and their numbers must not come to mean something else.
-        fds = [os.dup(x.sock.fileno()) for _, x in self._office.equipment.listeners if x.listening and x.open]
+        fds: list[int] = []
+        try:
+            for _, listener in self._office.equipment.listeners:
+                if listener.listening and listener.open:
+                    fds.append(os.dup(listener.sock.fileno()))
+        except OSError as error:
+            close_all(fds)
+            sock.close()
+            text = f"cannot give listeners away, which were asked for{who}: {error.strerror}"
+            self._log("warning", text, event=Event.DESCRIPTORS_SHORT)
+            return
 
         def done(ok: bool) -> None:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
             self._office.given |= ok
-            who = f" by process {credentials.pid}" if credentials else ""
             how = "were taken" if ok else "were asked for, but not taken,"
             self._log("notice", f"{len(fds)} listeners {how}{who}", event=Event.LISTENERS_GIVEN)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator
 
-from hitlessd.runtime.command import Call, Command, integer, without_empty_lines
+from hitlessd.runtime.command import Answer, Call, Command, integer, without_empty_lines
 from hitlessd.runtime.info import event_date, info_fields, show_info, show_proc
-from hitlessd.runtime.stat import StatFilter, show_stat, stat_rows
+from hitlessd.runtime.slices import in_slices
+from hitlessd.runtime.stat import StatFilter, collected, stat_csv
+from hitlessd.runtime.statrow import Row
 
 __all__ = ["COMMANDS"]
 
@@ -26,7 +29,7 @@ def _show_info(call: Call) -> str:
     return typed.info_json(fields, floating) if "json" in words else typed.info_typed(fields, floating, desc)
 
 
-def _show_stat(call: Call) -> str:
+def _show_stat(call: Call) -> Answer:
     words = list(call.words[2:])
     if words[:1] == ["domain"]:
         if words[1:2] != ["proxy"]:
@@ -47,12 +50,20 @@ def _show_stat(call: Call) -> str:
     # HAProxy shows addresses and algorithms from level operator on.
     addresses = call.session.may("operator") or call.session.privileged
     wanted = StatFilter(iid, types, sid, "no-maint" in words, "up" in words, addresses)
-    if "json" not in words and "typed" not in words:
-        return show_stat(call.control, wanted, time.time())
-    from hitlessd.runtime import typed
+    form: Callable[[Iterable[Row]], Iterator[str]] = stat_csv
+    if "json" in words or "typed" in words:
+        from hitlessd.runtime import typed
 
-    rows = stat_rows(call.control, wanted, time.time())
-    return typed.stat_json(rows) if "json" in words else typed.stat_typed(rows, "desc" in words)
+        desc = "desc" in words
+        form = typed.stat_json if "json" in words else lambda rows: typed.stat_typed(rows, desc)
+    return in_slices(_statistics(call, wanted, form))
+
+
+def _statistics(call: Call, wanted: StatFilter, form: Callable[[Iterable[Row]], Iterator[str]]) -> Iterator[str]:
+    rows: list[Row] = []
+    for _ in collected(call.control, wanted, time.time(), rows):
+        yield ""
+    yield from form(rows)
 
 
 def _show_schema(_call: Call) -> str:

@@ -7,6 +7,7 @@ answers are unread, unread answers have a limit, silence has a limit, and so has
 from __future__ import annotations
 
 import errno
+import re
 import select
 import socket
 from collections.abc import Sequence
@@ -42,6 +43,8 @@ _TURN = 0.01  # seconds that one client may work before others get their turn
 _ACCEPTS = 32  # connections accepted in one go
 _RETRY = 0.1  # seconds until accepting is tried again when descriptors are short
 _CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+#: How a request of HTTP/1 ends its first line.
+_HTTP = re.compile(rb" HTTP/[0-9.]+\r?$")
 _GONE = select.EPOLLHUP | select.EPOLLERR
 _READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
 
@@ -132,8 +135,9 @@ class RuntimeServer:
 
     @staticmethod
     def _longest_idle(clients: Sequence[Client]) -> Client | None:
-        idle = [client for client in clients if not client.busy]
-        return min(idle, key=lambda client: (bool(client.output), client.active), default=None)
+        """Nobody who waits for a reload; one with an answer under way, read or not, only if there is no other."""
+        found = [client for client in clients if client.waiting is None]
+        return min(found, key=lambda client: (client.busy or bool(client.output), client.active), default=None)
 
     # Clients
 
@@ -258,11 +262,21 @@ class RuntimeServer:
         del client.input[: end + 1]
         if not client.asked:
             client.asked = True
+            if _HTTP.search(line):
+                self._refuse_http(client)
+                return False
             if line.split(None, 1)[:1] in ([b"_getsocks"], [b"_takeover"]):
                 self._give_away(client, line)
                 return True
         client.commands.extend(split_line(line))
         return True
+
+    def _refuse_http(self, client: Client) -> None:
+        """Any page on the web can have a browser send us lines behind its own; the browser asks nobody."""
+        client.output += b"cannot answer: this is the runtime API, and no HTTP\n\n"
+        client.input.clear()
+        client.closing = True
+        self._limited_log("warning", f"dropping the {client}: it speaks HTTP")
 
     def _execute(self, client: Client, command: bytes) -> None:
         from hitlessd.runtime.commands import execute  # at the first command, not when we start
@@ -278,10 +292,7 @@ class RuntimeServer:
         try:
             answer = execute(command, call)
         except Exception as error:
-            # Main must outlive any mistake in here.
-            text = f"cannot execute a runtime API command: {type(error).__name__}: {error}"
-            self._log("err", text, event=Event.BUG)
-            answer = "cannot execute the command: internal error\n"
+            answer = self._failed(error)
             client.waiting = None
         if isinstance(answer, Pieces):
             client.pieces = answer
@@ -293,28 +304,43 @@ class RuntimeServer:
         elif isinstance(answer, str):
             self._answer(client, answer)
 
+    def _failed(self, error: Exception) -> str:
+        """Main must outlive any mistake in a command."""
+        text = f"cannot execute a runtime API command: {type(error).__name__}: {error}"
+        self._log("err", text, event=Event.BUG)
+        return "cannot execute the command: internal error\n"
+
     def _pull(self, client: Client) -> None:
         """Ask for the next piece of an answer, if the client has read the last one."""
         pieces = client.pieces
         if pieces is not None and client.alive and not client.asking and len(client.output) < UNREAD_PAUSE:
             client.asking = True
-            pieces.next(lambda text: self._piece(client, pieces, text))
+            try:
+                pieces.next(lambda text: self._piece(client, pieces, text))
+            except Exception as error:
+                client.asking, client.pieces = False, None
+                self._answer(client, self._failed(error))
 
     def _piece(self, client: Client, pieces: Pieces, text: str | None) -> None:
         if not client.alive or client.pieces is not pieces:
             return
-        client.asking = False
         client.active = self._loop.time()
         if text is None:
-            client.pieces = None
+            client.asking, client.pieces = False, None
             self._arm(client)
             self._answer(client, "")
         else:
             client.output += text.encode("utf-8", "replace")
             self._flush(client)
-        if client.alive:
-            # From the loop: a piece may be there at once, and the next one, too.
-            self._loop.call_later(0.0, lambda: self._advance(client) if client.alive else None)
+
+        def go_on() -> None:
+            if client.pieces is pieces:
+                client.asking = False
+            if client.alive:
+                self._advance(client)
+
+        # From the loop: a piece may be there at once, and the next one, too.
+        self._loop.call_later(0.0, go_on)
 
     def _answer(self, client: Client, text: str) -> None:
         client.output += text.encode("utf-8", "replace")

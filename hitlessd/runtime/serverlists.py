@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from hitlessd.health import Result
 from hitlessd.model import Backend, InetAddress, Server
-from hitlessd.runtime.command import Call, Command
+from hitlessd.runtime.command import Answer, Call, Command
 from hitlessd.runtime.control import Control
 from hitlessd.runtime.serverstate import ServerNow, server_now
+from hitlessd.runtime.slices import in_slices
 from hitlessd.table import Column, RowKey, ServerState, Table, totals
 
 __all__ = ["COMMANDS"]
@@ -45,21 +46,24 @@ _STATUS = {
 _RISE = 2
 
 
-def _of(call: Call, line: Callable[[Backend, Server, ServerNow, Sequence[Table]], str]) -> str | None:
-    """A line a server of the backend that the fourth word names, or of all; None if there is none of that name."""
+def _answer(call: Call, head: str, line: Callable[[Backend, Server, ServerNow, Sequence[Table]], str]) -> Answer:
+    """The head, and a line for each server of the backend that the fourth word names, or of all."""
     name, control = call.words[3] if len(call.words) > 3 else "", call.control
     backends = [backend for backend in control.config.backends if not name or backend.name == name]
-    if not backends:
-        return None if name else ""
-    tables = control.tables()
-    return "".join(
-        line(backend, server, server_now(server, backend, tables), tables)
-        for backend in backends
-        for server in backend.servers
-    )
+    if name and not backends:
+        return "Can't find backend.\n"
+
+    def texts() -> Iterator[str]:
+        yield head
+        for backend in backends:
+            for server in backend.servers:
+                tables = control.tables()  # a generation may end between two lines
+                yield line(backend, server, server_now(server, backend, tables), tables)
+
+    return in_slices(texts())
 
 
-def _show_state(call: Call) -> str:
+def _show_state(call: Call) -> Answer:
     configured = dict(_servers(call.control))
     now = time.time()
 
@@ -67,8 +71,7 @@ def _show_state(call: Call) -> str:
         original = configured.get((backend.name, server.name), server)
         return _state_line(backend, server, original, state, now, now - call.control.started_at)
 
-    found = _of(call, line)
-    return "Can't find backend.\n" if found is None else f"1\n# {_STATE_COLUMNS}\n{found}"
+    return _answer(call, f"1\n# {_STATE_COLUMNS}\n", line)
 
 
 def _servers(control: Control) -> Iterator[tuple[tuple[str, str], Server]]:
@@ -113,12 +116,9 @@ def _where(server: Server) -> tuple[str, int]:
     return (address.host, address.port) if isinstance(address, InetAddress) else ("-", 0)
 
 
-def _show_conn(call: Call) -> str:
+def _show_conn(call: Call) -> Answer:
     workers = call.control.tables()[0].workers if call.control.tables() else 0
-    found = _of(call, _conn_line)
-    if found is None:
-        return "Can't find backend.\n"
-    return f"# {_CONN_COLUMNS} idle_per_thr[{workers}]\n{found}"
+    return _answer(call, f"# {_CONN_COLUMNS} idle_per_thr[{workers}]\n", _conn_line)
 
 
 def _conn_line(backend: Backend, server: Server, _state: ServerNow, tables: Sequence[Table]) -> str:

@@ -6,6 +6,7 @@ statistics, channel flags and analysers) is written as 0 or left empty, as HAPro
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -26,11 +27,9 @@ def human_time(seconds: float | None) -> str:
 
 
 def session_number(text: str) -> int:
-    """The number that `0x...` names, 0 if it is none (strtoul(3): the prefix is optional)."""
-    try:
-        return int(text, 16)
-    except ValueError:
-        return 0
+    """The number that `0x...` names, the prefix being optional; 0 if no session can have it: they have 64 bits."""
+    match = re.fullmatch(r"(?:0[xX])?0*([0-9a-fA-F]{1,16})", text)
+    return int(match[1], 16) if match else 0
 
 
 def _source(form: dict[str, Any]) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from hitlessd.runtime.serverstate import ServerNow, server_now
 from hitlessd.runtime.statrow import BACKEND, COLUMNS, FRONTEND, SERVER, Row, counts, header, template
 from hitlessd.table import Column, HealthRecord, RowKey, ServerState, Table, totals
 
-__all__ = ["COLUMNS", "StatFilter", "show_stat", "stat_rows"]
+__all__ = ["COLUMNS", "StatFilter", "collected", "show_stat", "stat_csv", "stat_rows"]
 
 _SSL = ("ssl_sess", "ssl_reused_sess", "ssl_failed_handshake")
 _MODULES = COLUMNS[COLUMNS.index("ssl_sess") :]
@@ -58,6 +58,8 @@ _CHECKED = counts("chkfail chkdown")
 _OBSERVED = counts("hanafail")
 
 _UNCHECKED = HealthRecord()
+#: How often rows are begun anew because a generation ends or the configuration changes meanwhile.
+_TRIES = 3
 #: `show stat <iid> <type> <sid>`: bits of <type>.
 _FRONTENDS, _BACKENDS, _SERVERS = 1, 2, 4
 
@@ -76,7 +78,35 @@ class StatFilter:
 
 def show_stat(control: Control, wanted: StatFilter, now: float) -> str:
     """The CSV of `show stat`, header included. `now` is CLOCK_REALTIME seconds."""
-    return header() + "".join(row.csv() for row in stat_rows(control, wanted, now))
+    return "".join(stat_csv(stat_rows(control, wanted, now)))
+
+
+def stat_csv(rows: Iterable[Row]) -> Iterator[str]:
+    """The CSV of `show stat`, header included, line by line."""
+    yield header()
+    for row in rows:
+        yield row.csv()
+
+
+def collected(control: Control, wanted: StatFilter, now: float, rows: list[Row]) -> Iterator[None]:
+    """Fill `rows` with stat_rows() in steps, between which anything may happen: they are of one moment's configuration
+    and generations all the same."""
+    for _ in range(_TRIES):
+        tables, config = control.tables(), control.config
+        rows.clear()
+        for row in stat_rows(control, wanted, now):
+            rows.append(row)
+            yield
+            # A generation that has ended takes its table with it.
+            if control.config is not config or not _same(tables, control.tables()):
+                break
+        else:
+            return
+    rows[:] = stat_rows(control, wanted, now)
+
+
+def _same(before: Sequence[Table], now: Sequence[Table]) -> bool:
+    return len(before) == len(now) and all(one is other for one, other in zip(before, now, strict=True))
 
 
 def stat_rows(control: Control, wanted: StatFilter, now: float) -> Iterator[Row]:
@@ -98,17 +128,20 @@ def stat_rows(control: Control, wanted: StatFilter, now: float) -> Iterator[Row]
             for frontend in frontends:
                 yield _frontend(control, frontend, tables)
         for backend in backends:
-            states = [server_now(server, backend, tables) for server in backend.servers]
-            sums = {key: totals(tables, key) for key in servers.get(backend.name, ())}
-            if wanted.types & _SERVERS:
-                for server, state in zip(backend.servers, states, strict=True):
-                    hidden = (wanted.hide_maint or wanted.hide_down) and state.admin is ServerState.MAINT
-                    hidden = hidden or (wanted.hide_down and not state.up)
-                    if wanted.sid in (-1, server.sid) and not hidden:
-                        key = RowKey("server", backend.name, server.name)
-                        counted = sums.get(key) or totals((), key)
-                        yield _server(control, backend, server, state, counted, now, wanted.addresses)
+            states: list[ServerNow] = []
+            sums: dict[RowKey, Sequence[int]] = {}
+            for server in backend.servers:
+                key = RowKey("server", backend.name, server.name)
+                state, counted = server_now(server, backend, tables), totals(tables, key)
+                states.append(state)
+                sums[key] = counted
+                hidden = (wanted.hide_maint or wanted.hide_down) and state.admin is ServerState.MAINT
+                hidden = hidden or (wanted.hide_down and not state.up)
+                if wanted.types & _SERVERS and wanted.sid in (-1, server.sid) and not hidden:
+                    yield _server(control, backend, server, state, counted, now, wanted.addresses)
             if wanted.types & _BACKENDS:
+                for key in servers.get(backend.name, set()).difference(sums):
+                    sums[key] = totals(tables, key)
                 yield _backend(control, backend, states, tables, now, wanted, sums.values())
 
 

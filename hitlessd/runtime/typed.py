@@ -7,7 +7,7 @@ processes. Imported when somebody asks for it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hitlessd.runtime.descriptions import describe
@@ -131,28 +131,28 @@ def _stat_values(row: Row) -> list[tuple[int, str, _Tag, object]]:
     return found
 
 
-def stat_typed(rows: Iterable[Row], desc: bool) -> str:
-    """A line a value; with `desc` each says what it is."""
-    lines = []
+def stat_typed(rows: Iterable[Row], desc: bool) -> Iterator[str]:
+    """A line a value, row by row; with `desc` each says what it is."""
     for row in rows:
+        lines = []
         head = f"{_LETTERS[row.kind]}.{row.iid}.{row.sid}."
         for at, name, tag, value in _stat_values(row):
             more = f':"{describe(name)}"' if desc else ""
             lines.append(f"{head}{at}.{name}.1:{tag.letters}:{tag.type}:{value}{more}\n")
-    return "".join(lines)
+        yield "".join(lines)
 
 
-def stat_json(rows: Iterable[Row]) -> str:
-    """A list of objects, each a list of values, in one line."""
-    return _text(
-        [
-            [
-                {"objType": _OBJECTS[row.kind], "proxyId": row.iid, "id": row.sid, **_value(at, name, tag, value)}
-                for at, name, tag, value in _stat_values(row)
-            ]
-            for row in rows
+def stat_json(rows: Iterable[Row]) -> Iterator[str]:
+    """A list of objects, each a list of values, in one line; row by row."""
+    before = "["
+    for row in rows:
+        values = [
+            {"objType": _OBJECTS[row.kind], "proxyId": row.iid, "id": row.sid, **_value(at, name, tag, value)}
+            for at, name, tag, value in _stat_values(row)
         ]
-    )
+        yield before + json.dumps(values, separators=(",", ":"))
+        before = ","
+    yield "[]\n" if before == "[" else "]\n"
 
 
 def _info_tag(name: str, floating: bool) -> tuple[int, _Tag]:

@@ -53,6 +53,11 @@ class Client:
         return self.lingering or not (self.output or self.asked or self.inbox.data)
 
     @property
+    def slow(self) -> bool:
+        """Its request is not whole yet."""
+        return bool(self.inbox.data) and not (self.output or self.asked)
+
+    @property
     def engaged(self) -> bool:
         """It asks or hears something that has an end."""
         return not self.idle and self.feed is None

@@ -5,22 +5,18 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from hitlessd.runtime.control import Control
-from hitlessd.runtime.stat import StatFilter, stat_rows
+from hitlessd.runtime.slices import SLICE
+from hitlessd.runtime.stat import StatFilter, collected
 from hitlessd.runtime.statrow import Row
-from hitlessd.table import Table
 from hitlessd.web.families import written
 from hitlessd.web.message import Feed, Grant, Reply, Request, Responder, Waiting
 
 __all__ = ["responder"]
 
-#: Seconds that a scrape works before others have their turn.
-_SLICE = 0.01
-#: How often rows are begun anew because a generation ends or the configuration changes meanwhile.
-_TRIES = 3
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SCOPES = ("global", "frontend", "backend", "server")
 #: HAProxy's exporter has these, too; there is nothing of them here.
@@ -113,10 +109,10 @@ class _Scrape:
 
     def run(self) -> None:
         """Work for a while, and again, until it is made."""
-        until = time.monotonic() + _SLICE
+        until = time.thread_time() + SLICE
         try:
             for _ in self._steps:
-                if time.monotonic() >= until:
+                if time.thread_time() >= until:
                     self._later(self.run)
                     return
             reply = Reply(200, "".join(self._pieces).encode(), _CONTENT_TYPE, (("cache-control", "no-cache"),))
@@ -140,27 +136,7 @@ class _Scrape:
             yield
         if query.scopes not in ((), ("global",)):
             rows: list[Row] = []
-            yield from _collected(control, rows)
+            yield from collected(control, StatFilter(), time.time(), rows)
             for piece in written(rows, query.scopes, query.no_maint):
                 self._pieces.append(piece)
                 yield
-
-
-def _collected(control: Control, rows: list[Row]) -> Iterator[None]:
-    """Fill `rows` with those of `show stat`, a step each."""
-    for _ in range(_TRIES):
-        tables, config = control.tables(), control.config
-        rows.clear()
-        for row in stat_rows(control, StatFilter(), time.time()):
-            rows.append(row)
-            yield
-            # A generation that has ended takes its table with it.
-            if control.config is not config or not _same(tables, control.tables()):
-                break
-        else:
-            return
-    rows[:] = stat_rows(control, StatFilter(), time.time())
-
-
-def _same(before: Sequence[Table], now: Sequence[Table]) -> bool:
-    return len(before) == len(now) and all(one is other for one, other in zip(before, now, strict=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from hitlessd.web.client import Client
 from hitlessd.web.exchange import INPUT_LIMIT, Asked
 from hitlessd.web.message import Grant, Request
 
-__all__ = ["KINDS", "Arrivals", "exported", "size"]
+__all__ = ["KINDS", "Arrivals", "exported"]
 
 _CLIENT, _OUTPUT = "web", "web-output"
 #: What `kind` says in a state of ours.
@@ -29,24 +30,19 @@ _FORMAT = 1
 _OUTPUT_LIMIT = 64 << 20
 
 
-def size(client: Client) -> int:
-    """Bytes that its state has to carry, about, before their encoding."""
-    asked = 0
-    if client.asked:
-        request = client.asked.request
-        asked = sum(len(name) + len(value) + 8 for name, value in request.headers)
-        asked += len(request.target) + len(request.body)
-    return len(client.inbox.data) + asked + 1024
-
-
-def exported(client: Client, now: float) -> list[tuple[int, dict[str, Any]]]:
-    """Take a client's socket away from it. `now` is the loop's time."""
+def exported(client: Client, now: float, room: int) -> tuple[list[tuple[int, dict[str, Any]]], int]:
+    """Take a client's socket away from it; with how many bytes its state has as JSON text, which are `room` at most,
+    else nothing is taken. `now` is the loop's time. Raises OSError, nothing being taken then."""
+    state = _state(client, now)
+    # What it is as text, not before: a byte of a header may become six.
+    size = len(json.dumps(state))
+    if size > room:
+        return [], size
     found: list[tuple[int, dict[str, Any]]] = []
     if client.output:
         with memoryview(client.output) as view:
             found.append((_write(view[client.sent :]), {"kind": _OUTPUT}))
-    state = _state(client, now)
-    return [*found, (client.sock.detach(), state)]
+    return [*found, (client.sock.detach(), state)], size
 
 
 class Arrivals:
@@ -116,7 +112,9 @@ def _restored(
         raise ValueError(f"unknown format {state['format']!r}, or service")
     proxy = str(state["proxy"])
     page = page_of(proxy) if state["service"] == "page" else None
-    grant = Grant(state["service"], page, proxy, state["admin"] is True, str(state["peer"]))
+    # As where a worker passes one on: what the configuration grants no more is not granted.
+    admin = state["admin"] is True and page is not None and page.admin is not None
+    grant = Grant(state["service"], page, proxy, admin, str(state["peer"]))
     client = Client(sock, grant, now - float(state["waited"]), _bytes(state["input"]), state["once"] is True)
     client.used, client.ended, client.closing = (state[name] is True for name in ("used", "ended", "closing"))
     if asked := state["asked"]:

@@ -24,13 +24,13 @@ from hitlessd.web.deadlines import Deadlines
 from hitlessd.web.exchange import CONTINUE, INPUT_LIMIT, Asked, refusal, rendered
 from hitlessd.web.feeds import Feeds
 from hitlessd.web.message import Feed, Grant, Reply, Responder, Service, Waiting
-from hitlessd.web.passage import Arrivals, exported, size
+from hitlessd.web.passage import Arrivals, exported
 
 __all__ = ["WebServer"]
 
 CLIENTS = 100
 UNREAD_LIMIT = 64 << 20  # bytes of unsent answers, all clients together
-EXPORT_TOTAL = 2 << 20  # bytes of everything that goes to a successor, before its encoding, but for unsent answers
+EXPORT_TOTAL = 3 << 20  # bytes of everything that goes to a successor, as JSON text, but for unsent answers
 
 _HASTE = 0.1  # seconds within which whoever connects to ask something does
 _METHODS = ("GET", "HEAD", "POST")
@@ -126,9 +126,13 @@ class WebServer:
         self._advance(client)
 
     def _make_room(self) -> bool:
-        """Idle clients cannot lock others out."""
-        victim = min((client for client in self._clients if client.idle), key=lambda each: each.since, default=None)
+        """Neither idle clients can lock others out, nor those who take their time to ask: who has asked a whole
+        request, as workers and programs do at once, is never sent away."""
+        found = [client for client in self._clients if client.idle or client.slow]
+        victim = min(found, key=lambda each: (not each.idle, each.since), default=None)
         if victim:
+            if not victim.idle:
+                self._complain("notice", f"dropping a {victim}: too many clients, and its request is not whole")
             self._drop(victim)
         return victim is not None
 
@@ -331,24 +335,31 @@ class WebServer:
         """Give every client away, for a successor: descriptors, and what import_client() needs of each (JSON).
 
         What is unsent travels as a descriptor of its own, before its client. There are at most `most`, and all together
-        is less than 4 MiB as JSON text; whoever does not fit is dropped.
+        is no more than EXPORT_TOTAL; whoever does not fit is dropped.
         """
         found: list[tuple[int, dict[str, Any]]] = []
-        total = 0
+        room = EXPORT_TOTAL
         for client in sorted(self._clients, key=lambda each: each.idle):
             self._flush(client)
             if not client.alive or client.lingering or (client.closing and not client.output):
                 self._drop(client)
                 continue
-            total += size(client)
-            if total > EXPORT_TOTAL or len(found) + 2 > most:
-                total -= size(client)
-                self._complain("notice", f"dropping a {client}: a successor takes over, and there are too many")
+            why = "there are too many"
+            fd, size = client.sock.fileno(), 0
+            parts: list[tuple[int, dict[str, Any]]] = []
+            if len(found) + 2 <= most:
+                try:
+                    parts, size = exported(client, self._loop.time(), room)
+                except OSError as error:
+                    why = f"its answer cannot be kept: {error.strerror}"
+            if not parts:
+                self._complain("notice", f"dropping a {client}: a successor takes over, and {why}")
                 self._drop(client)
                 continue
-            self._loop.remove(client.sock.fileno())
-            found += exported(client, self._loop.time())
+            self._loop.remove(fd)
             self._forget(client)
+            found += parts
+            room -= size
         return found
 
     def import_client(self, fd: int, state: dict[str, Any]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hitlessd.runtime.control import Control
 from hitlessd.web.message import Feed, Grant, Reply, Request, Responder, Waiting
 
 __all__ = ["responder"]
 
 
-def responder(control: Control) -> Responder:
-    """Answers for the service "page"."""
+def responder(control: Control, later: Callable[[Callable[[], object]], object] = lambda call: call()) -> Responder:
+    """Answers for the service "page". `later(call)` calls when others had their turn."""
     answer: Responder | None = None
 
     def respond(request: Request, grant: Grant) -> Reply | Feed | Waiting:
@@ -18,7 +20,7 @@ def responder(control: Control) -> Responder:
             # What pages are made of costs a start 20 ms, and most starts nobody looks at.
             from hitlessd.web.page.site import Site
 
-            answer = Site(control).respond
+            answer = Site(control, later).respond
         return answer(request, grant)
 
     return respond

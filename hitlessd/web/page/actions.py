@@ -6,8 +6,9 @@ Ours say `do=ACTION/PROXY[/SERVER]`, and `sure=1` once the user has confirmed. H
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -134,26 +135,36 @@ def carry_out(
     changes: Sequence[Change],
     ended: Sequence[tuple[str, str]],
     done: Callable[[list[str]], object],
+    later: Callable[[Callable[[], object]], object],
 ) -> None:
-    """Ask main for all of it; `done`, called once, gets a reason for each that was refused."""
-    left = len(changes) + len(ended)
+    """Ask main for all of it, one after the other: each takes main some milliseconds where there are thousands of
+    servers. `done`, called once, gets a reason for each that was refused; `later(call)` calls when others had their
+    turn."""
     refused: list[str] = []
+    asked: Iterator[Callable[[Callable[[str], object]], object]] = iter(
+        [
+            *(partial(control.administer, change) for change in changes),
+            *(partial(_shut_down, control, server) for server in ended),
+        ]
+    )
 
-    def one(reason: str = "") -> None:
-        nonlocal left
-        left -= 1
-        if reason:
-            refused.append(reason)
-        if not left:
+    def go_on() -> None:
+        ask = next(asked, None)
+        if ask:
+            ask(one)
+        else:
             done(refused)
 
-    if not left:
-        done([])
-        return
-    for change in changes:
-        control.administer(change, one)
-    for server in ended:
-        control.shut_down(0, server, lambda _answer: one())
+    def one(reason: str) -> None:
+        if reason:
+            refused.append(reason)
+        later(go_on)
+
+    go_on()
+
+
+def _shut_down(control: Control, server: tuple[str, str], done: Callable[[str], object]) -> None:
+    control.shut_down(0, server, lambda _answer: done(""))
 
 
 def confirmation(wish: Wish, sessions: int, last: bool) -> tuple[str, str, list[str]]:

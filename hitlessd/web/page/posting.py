@@ -34,8 +34,8 @@ Done = Callable[[Reply], object]
 class Posting:
     """Answers POST."""
 
-    def __init__(self, control: Control, shell: Shell) -> None:
-        self._control, self._shell = control, shell
+    def __init__(self, control: Control, shell: Shell, later: Callable[[Callable[[], object]], object]) -> None:
+        self._control, self._shell, self._later = control, shell, later
 
     def respond(self, visit: Visit, news: News) -> Reply | Waiting:
         if len(visit.request.body) > _MOST_BODY:
@@ -63,7 +63,7 @@ class Posting:
                 said = status if not refused else "ERRP" if len(refused) == whole else "PART"
                 done(self._redirect(visit, said))
 
-            actions.carry_out(self._control, changes, ended, answer)
+            actions.carry_out(self._control, changes, ended, answer, self._later)
 
         return Waiting(begin)
 
@@ -85,7 +85,7 @@ class Posting:
                 else:
                     done(self._redirect(visit, "DONE"))
 
-            actions.carry_out(self._control, [change], [], answer)
+            actions.carry_out(self._control, [change], [], answer, self._later)
 
         return Waiting(begin)
 

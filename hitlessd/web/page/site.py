@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hitlessd.model import Config, StatsPage
 from hitlessd.runtime import typed
 from hitlessd.runtime.control import Control
-from hitlessd.runtime.stat import StatFilter, show_stat, stat_rows
+from hitlessd.runtime.slices import at_once
+from hitlessd.runtime.stat import StatFilter, collected, stat_csv
+from hitlessd.runtime.statrow import Row
 from hitlessd.web.message import Feed, Grant, Reply, Request, Waiting
 from hitlessd.web.page import access
 from hitlessd.web.page.board import Board, scoped
@@ -24,17 +26,19 @@ from hitlessd.web.page.visit import Visit, path_of
 __all__ = ["Site"]
 
 _FORMS = ("csv", "json", "typed")
+Later = Callable[[Callable[[], object]], object]
 #: Kinds of states that an option hides.
 _HIDDEN = {"up": ("down", "maint"), "no-maint": ("maint",)}
 
 
 class Site:
-    """Answers for all pages of the configuration: respond() is a Responder. `clock` is monotonic."""
+    """Answers for all pages of the configuration: respond() is a Responder. `later(call)` calls when others had their
+    turn; `clock` is monotonic."""
 
-    def __init__(self, control: Control, clock: Callable[[], float] = time.monotonic) -> None:
-        self._control, self._clock = control, clock
+    def __init__(self, control: Control, later: Later, clock: Callable[[], float] = time.monotonic) -> None:
+        self._control, self._later, self._clock = control, later, clock
         self._shell = Shell()
-        self._posting = Posting(control, self._shell)
+        self._posting = Posting(control, self._shell, later)
         # One for each scope that the configuration knows.
         self._news: dict[frozenset[str] | None, News] = {}
 
@@ -52,12 +56,12 @@ class Site:
         if request.method == "POST":
             return self._posting.respond(visit, self._news_of(visit))
         if found := next((form for form in _FORMS if form in visit.options), ""):
-            return shell.reply(200, self._statistics(visit, found), "json" if found == "json" else "plain")
+            return self._in_turns(self._statistics(visit, found), "json" if found == "json" else "plain")
         news = self._news_of(visit)
         if "events" in visit.options:
             return Feed(Viewer(news, {"token": visit.token if visit.admin else ""}).next)
         news.refresh()
-        return shell.reply(200, self._whole(visit, news), "html")
+        return self._in_turns(self._whole(visit, news), "html")
 
     def _news_of(self, visit: Visit) -> News:
         found = self._news.get(visit.names)
@@ -66,20 +70,52 @@ class Site:
             found = self._news[visit.names] = News(board, Sections(self._control, board), self._clock)
         return found
 
-    def _statistics(self, visit: Visit, form: str) -> str:
+    def _in_turns(self, texts: Iterator[str], kind: str) -> Reply | Waiting:
+        """What may be too long to be made at once."""
+        text, over = at_once(texts)
+        made = [text]
+        if over:
+            return self._shell.reply(200, text, kind)
+
+        def begin(done: Callable[[Reply], object]) -> None:
+            def work() -> None:
+                try:
+                    text, over = at_once(texts)
+                except Exception:
+                    done(self._shell.reply(500, "cannot make this: internal error\n"))
+                    raise  # the loop reports it
+                made.append(text)
+                if over:
+                    done(self._shell.reply(200, "".join(made), kind))
+                else:
+                    self._later(work)
+
+            self._later(work)
+
+        return Waiting(begin)
+
+    def _statistics(self, visit: Visit, form: str) -> Iterator[str]:
         """What `show stat` says."""
         control: Any = _Scoped(self._control, visit.names)
         wanted = StatFilter(hide_maint="no-maint" in visit.options, hide_down="up" in visit.options)
-        now = time.time()
+        rows: list[Row] = []
+        for _ in collected(control, wanted, time.time(), rows):
+            yield ""
         if form == "csv":
-            return show_stat(control, wanted, now)
-        rows = stat_rows(control, wanted, now)
-        return typed.stat_json(rows) if form == "json" else typed.stat_typed(rows, False)
+            yield from stat_csv(rows)
+        else:
+            yield from typed.stat_json(rows) if form == "json" else typed.stat_typed(rows, False)
 
-    def _whole(self, visit: Visit, news: News) -> str:
+    def _whole(self, visit: Visit, news: News) -> Iterator[str]:
         control, page, board, html = self._control, visit.page, news.board, news.html
         hidden = frozenset(kind for option in visit.options for kind in _HIDDEN.get(option, ()))
-        proxies = f'<div id="proxies">{tables(control, board, visit.admin, hidden)}</div>'
+        # All of one moment: others may look at the board while this is drawn.
+        layout, numbers = board.layout, figures(control, board)
+        drawn: list[str] = []
+        for piece in tables(control, board, visit.admin, hidden):
+            drawn.append(piece)
+            yield ""
+        proxies = f'<div id="proxies">{"".join(drawn)}</div>'
         if visit.admin:
             proxies = (
                 f'<form method="post" id="act"><input type="hidden" name="token" value="{visit.token}">{proxies}</form>'
@@ -92,17 +128,17 @@ class Site:
             '<a class="skip" href="#proxies">To the proxies</a>'
             f'<header class="top"><h1>{shown(title)}</h1>{_about(control, page)}'
             '<span class="live scripted" id="live">connecting</span></header>'
-            f'<main>{result}<div id="summary">{html["summary"]}</div>{figures(control, board)}'
+            f'<main>{result}<div id="summary">{html["summary"]}</div>{numbers}'
             f'<div id="changes" class="card">{html["changes"]}</div>{_tools(visit)}{proxies}'
             f'<div id="generations" class="card">{html["generations"]}</div>'
             f'<div id="reloads" class="card">{html["reloads"]}</div></main>'
             '<div id="said" role="status"></div>'
         )
-        return self._shell.page(
+        yield self._shell.page(
             f"{page.node} {page.description}".strip() or "hitlessd",
             body,
             refresh=None if "norefresh" in visit.options else page.refresh,
-            layout=board.layout,
+            layout=layout,
             options=visit.suffix,
             hide=" ".join(sorted(hidden)),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from urllib.parse import quote
 
@@ -45,15 +45,17 @@ def figures(control: Control, board: Board) -> str:
     return f'<dl class="figures" data-row="0">{items}</dl>'
 
 
-def tables(control: Control, board: Board, admin: bool, hidden: Hidden) -> str:
-    """A section for each proxy, a `listen` being one, in the order of the files."""
+def tables(control: Control, board: Board, admin: bool, hidden: Hidden) -> Iterator[str]:
+    """A section for each proxy, a `listen` being one, in the order of the files; row by row, of what is there at the
+    first."""
     changes: dict[tuple[str, str], list[Change]] = {}
     for change in control.changes.items.values():
         changes.setdefault((change.item.proxy, change.item.server), []).append(change)
     now = time.time()
     pairs = zip(board.rows[1:], board.values[1:], strict=True)
     drawer = _Drawer(control, changes, admin, hidden, now)
-    return "".join(drawer.section(list(group)) for _, group in groupby(pairs, lambda pair: _iid(pair[0])))
+    for _, group in groupby(pairs, lambda pair: _iid(pair[0])):
+        yield from drawer.section(list(group))
 
 
 def _iid(row: Row) -> int:
@@ -82,7 +84,7 @@ class _Drawer:
     ) -> None:
         self._control, self._changes, self._admin, self._hidden, self._now = control, changes, admin, hidden, now
 
-    def section(self, pairs: Sequence[Pair]) -> str:
+    def section(self, pairs: Sequence[Pair]) -> Iterator[str]:
         """One proxy."""
         first = pairs[0][0]
         name, http = first.key.proxy, first.http
@@ -99,16 +101,18 @@ class _Drawer:
         if self._admin:
             titles.append(("Change", "c11"))
         heads = "".join(f'<th scope="col" class="{css}"{_span(title)}>{title}</th>' for title, css in titles)
-        rows = "".join(self._row(row, value) for row, value in pairs)
         at = f"proxy-{first.index}"
-        return (
+        yield (
             f'<section class="proxy" id="{anchor(name, "")}" aria-labelledby="{at}">'
             f'<header><h2 id="{at}">{shown(name)}</h2>'
             f'<span class="mode">{word}, {"HTTP" if http else "TCP"}</span>{_spark(self._control, busy)}</header>'
             '<div class="scroll">'
             f'<table class="servers"><caption class="unseen">{word} {shown(name)}</caption>'
-            f'<thead><tr><th scope="col">Name</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>'
+            f'<thead><tr><th scope="col">Name</th>{heads}</tr></thead><tbody>'
         )
+        for row, value in pairs:
+            yield self._row(row, value)
+        yield "</tbody></table></div></section>"
 
     def _row(self, row: Row, value: Values) -> str:
         item, kind_ = row.item, row.key.kind
