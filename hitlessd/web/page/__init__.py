@@ -1,26 +1,16 @@
-"""The statistics page of `stats enable`: responder() answers for it. The rest is imported when somebody asks."""
+"""The statistics page of `stats enable`: responder() answers for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from hitlessd.runtime.control import Control
-from hitlessd.web.message import Feed, Grant, Reply, Request, Responder, Waiting
+from hitlessd.web.message import Responder
+from hitlessd.web.page.site import Site
 
 __all__ = ["responder"]
 
 
 def responder(control: Control, later: Callable[[Callable[[], object]], object] = lambda call: call()) -> Responder:
     """Answers for the service "page". `later(call)` calls when others had their turn."""
-    answer: Responder | None = None
-
-    def respond(request: Request, grant: Grant) -> Reply | Feed | Waiting:
-        nonlocal answer
-        if answer is None:
-            # What pages are made of costs a start 20 ms, and most starts nobody looks at.
-            from hitlessd.web.page.site import Site
-
-            answer = Site(control, later).respond
-        return answer(request, grant)
-
-    return respond
+    return Site(control, later).respond
