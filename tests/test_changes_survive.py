@@ -178,6 +178,38 @@ def test_what_is_changed_while_a_reload_runs_is_not_lost(tmp_path: Path) -> None
         assert daemon.ask("get weight m/a").startswith("3 (initial 10)")
 
 
+def test_what_was_said_of_a_servers_health_goes_where_it_goes(tmp_path: Path) -> None:
+    port = free_port()
+    text = f"[listen l]\nbind = 127.0.0.1:{port}\nserver s = 127.0.0.1:1\nserver t = 127.0.0.1:1\n"
+    text += "server c = 127.0.0.1:1 check inter 1h\n"
+    with Restartable(tmp_path, text) as service:
+        daemon = service.daemon
+
+        def states() -> dict[str, str]:
+            return {name.removeprefix("l/"): row[0] for name, row in shown(daemon).items() if name.startswith("l/")}
+
+        poll_until(lambda: states()["c"] == "DOWN", 10, "its check fails")
+        answers(daemon, "set server l/s health down", "set server l/s addr 127.0.0.1 port 2")
+        wanted = states()
+        assert wanted["s"] == "DOWN" and wanted["t"] == "no check"
+        for again in (daemon.reload, service.crash, service.restart):
+            again()
+            assert states() == wanted
+        daemon.fault("successor.accept", signal.SIGSTOP)
+        command = python_module("hitlessd.ctl", "-s", daemon.socket, "reload")
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as reload:
+            sleeper = poll_until(lambda: next(iter(_stopped(daemon)), 0), 10, "it sleeps")
+            for server in "tsc":
+                answers(daemon, f"set server l/{server} addr 127.0.0.1 port 3")
+            answers(daemon, "set server l/t health stopping", "add server l/n 127.0.0.1:1", "enable server l/n")
+            answers(daemon, "set server l/n health down")
+            wanted = states()
+            assert (wanted["t"], wanted["n"], wanted["c"]) == ("NOLB", "DOWN", "DOWN")
+            os.kill(sleeper, signal.SIGCONT)
+            assert reload.wait(20) == 0
+        assert states() == wanted
+
+
 def _stopped(daemon: Daemon) -> list[int]:
     return [pid for pid in daemon.processes() if stat_fields(pid)[0] == "T"]
 

@@ -160,6 +160,7 @@ class Administration:
                 self._move_to(keep(changes, dropped), config, self._caught_up)
             except SystemRefused as error:
                 self._caught_up(str(error))
+            self._checks.start()  # what those before us know is about the servers as they are now
         for change in dropped:
             text = f"{described(change.item)} is what the configuration says again: it has changed there"
             self._log("notice", text, event=Event.CHANGE_DROPPED, proxy=change.item.proxy)
@@ -320,6 +321,9 @@ class Administration:
                 what = "proxy" if any(each.name == item.proxy for each in self._office.config.backends) else "frontend"
                 text = f"{'Paused' if value == 'off' else 'Resumed'} {what} {item.proxy}."
                 self._log("warning", text, event=Event.CHANGE_MADE, proxy=item.proxy)
+            case "server-address" if found:
+                self._standing.is_elsewhere(*found)
+                self._tell(difference)
             case "global-maxconn":
                 self._tell(difference)
                 return [(item, self._office.equipment.limits.share)]
