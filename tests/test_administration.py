@@ -177,6 +177,18 @@ def test_what_cannot_be_is_refused_and_changes_nothing(bench: Bench) -> None:
     assert bench.administer(Change(Item("server-weight", "b", "s"), 1)) == [""]
 
 
+def test_whoever_waits_is_answered_when_a_successor_goes_on(bench: Bench) -> None:
+    said: list[str] = []
+    bench.administration.administer(Change(Item("server-maxconn", "b", "s"), 1), said.append)
+    bench.administration.clear_counters(False, said.append)
+    assert said == [] and bench.kept == []
+    bench.administration.retire(True)
+    assert said == ["", ""] and len(bench.kept) == 1
+    for _ in range(3):
+        bench.loop.turn(0.0)
+    assert said == ["", ""]
+
+
 def test_limits_are_shared_out(bench: Bench) -> None:
     assert bench.administer(Change(Item("global-maxconn"), 41)) == [""]
     assert bench.pool.orders == [("global-maxconn", 21)] and bench.pool.share == 21

@@ -64,6 +64,7 @@ class Administration:
         self._custody = Custody(loop, store, office.generation)
         self._retired = False
         self._shut: frozenset[str] = frozenset()
+        self._promises: set[Done] = set()
         self.configured = configuration
         self.changes = changes
 
@@ -75,6 +76,7 @@ class Administration:
         if problem:
             done(problem)
             return
+        done = self._promised(done)
         try:
             changes = self._with(change)
             config, dropped = effective(self.configured, changes)
@@ -138,7 +140,8 @@ class Administration:
             done(problem)
             return
         clear_counters(self._office.tables(), everything)
-        self._clear_maxima(everything, lambda _answers: done(""))
+        cleared = self._promised(done)
+        self._clear_maxima(everything, lambda _answers: cleared(""))
 
     # --- over generations
 
@@ -170,8 +173,23 @@ class Administration:
         """A successor is the main process from here on, or not after all."""
         self._custody.settle()
         self._retired = retired
+        if retired:
+            # It has all of it in force before it serves those who asked.
+            for promised in list(self._promises):
+                promised("")
 
     # --- within
+
+    def _promised(self, done: Done) -> Done:
+        """To be called once; a successor that takes over calls it before."""
+
+        def answer(why: str) -> None:
+            if answer in self._promises:
+                self._promises.remove(answer)
+                done(why)
+
+        self._promises.add(answer)
+        return answer
 
     def _refusal(self) -> str:
         if self._retired or self._office.stopping:
@@ -277,11 +295,14 @@ class Administration:
             if item.kind == "frontend-state" and value == "on":
                 self._listen(item.proxy)
         backends = {backend.name: backend for backend in config.backends}
-        return {
+        rows = {
             item: self._standing.admit(backends[item.proxy], server)
             for item, server in todo
             if item.kind == "server-added"
         }
+        for name in dict.fromkeys(item.proxy for item in rows):
+            self._standing.look_at(backends[name])
+        return rows
 
     def _reconfigure(self) -> None:
         office, equipment = self._office, self._office.equipment

@@ -157,13 +157,13 @@ class Standing:
             self.look_at(backend)
 
     def admit(self, backend: Backend, server: Server) -> int:
-        """A server that was added; its row. Raises SystemRefused when the table has no room for it."""
+        """A server that was added; its row. Raises SystemRefused when the table has no room for it. Its backend is to be
+        looked at when all of its servers have rows."""
         row = self._table.add_row(RowKey("server", backend.name, server.name))
         self._table.set_health(row, HealthRecord())
         self._table.set_check_text(row, "")
         state = ServerState.MAINT if server.disabled else ServerState.DRAIN if server.drain else ServerState.READY
         self._table.set_state(row, state, server.weight, int(self.wall()))
-        self.look_at(backend)
         return row
 
     # --- what comes of it

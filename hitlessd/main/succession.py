@@ -107,7 +107,7 @@ class Succession:
     def give(self, sock: socket.socket, credentials: Credentials | None) -> None:
         """Answer `_getsocks`."""
         # Copies: a reload meanwhile closes ours, and their numbers must not come to mean something else.
-        fds = [os.dup(x.sock.fileno()) for _, x in self._office.equipment.listeners if x.listening and x.open]
+        fds = [os.dup(x.sock.fileno()) for _, x in self._office.equipment.listeners if x.open and x.listening]
 
         def done(ok: bool) -> None:
             for fd in fds:
