@@ -146,7 +146,7 @@ class Listener:
 
         For whom it can_rest, when every worker of every generation has left it (shutdown(2) ends it for all).
         """
-        # Not twice: whoever is accepted by one that was shut down when it did not listen has nothing to say, for the kernel.
+        # Not twice: one that is shut down when it does not listen accepts clients whose data has ended, for the kernel.
         if self.listening:
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RD)

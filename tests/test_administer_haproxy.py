@@ -116,8 +116,8 @@ class Both:
             for text in (self.daemon.ask("show stat"), self.theirs("show stat"))
         )
         assert ours == theirs
-        ours, theirs = (_operated(ask("show servers state")) for ask in (self.daemon.ask, self.theirs))
-        assert ours == theirs
+        command = "show servers state"
+        assert _operated(self.daemon.ask(command)) == _operated(self.theirs(command))
 
 
 def _operated(text: str) -> list[list[str]]:
