@@ -157,8 +157,8 @@ class Standing:
             self.look_at(backend)
 
     def admit(self, backend: Backend, server: Server) -> int:
-        """A server that was added; its row. Raises SystemRefused when the table has no room for it. look_at() its backend
-        when all of that one's servers have rows."""
+        """A server that was added; its row. Raises SystemRefused when the table has no room for it. The backend is to
+        be looked at when all its servers have rows."""
         row = self._table.add_row(RowKey("server", backend.name, server.name))
         self._table.set_health(row, HealthRecord())
         self._table.set_check_text(row, "")
