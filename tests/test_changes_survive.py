@@ -261,6 +261,24 @@ def test_a_frontend_whose_address_was_taken_meanwhile_stays_off(tmp_path: Path) 
         assert exchange(port) == b"hello"
 
 
+def test_a_frontend_that_is_off_stays_off_when_a_reload_fails_that_gives_its_address_away(tmp_path: Path) -> None:
+    port = free_port()
+    with Echo() as echo:
+        text = f"[listen {{}}]\nbind = 127.0.0.1:{port}\nserver s = 127.0.0.1:{echo.port}\n"
+        with Daemon(tmp_path, text.format("old")) as daemon:
+            answers(daemon, "disable frontend old")
+            daemon.write(daemon.text(text.format("new")))
+            daemon.fault("successor.commit", signal.SIGKILL)
+            assert daemon.reload().returncode == 1
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), 5)
+            answers(daemon, "enable frontend old")
+            assert exchange(port) == b"hello"
+            answers(daemon, "disable frontend old")
+            assert daemon.reload().returncode == 0
+            assert exchange(port) == b"hello"
+
+
 def test_a_frontend_of_systemds_keeps_its_socket(tmp_path: Path) -> None:
     with Echo() as echo, socket.create_server(("127.0.0.1", 0)) as passed:
         address = passed.getsockname()

@@ -201,8 +201,9 @@ MADE = (
 )  # fmt: skip
 NOT_MADE = (
     "set weight app/x 300", "set weight app/x 5x", "set weight app/x", "set server app/x foo", "enable health app/x",
-    "enable agent app/x", "set maxconn frontend www -3", "set maxconn global 101", "disable frontend", "shutdown session",
-    "add server app/x 127.0.0.1:1", "add server app/n 127.0.0.1:1 cookie c", "add server empty/n 127.0.0.1:1",
+    "enable agent app/x", "set maxconn frontend www -3", "set maxconn global 101", "disable frontend",
+    "shutdown session", "add server app/x 127.0.0.1:1", "add server app/n 127.0.0.1:1 cookie c",
+    "add server empty/n 127.0.0.1:1",
     "set server app/x addr 127.0.0.1 port x", "set server app/x fqdn x", "set server app/x check-port 1",
     "set server app/x addr", "del server app/x/y", "set timeout cli x", "@9 show info", "show servers state zz",
 )  # fmt: skip

@@ -177,6 +177,9 @@ class Administration:
             # It has all of it in force before it serves those who asked.
             for promised in list(self._promises):
                 promised("")
+        else:
+            # It may have listened for a frontend of its own.
+            self._let_rest([frontend.name for frontend in self._office.config.frontends if frontend.disabled])
 
     # --- within
 
@@ -410,9 +413,12 @@ class Administration:
         for item, value in todo:
             off = any(each.name == item.proxy and each.disabled for each in self._office.config.frontends)
             if item.kind == "frontend-state" and value == "off" and off and not self._retired:
-                for _, listener in self._listeners(item.proxy):
-                    if listener.can_rest:
-                        listener.stop_listening()
+                self._let_rest([item.proxy])
+
+    def _let_rest(self, names: Iterable[str]) -> None:
+        for _, listener in (found for name in names for found in self._listeners(name)):
+            if listener.can_rest:
+                listener.stop_listening()
 
     def _listen(self, name: str) -> None:
         """Raises SystemRefused."""
