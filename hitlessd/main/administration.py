@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from hitlessd.changes import Change, Changes, Item, described
 from hitlessd.effective import Difference, added_words, configured, differences, effective, free_sid, keep, structure
@@ -165,8 +165,9 @@ class Administration:
                 self._caught_up(str(error))
             self._checks.start()  # what those before us know is about the servers as they are now
         for change in dropped:
-            text = f"{described(change.item)} is what the configuration says again: it has changed there"
-            self._log("notice", text, event=Event.CHANGE_DROPPED, proxy=change.item.proxy)
+            item, text = change.item, "is what the configuration says again: it has changed there"
+            fields = {"backend": item.proxy, "server": item.server} if item.server else {}
+            self._log("notice", f"{described(item)} {text}", event=Event.CHANGE_DROPPED, proxy=item.proxy, **fields)
         self._custody.begin(name, self.changes)
 
     def retire(self, retired: bool) -> None:
@@ -271,7 +272,8 @@ class Administration:
                 return
             for item, why in whys:
                 text = f"cannot change {described(item)} in a worker: {why}"
-                self._log("warning", text, event=Event.CHANGE_FAILED, proxy=item.proxy)
+                fields = {"backend": item.proxy, "server": item.server} if item.server else {}
+                self._log("warning", text, event=Event.CHANGE_FAILED, proxy=item.proxy, **fields)
             self._rest(todo)
             done(whys[0][1] if whys else "")
 
@@ -336,15 +338,15 @@ class Administration:
                 return []
             case "server-added":
                 text = f"Server {item.proxy}/{item.server} was added: {value.address}"
-                self._log("notice", text, event=Event.CHANGE_MADE, proxy=item.proxy)
+                self._made("notice", text, item)
                 return [(item, {"record": dump_server(value), "row": rows[item]})]
             case "server-deleted":
                 text = f"Server {item.proxy}/{item.server} was deleted"
-                self._log("notice", text, event=Event.CHANGE_MADE, proxy=item.proxy)
+                self._made("notice", text, item)
             case "frontend-state":
                 what = "proxy" if any(each.name == item.proxy for each in self._office.config.backends) else "frontend"
                 text = f"{'Paused' if value == 'off' else 'Resumed'} {what} {item.proxy}."
-                self._log("warning", text, event=Event.CHANGE_MADE, proxy=item.proxy)
+                self._made("warning", text, item)
             case "server-address" if found:
                 self._standing.is_elsewhere(*found)
                 self._tell(difference)
@@ -362,7 +364,11 @@ class Administration:
         shown_before = {True: "on", False: "off"}.get(said, said) if isinstance(said, bool) else said
         more = "" if said == value else f" (configured: {shown_before})"
         text = f"{described(item)} is now {shown}{more}"
-        self._log("notice", text, event=Event.CHANGE_MADE, proxy=item.proxy)
+        self._made("notice", text, item)
+
+    def _made(self, severity: Literal["notice", "warning"], text: str, item: Item) -> None:
+        fields = {"backend": item.proxy, "server": item.server} if item.server else {}
+        self._log(severity, text, event=Event.CHANGE_MADE, proxy=item.proxy, **fields)
 
     def _order(self, orders: Sequence[tuple[Item, Any]], over: Callable[[list[tuple[Item, str]]], object]) -> None:
         """Give the workers orders, in this order; `over` gets those that could not be followed, and why."""
