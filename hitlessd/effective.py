@@ -8,7 +8,7 @@ the change was made, has no effect: the file counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
@@ -39,10 +39,11 @@ def effective(config: Config, changes: Changes) -> tuple[Config, list[Change]]:
     if not changes.items:
         return config, []
     found, dropped = _structure(config, changes)
+    known = {(backend.name, server.name): server for backend in found.backends for server in backend.servers}
     kept = {
         item: change
         for item, change in changes.items.items()
-        if item.kind not in _STRUCTURE and _fits(found, change, dropped)
+        if item.kind not in _STRUCTURE and _fits(found, known, change, dropped)
     }
     backends = []
     for backend in found.backends:
@@ -71,9 +72,13 @@ def configured(config: Config, item: Item) -> Any:
                 return None
             return frontend.maxconn if item.kind == "frontend-maxconn" else "off" if frontend.disabled else "on"
     server = _server(config, item)
-    if server is None or item.kind == "server-added":
-        return None
+    return None if server is None else _said(server, item)
+
+
+def _said(server: Server, item: Item) -> Any:
     match item.kind:
+        case "server-added":
+            return None
         case "server-state":
             return _state(server)
         case "server-weight":
@@ -231,11 +236,12 @@ _SOUND: dict[Kind, Callable[[Any], bool]] = {
 }
 
 
-def _fits(config: Config, change: Change, dropped: list[Change]) -> bool:
+def _fits(config: Config, servers: Mapping[tuple[str, str], Server], change: Change, dropped: list[Change]) -> bool:
     item = change.item
     if item.kind not in _KINDS:
         return False  # of a later version, which may come back
-    said = configured(config, item)
+    server = servers.get((item.proxy, item.server))
+    said = _said(server, item) if server else configured(config, item)
     if said is None or said != change.before or not _SOUND[item.kind](change.value):
         dropped.append(change)
         return False

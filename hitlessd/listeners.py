@@ -52,7 +52,6 @@ class Listener:
     origin: str = "own"  # own: we may close it for good; systemd: PID 1 has it too
     name: str = ""  # FileDescriptorName= of a socket unit, or the name in the descriptor store
     inode: tuple[int, int] | None = None  # device and inode of the unix path, as bound by us
-    listening: bool = True
     temporary: str = ""  # where the unix path lies until start_listening()
     stored: bool = False  # lies in systemd's descriptor store; each entry there makes the next one dearer
     #: Listeners of a predecessor that overlap with this one (wildcard and specific address on one port).
@@ -91,7 +90,6 @@ class Listener:
                 str(record.get("origin", "own")),
                 str(record.get("name", "")) or _store_name(),
                 (int(inode[0]), int(inode[1])) if inode else None,
-                listening=bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)),
                 stored=bool(record.get("stored")),
             )
         except OSError as error:
@@ -121,8 +119,12 @@ class Listener:
                 self.sock.listen(backlog or _LONGEST_BACKLOG)
             except OSError as error:
                 raise SystemRefused(f"cannot listen on {self.identity}: {error.strerror}") from None
-        self.listening = True
         self.overlaps = ()
+
+    @property
+    def listening(self) -> bool:
+        """Whether clients can connect, of an open one. Another process that holds it may have changed that."""
+        return bool(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
     @property
     def can_rest(self) -> bool:
@@ -144,10 +146,10 @@ class Listener:
 
         For whom it can_rest, when every worker of every generation has left it (shutdown(2) ends it for all).
         """
+        # Not twice: one that is shut down when it does not listen accepts clients whose data has ended, for the kernel.
         if self.listening:
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RD)
-            self.listening = False
 
     def unlink(self) -> None:
         """Remove our unix path, if what lies there is still what we bound."""
@@ -332,10 +334,9 @@ def _open_inet(bind: Bind, address: InetAddress, held: Sequence[Listener]) -> Li
                 raise
             with _shared_port(sock, overlaps):
                 sock.bind(address.sockaddr)
-        listener = Listener(sock, _identity_of(bind), "own", _store_name(), None, False, overlaps=overlaps)
+        listener = Listener(sock, _identity_of(bind), "own", _store_name(), overlaps=overlaps)
         if not overlaps:
             sock.listen(bind.backlog or _LONGEST_BACKLOG)
-            listener.listening = True
     except BaseException:
         sock.close()
         raise

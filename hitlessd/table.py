@@ -343,8 +343,8 @@ class Table:
         """As value(), of all rows at once: the result is indexed by row. Ten times as fast as one by one."""
         if column >= self.columns:
             return [0] * len(self.keys)
-        size = len(self.keys) * self.columns
-        starts = [self._base_at, *(self._slots_at + worker * size for worker in range(self.workers))]
+        size, stride = len(self.keys) * self.columns, self.rows * self.columns
+        starts = [self._base_at, *(self._slots_at + worker * stride for worker in range(self.workers))]
         parts = [self._words[start + column : start + size : self.columns].tolist() for start in starts]
         if column in MAXIMA:
             return list(map(max, *parts))

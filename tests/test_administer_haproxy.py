@@ -116,6 +116,15 @@ class Both:
             for text in (self.daemon.ask("show stat"), self.theirs("show stat"))
         )
         assert ours == theirs
+        command = "show servers state"
+        assert _operated(self.daemon.ask(command)) == _operated(self.theirs(command))
+
+
+def _operated(text: str) -> list[list[str]]:
+    """Of every server its operational and administrative state, and both weights."""
+    _, head, *lines = text.splitlines()
+    first = head.removeprefix("# ").split(" ").index("srv_op_state")
+    return [[words[1], words[3], *words[first : first + 4]] for words in map(str.split, lines) if words]
 
 
 def _rows(text: str) -> list[dict[str, str]]:
@@ -171,7 +180,8 @@ disable server b/bk | enable server b/bk | set server b/s1 health down | disable
 set server b/s1 health stopping | set server b/s1 health up | set server b/s2 health down
 set server b/s2 health stopping
 set server b/s2 health up | set server one/a health down | set server one/a state drain | set server one/a state ready
-set server one/a health up | set server b/s3 state drain | set server b/s3 state ready | set server b/s3 state ready
+set server one/a health up | disable server one/a | enable server one/a | set server one/a health up
+set server b/s3 state drain | set server b/s3 state ready | set server b/s3 state ready
 disable frontend f | enable frontend f | disable frontend l | enable frontend l | shutdown frontend f
 """
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from hitlessd.changes import Change, Changes, Item
+from hitlessd.events import Event
 from hitlessd.loop import Loop
 from hitlessd.main.administration import Administration
 from hitlessd.main.checks import Checks
@@ -48,6 +49,7 @@ class Pool:
 class Bench:
     def __init__(self, changes: Changes | None = None) -> None:
         self.lines: list[str] = []
+        self.fields: dict[str, object] = {}  # of the latest one
         self.kept: list[list[Any]] = []
         self.dropped: list[str] = []
         self.said: list[str] = []
@@ -65,8 +67,9 @@ class Bench:
             SimpleNamespace(config=CONFIG, generation=1, equipment=equipment, stopping=False, tables=self._tables),
         )
 
-        def log(_severity: str, message: str, /, **_fields: object) -> None:
+        def log(_severity: str, message: str, /, **fields: object) -> None:
             self.lines.append(message)
+            self.fields = fields
 
         standing = Standing(limited(self.loop, log), self.table, self._tables, lambda _backend, _server: None)
         checks = Checks(self.loop, CONFIG, self.table, self._tables, standing)
@@ -176,6 +179,31 @@ def test_what_cannot_be_is_refused_and_changes_nothing(bench: Bench) -> None:
     assert said.startswith("cannot change anything: another generation has taken over")
     bench.administration.retire(False)
     assert bench.administer(Change(Item("server-weight", "b", "s"), 1)) == [""]
+
+
+def test_whoever_waits_is_answered_when_a_successor_goes_on(bench: Bench) -> None:
+    said: list[str] = []
+    bench.administration.administer(Change(Item("server-maxconn", "b", "s"), 1), said.append)
+    bench.administration.clear_counters(False, said.append)
+    assert said == [] and bench.kept == []
+    bench.administration.retire(True)
+    assert said == ["", ""] and len(bench.kept) == 1
+    for _ in range(3):
+        bench.loop.turn(0.0)
+    assert said == ["", ""]
+
+
+def test_all_that_is_said_of_a_server_names_it(bench: Bench) -> None:
+    whole = {"proxy": "b", "backend": "b", "server": "s"}
+    bench.administer(Change(Item("server-weight", "b", "s"), 5))
+    assert bench.fields == {"event": Event.CHANGE_MADE, **whole}
+    bench.pool.whys["server-maxconn"] = "no"
+    assert bench.administer(Change(Item("server-maxconn", "b", "s"), 5)) == ["no"]
+    assert bench.fields == {"event": Event.CHANGE_FAILED, **whole}
+    bench.administration.begin(None, "", [Change(Item("server-weight", "b", "s"), 5, 7)])
+    assert bench.fields == {"event": Event.CHANGE_DROPPED, **whole}
+    bench.administer(Change(Item("frontend-maxconn", "f"), 5))
+    assert bench.fields == {"event": Event.CHANGE_MADE, "proxy": "f"}
 
 
 def test_limits_are_shared_out(bench: Bench) -> None:

@@ -155,6 +155,7 @@ def test_what_is_changed_while_a_reload_runs_is_not_lost(tmp_path: Path) -> None
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as reload:
             sleeper = poll_until(lambda: next(iter(_stopped(daemon)), 0), 10, "it sleeps")
             answers(daemon, *changes("l", new.port)[1:5], "set weight l/a 10", "add server l/y 127.0.0.1:1 weight 9")
+            answers(daemon, "add server l/z 127.0.0.1:1")
             answers(daemon, "disable frontend m", "set server l/c state drain", "set server l/d state maint")
             assert "a reload is running" in daemon.ask("del server m/d")
             assert "a reload is running" in daemon.ask("shutdown frontend m")
@@ -162,7 +163,7 @@ def test_what_is_changed_while_a_reload_runs_is_not_lost(tmp_path: Path) -> None
             wanted = shown(daemon)
             os.kill(sleeper, signal.SIGCONT)
             assert "Success=1" in daemon.ask("reload") and reload.wait(20) == 0
-        assert daemon.info()["Generation"] == "3"
+        assert daemon.info()["Generation"] == "3" and "cannot accept" not in daemon.log
         assert shown(daemon) == wanted
         assert exchange(port) == b"newhello"  # b is left, at the new server
         with pytest.raises(ConnectionRefusedError):
@@ -184,6 +185,38 @@ def test_what_is_changed_while_a_reload_runs_is_not_lost(tmp_path: Path) -> None
         assert daemon.ask("get weight m/a").startswith("3 (initial 10)")
         assert daemon.reload().returncode == 0
         assert daemon.ask("get weight m/a").startswith("3 (initial 10)")
+
+
+def test_what_was_said_of_a_servers_health_goes_where_it_goes(tmp_path: Path) -> None:
+    port = free_port()
+    text = f"[listen l]\nbind = 127.0.0.1:{port}\nserver s = 127.0.0.1:1\nserver t = 127.0.0.1:1\n"
+    text += "server c = 127.0.0.1:1 check inter 1h\n"
+    with Restartable(tmp_path, text) as service:
+        daemon = service.daemon
+
+        def states() -> dict[str, str]:
+            return {name.removeprefix("l/"): row[0] for name, row in shown(daemon).items() if name.startswith("l/")}
+
+        poll_until(lambda: states()["c"] == "DOWN", 10, "its check fails")
+        answers(daemon, "set server l/s health down", "set server l/s addr 127.0.0.1 port 2")
+        wanted = states()
+        assert wanted["s"] == "DOWN" and wanted["t"] == "no check"
+        for again in (daemon.reload, service.crash, service.restart):
+            again()
+            assert states() == wanted
+        daemon.fault("successor.accept", signal.SIGSTOP)
+        command = python_module("hitlessd.ctl", "-s", daemon.socket, "reload")
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as reload:
+            sleeper = poll_until(lambda: next(iter(_stopped(daemon)), 0), 10, "it sleeps")
+            for server in "tsc":
+                answers(daemon, f"set server l/{server} addr 127.0.0.1 port 3")
+            answers(daemon, "set server l/t health stopping", "add server l/n 127.0.0.1:1", "enable server l/n")
+            answers(daemon, "set server l/n health down")
+            wanted = states()
+            assert (wanted["t"], wanted["n"], wanted["c"]) == ("NOLB", "DOWN", "DOWN")
+            os.kill(sleeper, signal.SIGCONT)
+            assert reload.wait(20) == 0
+        assert states() == wanted
 
 
 def _stopped(daemon: Daemon) -> list[int]:
@@ -234,6 +267,24 @@ def test_a_frontend_whose_address_was_taken_meanwhile_stays_off(tmp_path: Path) 
         assert shown(daemon)["l/FRONTEND"][0] == "STOP" and daemon.info()["Workers"] == "2"
         assert daemon.reload().returncode == 0
         assert exchange(port) == b"hello"
+
+
+def test_a_frontend_that_is_off_stays_off_when_a_reload_fails_that_gives_its_address_away(tmp_path: Path) -> None:
+    port = free_port()
+    with Echo() as echo:
+        text = f"[listen {{}}]\nbind = 127.0.0.1:{port}\nserver s = 127.0.0.1:{echo.port}\n"
+        with Daemon(tmp_path, text.format("old")) as daemon:
+            answers(daemon, "disable frontend old")
+            daemon.write(daemon.text(text.format("new")))
+            daemon.fault("successor.commit", signal.SIGKILL)
+            assert daemon.reload().returncode == 1
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), 5)
+            answers(daemon, "enable frontend old")
+            assert exchange(port) == b"hello"
+            answers(daemon, "disable frontend old")
+            assert daemon.reload().returncode == 0
+            assert exchange(port) == b"hello"
 
 
 def test_a_frontend_of_systemds_keeps_its_socket(tmp_path: Path) -> None:

@@ -194,6 +194,38 @@ def test_command_and_refusals(harness: Controlled, capsys: pytest.CaptureFixture
     )
 
 
+MADE = (
+    "set weight app/x 5", "disable server app/x", "set server app/x addr 127.0.0.1 port 9", "clear counters all",
+    "add server app/new 127.0.0.1:1", "enable frontend www", "@7 enable server app/x", "set maxconn server app/x 0",
+    "set server app/x addr 127.0.0.1", "del server pg/c", "disable agent app/x", "set timeout cli 9",
+)  # fmt: skip
+NOT_MADE = (
+    "set weight app/x 300", "set weight app/x 5x", "set weight app/x", "set server app/x foo", "enable health app/x",
+    "enable agent app/x", "set maxconn frontend www -3", "set maxconn global 101", "disable frontend",
+    "shutdown session", "add server app/x 127.0.0.1:1", "add server app/n 127.0.0.1:1 cookie c",
+    "add server empty/n 127.0.0.1:1",
+    "set server app/x addr 127.0.0.1 port x", "set server app/x fqdn x", "set server app/x check-port 1",
+    "set server app/x addr", "del server app/x/y", "set timeout cli x", "@9 show info", "show servers state zz",
+)  # fmt: skip
+
+
+def test_a_change_that_is_not_made_is_a_failure(harness: Controlled, capsys: pytest.CaptureFixture[str]) -> None:
+    path = harness.listen()
+    with harness.running():
+        for command in MADE:
+            assert ctl.main(["-s", path, *command.split(" ")]) == DONE, command
+            assert ctl.main(["-s", path, command]) == DONE, command
+        assert capsys.readouterr().err == ""
+        for command in NOT_MADE:
+            assert ctl.main(["-s", path, *command.split(" ")]) == REFUSED, command
+            assert ctl.main(["-s", path, command]) == REFUSED, command
+            captured = capsys.readouterr()
+            assert captured.out == "" and captured.err, command
+        harness.control.refusal = "Only servers in maintenance mode can be deleted."
+        assert ctl.main(["-s", path, "del", "server", "app/x"]) == REFUSED
+    assert capsys.readouterr().err == harness.control.refusal + "\n"
+
+
 def test_command_without_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "s"
     with scripted(path, vanish_after(), vanish_after(b"half an answer")):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hitlessd.changes import Change, Changes, Item
+from hitlessd.config.problems import Place
+from hitlessd.config.server import server_line
 from hitlessd.effective import configured, differences, effective, free_sid, keep, structure
 from hitlessd.model import Backend, Check, Config, Frontend, Global, InetAddress, Server
 
@@ -99,6 +103,22 @@ def test_the_number_of_an_added_server_stays() -> None:
     whole = replace(CONFIG.backend("b"), servers=(*CONFIG.backend("b").servers, server("new", 4)))
     config, dropped = changed(first, second, config=replace(CONFIG, backends=(whole, CONFIG.backends[1])))
     assert not dropped and of(config, "y").sid == 5
+
+
+def test_words_of_added_servers_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counted(place: Place, name: str, *rest: Any) -> Server | None:
+        read.append(name)
+        return server_line(place, name, *rest)
+
+    monkeypatch.setattr("hitlessd.config.server.server_line", counted)
+    items = [Item("server-added", "b", f"once{number}") for number in range(20)]
+    all_of_them = changes(*(Change(item, f"127.0.0.9:{at + 1} id {at + 7}") for at, item in enumerate(items)))
+    for _ in range(3):
+        config, dropped = effective(CONFIG, all_of_them)
+        assert len(config.backends[0].servers) == len(CONFIG.backends[0].servers) + 20 and not dropped
+    assert sorted(read) == sorted(item.server for item in items)
 
 
 def test_a_deleted_server_comes_back_when_the_file_moves_it() -> None:

@@ -473,6 +473,30 @@ def test_an_overlapping_listener_steals_nothing_until_it_listens(
     close(new)
 
 
+def test_what_two_processes_let_rest_serves_as_before() -> None:
+    bind = inet()
+    first = opened(bind)
+    second = Listener.adopt(os.dup(first.sock.fileno()), first.record())
+    try:
+        for listener in (first, second, first):
+            listener.stop_listening()
+            assert not is_listening(first) and not is_listening(second)
+        second.start_listening(0)
+        assert is_listening(first)
+        with connect(bind) as client:
+            server, _ = second.sock.accept()
+            with server:
+                server.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    server.recv(5)  # and not the end of it
+                client.sendall(b"hello")
+                wait_readable(server)
+                assert server.recv(5) == b"hello"
+    finally:
+        first.close()
+        second.close()
+
+
 def test_two_new_listeners_may_overlap_each_other() -> None:
     port = free_port()
     first = opened(inet("0.0.0.0", port))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hitlessd.changes import Change, Item
+from hitlessd.main.clearing import clear_counters
 from hitlessd.model import Backend, Config, Global, InetAddress, Server
 from hitlessd.runtime.stat import StatFilter, show_stat
 from hitlessd.table import Column, Health, HealthRecord, RowKey, ServerState, Table, row_keys
@@ -204,6 +205,14 @@ def test_values_are_those_of_show_stat() -> None:
             app1 = next(value for row, value in zip(board.rows, board.values, strict=True) if row.key == APP1)
             assert app1.smax == 101  # the greatest
             assert app1.scur == 112
+            # One table's counters say less than nothing then.
+            clear_counters(control.tables(), True)
+            board.refresh()
+            totals = {row.key: value for row, value in zip(board.rows, board.values, strict=True)}
+            for key in (APP1, RowKey("backend", "app"), RowKey("frontend", "www")):
+                value = totals[key]
+                assert (value.stot, value.bin, value.bout, value.h2, value.err) == (0, 0, 0, 0, 0)
+            assert totals[APP1].scur == 112
         finally:
             older.close()
 
@@ -211,8 +220,12 @@ def test_values_are_those_of_show_stat() -> None:
 def test_what_is_disabled_is_said_to_be() -> None:
     with showcase_control() as control:
         config = control.config
-        control.config = replace(config, frontends=(replace(config.frontends[0], disabled=True), config.frontends[1]))
+        off, shut = replace(config.frontends[0], disabled=True), replace(config.frontends[0], disabled=True, shut=True)
+        control.config = replace(config, frontends=(shut, config.frontends[1]))
         board = Board(control)
+        board.refresh()
+        assert (board.values[1].state, board.values[1].admin) == ("STOP", "off")
+        control.config = replace(config, frontends=(off, config.frontends[1]))
         board.refresh()
         states = {row.key: value for row, value in zip(board.rows, board.values, strict=True)}
         assert states[RowKey("frontend", "www")].state == "PAUSED"

@@ -7,7 +7,7 @@ import json
 import os
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -520,6 +520,21 @@ def test_client_with_too_much_unread_is_dropped_at_the_handover(harness: Harness
         assert move(harness, successor) == []
         assert "a successor takes over" in harness.logged[0][1]
         peer.read_all()
+
+
+def test_an_answer_that_comes_with_the_handover_is_not_lost(
+    harness: Harness, successor: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = harness.listen()
+    promised: list[Callable[[str], object]] = []
+    monkeypatch.setattr(harness.control, "administer", lambda _change, done: promised.append(done))
+    with harness.connect(path) as peer:
+        peer.sock.sendall(b"set weight app/x 1; set weight app/zz 1; show version\n")
+        harness.until(lambda: promised, "the change")
+        promised[0]("")
+        move(harness, successor)
+        peer.harness = successor
+        assert peer.read_all() == b"\nNo such server.\n\n2.0.0\n\n"
 
 
 def test_clients_come_back_when_the_handover_fails(harness: Harness) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from hitlessd.table import Column, RowKey, ServerState
 from hitlessd.worker.http.state import HttpState
 from hitlessd.worker.serial import to_serial
 from tests.support.descriptors import no_leak
+from tests.support.processes import free_port
 from tests.support.relay import Farm, Lab, Peer, gauges, listen, make_config, make_park, make_table, migrate, take_over
 from tests.support.web import TIMES, Web, web_config
 
@@ -681,3 +683,25 @@ def test_what_retired_proxies_count_is_left_alone(farm: Farm) -> None:
         new.order("shut-frontend", proxy="new")
         new.order("clear-maxima", all=True)
         talk(new, client, server)
+
+
+def test_a_frontend_that_is_on_again_lets_in_whoever_comes(farm: Farm) -> None:
+    own = listen(("127.0.0.1", free_port()))  # a port that was asked for stays
+    with own, Lab(make_config(farm.servers()), listener=own) as lab:
+        (listener,) = lab.worker.frontends["www"].listeners
+        # Main of the generation before has let it rest, and we are told of it only later.
+        lab.listener.shutdown(socket.SHUT_RD)
+        lab.until(lambda: not listener.armed, "it is let be")
+        assert not change(lab, "frontend-state", value="off")
+        lab.listener.listen()
+        assert not change(lab, "frontend-state", value="on")
+        lab.pair(farm)
+        assert lab.logged == []
+        # Nobody tells us: then something is wrong.
+        lab.listener.shutdown(socket.SHUT_RD)
+        lab.until(lambda: not listener.armed, "it is let be")
+        assert lab.logged == []
+        lab.pass_time(1.5)
+        lab.until(lambda: lab.logged, "a complaint")
+        text = "cannot accept on www: Invalid argument; somebody may have shut its socket down"
+        assert lab.logged == [("err", text)]

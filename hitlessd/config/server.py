@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, cast, get_args
 
 from hitlessd.errors import ConfigError
-from hitlessd.model import Backend, Check, InetAddress, Observe, Server, UnixAddress, Where
+from hitlessd.model import Backend, Check, InetAddress, Mode, Observe, Server, UnixAddress, Where
 
 from . import values
 from .address import numeric_host, server_address
@@ -22,6 +23,8 @@ __all__ = ["Words", "added_server", "default_server_line", "numeric_address", "s
 Words = Mapping[str, Any]
 
 _WEIGHT_LIMIT = 256
+#: Servers that were added and are looked at again with every change: to read their words costs most of it.
+_REMEMBERED = 4096
 _ON_ERROR = ("fastinter", "fail-check", "sudden-death", "mark-down")
 _ON_MARKED_DOWN = ("shutdown-sessions",)
 _OBSERVE: tuple[Observe, ...] = tuple(word for word in get_args(Observe) if word)
@@ -111,13 +114,18 @@ def server_line(place: Place, name: str, sid: int, text: str, names: Names, defa
 def added_server(backend: Backend, name: str, sid: int, text: str) -> Server:
     """A server that `add server` describes, with the words of a `server` line: in maintenance unless it is `enabled`,
     and without what `default-server` says (HAProxy management guide, "add server"). Raises ConfigError."""
+    return _added_server(backend.name, backend.mode, name, sid, text)
+
+
+@lru_cache(_REMEMBERED)
+def _added_server(backend: str, mode: Mode, name: str, sid: int, text: str) -> Server:
     problems = Problems()
-    place = Place(problems, _AT_RUN_TIME, f"backend {backend.name}", f"server {name}")
+    place = Place(problems, _AT_RUN_TIME, f"backend {backend}", f"server {name}")
     values.name(place, name, "server")
     server = server_line(place, name, sid, text, Names(_no_names), ({"disabled": True},))
     if server and server.cookie:
         place.fail("cannot give a cookie at run time")
-    if server and server.observe == "layer7" and backend.mode != "http":
+    if server and server.observe == "layer7" and mode != "http":
         place.fail("cannot observe layer7: expected `mode = http`, which reads answers")
     if problems or server is None:
         raise ConfigError([text.removeprefix(": ") for text in problems.errors()])

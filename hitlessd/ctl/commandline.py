@@ -128,7 +128,7 @@ def _command(where: str, words: list[str]) -> int:
         answers = 0
         while (answer := connection.answer(ANSWER)) is not None:
             answers += 1
-            if is_refusal(answer):
+            if is_refusal(answer, words):
                 status = REFUSED
                 say(f"{answer}\n{_next_step(answer, words)}", error=True)
             elif pretty:

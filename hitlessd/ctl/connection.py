@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import time
+from collections.abc import Sequence
 
 __all__ = ["ANSWER", "Connection", "Unreachable", "ask", "fields", "is_refusal", "number", "parse_address", "why"]
 
@@ -16,12 +17,23 @@ _REFUSALS = (
     "Permission denied",
     "cannot ",
     "No such ",
+    "Can't find ",
     "Invalid ",
     "Expects ",
     "Require ",
     "'set ",
     "Success=0",
 )
+
+
+#: Commands that have nothing to say but why they are refused, apart from _CHANGED; of what is as wanted they say so.
+_CHANGING = frozenset(("add", "clear", "del", "disable", "enable", "set", "shutdown"))
+_CHANGED = frozenset(
+    (
+        "New server registered.", "Server deleted.", "All sockets are already enabled.",
+        "All sockets are already disabled.", "Frontend was already shut down.",
+    )
+)  # fmt: skip
 
 
 class Unreachable(Exception):
@@ -156,6 +168,14 @@ def ask(where: str, commands: list[str], deadline: float | None = None) -> list[
         connection.close()
 
 
-def is_refusal(answer: str) -> bool:
-    """Whether an answer says no."""
-    return answer.startswith(_REFUSALS)
+def is_refusal(answer: str, words: Sequence[str] = ()) -> bool:
+    """Whether an answer, to a command of these words, says no."""
+    if answer.startswith(_REFUSALS):
+        return True
+    line = " ".join(words)
+    verb = next((word for word in line.split() if not word.startswith("@")), "")
+    if verb not in _CHANGING or ";" in line:
+        return False  # of several commands it is not known which one this answers
+    text = answer.strip()
+    moved = text.endswith(" by 'stats socket command'") and "problem converting" not in text
+    return bool(text) and not moved and text not in _CHANGED

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from hitlessd.changes import Change, Changes, Item, described
 from hitlessd.effective import Difference, added_words, configured, differences, effective, free_sid, keep, structure
@@ -68,6 +68,7 @@ class Administration:
         self._custody = Custody(loop, store, office.generation)
         self._retired = False
         self._shut: frozenset[str] = frozenset()
+        self._promises: set[Done] = set()
         self.configured = configuration
         self.changes = changes
 
@@ -79,6 +80,7 @@ class Administration:
         if problem:
             done(problem)
             return
+        done = self._promised(done)
         try:
             changes = self._with(change)
             config, dropped = effective(self.configured, changes)
@@ -142,7 +144,8 @@ class Administration:
             done(problem)
             return
         clear_counters(self._office.tables(), everything)
-        self._clear_maxima(everything, lambda _answers: done(""))
+        cleared = self._promised(done)
+        self._clear_maxima(everything, lambda _answers: cleared(""))
 
     # --- over generations
 
@@ -164,9 +167,11 @@ class Administration:
                 self._move_to(keep(changes, dropped), config, self._caught_up)
             except SystemRefused as error:
                 self._caught_up(str(error))
+            self._checks.start()  # what those before us know is about the servers as they are now
         for change in dropped:
-            text = f"{described(change.item)} is what the configuration says again: it has changed there"
-            self._log("notice", text, event=Event.CHANGE_DROPPED, proxy=change.item.proxy)
+            item, text = change.item, "is what the configuration says again: it has changed there"
+            fields = {"backend": item.proxy, "server": item.server} if item.server else {}
+            self._log("notice", f"{described(item)} {text}", event=Event.CHANGE_DROPPED, proxy=item.proxy, **fields)
         self._custody.begin(name, self.changes)
         self._rest()
 
@@ -175,8 +180,23 @@ class Administration:
         self._custody.settle()
         self._retired = retired
         self._rest()
+        if retired:
+            # It has all of it in force before it serves those who asked.
+            for promised in list(self._promises):
+                promised("")
 
     # --- within
+
+    def _promised(self, done: Done) -> Done:
+        """To be called once; a successor that takes over calls it before."""
+
+        def answer(why: str) -> None:
+            if answer in self._promises:
+                self._promises.remove(answer)
+                done(why)
+
+        self._promises.add(answer)
+        return answer
 
     def _refusal(self) -> str:
         if self._retired or self._office.stopping:
@@ -259,7 +279,8 @@ class Administration:
                 return
             for item, why in whys:
                 text = f"cannot change {described(item)} in a worker: {why}"
-                self._log("warning", text, event=Event.CHANGE_FAILED, proxy=item.proxy)
+                fields = {"backend": item.proxy, "server": item.server} if item.server else {}
+                self._log("warning", text, event=Event.CHANGE_FAILED, proxy=item.proxy, **fields)
             self._rest()
             done(whys[0][1] if whys else "")
 
@@ -286,11 +307,14 @@ class Administration:
             if item.kind == "frontend-state" and value == "on":
                 self._listen(item.proxy)
         backends = {backend.name: backend for backend in config.backends}
-        return {
+        rows = {
             item: self._standing.admit(backends[item.proxy], server)
             for item, server in todo
             if item.kind == "server-added"
         }
+        for name in dict.fromkeys(item.proxy for item in rows):
+            self._standing.look_at(backends[name])
+        return rows
 
     def _reconfigure(self) -> None:
         office, equipment = self._office, self._office.equipment
@@ -321,15 +345,18 @@ class Administration:
                 return []
             case "server-added":
                 text = f"Server {item.proxy}/{item.server} was added: {value.address}"
-                self._log("notice", text, event=Event.CHANGE_MADE, proxy=item.proxy)
+                self._made("notice", text, item)
                 return [(item, {"record": dump_server(value), "row": rows[item]})]
             case "server-deleted":
                 text = f"Server {item.proxy}/{item.server} was deleted"
-                self._log("notice", text, event=Event.CHANGE_MADE, proxy=item.proxy)
+                self._made("notice", text, item)
             case "frontend-state":
                 what = "proxy" if any(each.name == item.proxy for each in self._office.config.backends) else "frontend"
                 text = f"{'Paused' if value == 'off' else 'Resumed'} {what} {item.proxy}."
-                self._log("warning", text, event=Event.CHANGE_MADE, proxy=item.proxy)
+                self._made("warning", text, item)
+            case "server-address" if found:
+                self._standing.is_elsewhere(*found)
+                self._tell(difference)
             case "global-maxconn":
                 self._tell(difference)
                 return [(item, self._office.equipment.limits.share)]
@@ -344,7 +371,11 @@ class Administration:
         shown_before = {True: "on", False: "off"}.get(said, said) if isinstance(said, bool) else said
         more = "" if said == value else f" (configured: {shown_before})"
         text = f"{described(item)} is now {shown}{more}"
-        self._log("notice", text, event=Event.CHANGE_MADE, proxy=item.proxy)
+        self._made("notice", text, item)
+
+    def _made(self, severity: Literal["notice", "warning"], text: str, item: Item) -> None:
+        fields = {"backend": item.proxy, "server": item.server} if item.server else {}
+        self._log(severity, text, event=Event.CHANGE_MADE, proxy=item.proxy, **fields)
 
     def _order(self, orders: Sequence[tuple[Item, Any]], over: Callable[[list[tuple[Item, str]]], object]) -> None:
         """Give the workers orders, in this order; `over` gets those that could not be followed, and why."""

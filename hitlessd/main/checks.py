@@ -70,7 +70,8 @@ class Checks:
             self._checked[backend.name, server.name] = _Checked(backend, server, server.check, table, patience)
 
     def start(self) -> None:
-        """Go on where those before us are; see wellbeing.py."""
+        """Go on where those before us are; see wellbeing.py. Once more when there are other servers, or they are
+        elsewhere, before any check has begun."""
         now = self._wall()
         carry_over(self._config, self._table, self._tables()[1:], now)
         for each in self._checked.values():

@@ -116,13 +116,14 @@ class Standing:
         before, now = self._table.health(row), int(self.wall())
         wanted = {"up": Health.UP, "stopping": Health.STOPPING, "down": Health.DOWN}[word]
         check = server.check
-        if self._table.state(row) is ServerState.MAINT or before.health == wanted:
-            return
         if wanted is Health.UP and check is None:
             wanted = Health.UNCHECKED
-            if before.health == wanted:
-                return
         counter = 0 if check is None or wanted is Health.DOWN else health.top(check)
+        if self._table.state(row) is ServerState.MAINT:
+            return
+        if before.health == wanted:
+            self._table.set_health(row, before._replace(counter=counter))  # failures of checks are forgotten
+            return
         mark = health.identity(backend, server) or health.forced_identity(server)
         record = before._replace(health=wanted, since=now, counter=counter, identity=mark)
         self._settle(backend, server, before, record)
@@ -138,6 +139,14 @@ class Standing:
             self.tell("notice", text, event=Event.SERVER_UP, backend=backend, server=server)
             self.look_at(backend)
 
+    def is_elsewhere(self, backend: Backend, server: Server) -> None:
+        """Its address has become another. What an operator has said of it stays true, for those as well who look later;
+        see wellbeing.py. Of a server that is checked, checks.py knows."""
+        row = self._table.index[RowKey("server", backend.name, server.name)]
+        record = self._table.health(row)
+        if server.check is None and record.identity:
+            self._table.set_health(row, record._replace(identity=health.forced_identity(server)))
+
     def forget_health(self, backend: Backend, server: Server) -> None:
         """It is not checked any more, so that nothing is known of it: it counts as up."""
         row = self._table.index[RowKey("server", backend.name, server.name)]
@@ -148,13 +157,13 @@ class Standing:
             self.look_at(backend)
 
     def admit(self, backend: Backend, server: Server) -> int:
-        """A server that was added; its row. Raises SystemRefused when the table has no room for it."""
+        """A server that was added; its row. Raises SystemRefused when the table has no room for it. The backend is to
+        be looked at when all its servers have rows."""
         row = self._table.add_row(RowKey("server", backend.name, server.name))
         self._table.set_health(row, HealthRecord())
         self._table.set_check_text(row, "")
         state = ServerState.MAINT if server.disabled else ServerState.DRAIN if server.drain else ServerState.READY
         self._table.set_state(row, state, server.weight, int(self.wall()))
-        self.look_at(backend)
         return row
 
     # --- what comes of it

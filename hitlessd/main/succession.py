@@ -116,7 +116,7 @@ class Succession:
         fds: list[int] = []
         try:
             for _, listener in self._office.equipment.listeners:
-                if listener.listening and listener.open:
+                if listener.open and listener.listening:
                     fds.append(os.dup(listener.sock.fileno()))
         except OSError as error:
             close_all(fds)

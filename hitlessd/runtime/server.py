@@ -415,6 +415,8 @@ class RuntimeServer:
         total = 0
         # Callers that wait for the outcome of a reload first: they matter most; then whoever has lately been heard of.
         for client in sorted(self._clients, key=lambda each: (each.waiting is None, -each.active)):
+            while client.pieces is not None and not client.asking and len(client.output) < UNREAD_PAUSE:
+                self._pull(client)  # nothing may be left of it but its end
             self._flush(client)
             # A listing that has begun cannot go on elsewhere.
             if not client.alive or client.pieces is not None or (client.closing and not client.output):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from hitlessd.effective import structure
 from hitlessd.health import Result
 from hitlessd.model import Backend, InetAddress, Server
 from hitlessd.runtime.command import Answer, Call, Command
 from hitlessd.runtime.control import Control
 from hitlessd.runtime.serverstate import ServerNow, server_now
 from hitlessd.runtime.slices import in_slices
-from hitlessd.table import Column, RowKey, ServerState, Table, totals
+from hitlessd.table import Column, Health, RowKey, ServerState, Table, totals
 
 __all__ = ["COMMANDS"]
 
@@ -26,7 +27,7 @@ _CONN_COLUMNS = (
 )
 
 #: HAProxy's numbers (its server-t.h and check-t.h).
-_STOPPED, _STARTING, _RUNNING = 0, 1, 2
+_STOPPED, _STARTING, _RUNNING, _STOPPING = 0, 1, 2, 3
 _FORCED_MAINT, _CONFIGURED_MAINT, _FORCED_DRAIN = 0x01, 0x04, 0x08
 _CHECK_CONFIGURED, _CHECK_ENABLED, _CHECK_PAUSED = 2, 4, 8
 _FAILED, _PASSED = 2, 3
@@ -75,23 +76,30 @@ def _show_state(call: Call) -> Answer:
 
 
 def _servers(control: Control) -> Iterator[tuple[tuple[str, str], Server]]:
-    for backend in control.configured.backends:
+    """Those that there are, as the files and `add server` have them."""
+    for backend in structure(control.configured, control.changes).backends:
         for server in backend.servers:
             yield (backend.name, server.name), server
 
 
 def _state_line(backend: Backend, server: Server, original: Server, state: ServerNow, now: float, age: float) -> str:
-    """`original` is what the files say of it; `age` is this generation's, in seconds."""
+    """`original` is what it was before anybody changed it; `age` is this generation's, in seconds."""
     maintained = state.admin is ServerState.MAINT
     admin = _FORCED_MAINT * maintained | _FORCED_DRAIN * (state.admin is ServerState.DRAIN)
-    admin |= _CONFIGURED_MAINT * original.disabled
+    disabled = original.disabled and not original.added
+    admin |= _CONFIGURED_MAINT * disabled
     record = state.health
     starting = bool(server.slowstart) and 0 <= now - record.up_since < server.slowstart
-    running = not maintained and state.up
+    if maintained or not state.up:
+        operation = _STOPPED
+    elif record.health == Health.STOPPING:
+        operation = _STOPPING
+    else:
+        operation = _STARTING if starting else _RUNNING
     host, port = _where(server)
     check_port, check_addr = 0, "-"
     checks = _CHECK_CONFIGURED * (original.check is not None) | _CHECK_ENABLED * (server.check is not None)
-    if maintained and (checks or original.disabled):
+    if maintained and (checks or disabled):
         checks |= _CHECK_PAUSED
     status, result, health = 1, 0, _RISE
     if server.check is not None:
@@ -102,7 +110,7 @@ def _state_line(backend: Backend, server: Server, original: Server, state: Serve
             check_port, check_addr = server.check.address.port, server.check.address.host
     values: list[object] = [
         *(backend.iid, backend.name, server.sid, server.name, host),
-        (_STARTING if starting else _RUNNING) if running else _STOPPED,
+        operation,
         *(admin, state.weight, original.weight, max(0, int(now - state.since if state.since else age))),
         *(status, result, 0 if maintained else health, checks, 0, 0, 0, server.hostname or "-", port, "-", 0),
         # HAProxy's `addr` is that of agents, too.

@@ -187,6 +187,9 @@ def _set_state(worker: Worker, frontend: LiveFrontend, value: Any) -> None:
     if value not in ("on", "off"):
         raise ValueError(f"{value!r} is neither on nor off")
     frontend.config = replace(frontend.config, disabled=value == "off")
+    if value == "on":
+        for listener in frontend.listeners:
+            listener.begin_again()
     worker.arm()
 
 

@@ -89,6 +89,7 @@ class LiveListener:
         self._burst = 1
         self._enough = 0  # bursts in a row that did not suffice
         self._unusable_until = NEVER
+        self._tried_again = -_RETRY  # when, on the loop's clock
 
     def arm(self, wanted: bool) -> None:
         """Have epoll watch it, or not."""
@@ -178,11 +179,13 @@ class LiveListener:
     def _give_up(self, error: OSError) -> None:
         """Level-triggered, it would wake us for ever: let it be for a while."""
         worker = self.worker
-        worker.complain(
-            f"cannot accept on {self.frontend.name}: {error.strerror}; somebody may have shut its socket down",
-            event=Event.ACCEPT_FAILED,
-            frontend=self.frontend.name,
-        )
+        if worker.now - self._tried_again < _RETRY:
+            # Not at once: a predecessor may let it rest for an operator, which we are told a little later.
+            worker.complain(
+                f"cannot accept on {self.frontend.name}: {error.strerror}; somebody may have shut its socket down",
+                event=Event.ACCEPT_FAILED,
+                frontend=self.frontend.name,
+            )
         if not self.bucket:
             self._unusable_until = worker.now + _RETRY
             worker.wheel.add(self, self._unusable_until)
@@ -195,7 +198,13 @@ class LiveListener:
 
     def expired(self) -> None:
         self._unusable_until = NEVER
+        self._tried_again = self.worker.now
         self.worker.arm()
+
+    def begin_again(self) -> None:
+        """It listens again: whatever was wrong with it is over."""
+        self.worker.wheel.remove(self)
+        self._unusable_until = NEVER
 
     def close(self) -> None:
         self.worker.wheel.remove(self)

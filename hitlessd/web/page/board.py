@@ -140,7 +140,7 @@ class Board:
                     more, usable, servers = usable if servers else -1, 0, 0
                     queued += counted[_QCUR]
                 case Frontend() as frontend:
-                    more = 2 if control.stopping else int(frontend.disabled)
+                    more = 2 if control.stopping or frontend.shut else int(frontend.disabled)
             # Most rows are as they were, and cost nothing more.
             index, about = row.index, (record, more)
             if about != self._about[index]:
@@ -213,7 +213,8 @@ def _column(tables: Sequence[Table], places: Sequence[Sequence[int]], column: Co
 
 
 def _sum(*values: int) -> int:
-    return sum(values)
+    # Counters that were cleared say less than nothing in one of the tables; see table.py.
+    return sum(values) & (1 << 64) - 1
 
 
 def _rows(config: Config, maxconn: int) -> Iterator[Row]:
