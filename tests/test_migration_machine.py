@@ -329,6 +329,7 @@ class _Generations(RuleBasedStateMachine):
     def finish(self) -> None:
         for flow in self.every:
             flow.stalled.clear()
+        self.lab.settle()  # those who were reset in the backlog come in now, too
 
         def step() -> bool:
             self.meet()
