@@ -339,18 +339,19 @@ def test_a_table_is_in_the_store_before_the_one_it_takes_the_totals_from_leaves(
         assert [move.replace("hitlessd.", "") for move in tables] == wanted
 
 
+def kinds(service: Restartable) -> list[str]:
+    """What lies in the store; a state that was stored again has one number more."""
+    service.manager.settle()
+    return sorted(re.sub(r"state-N-N", "state-N", re.sub(r"\d+", "N", name)) for name in service.manager.names)
+
+
 def test_the_store_does_not_grow(tmp_path: Path) -> None:
     with held(tmp_path, workers=2, count=20) as (service, every, _):
-        service.manager.settle()
-        before = sorted(re.sub(r"\d+", "N", name) for name in service.manager.names)
+        before = kinds(service)
         for way in WAYS * 3:
             replace(service, way)
             service.wait_number("CurrParked", 20)
         assert service.daemon.reload().returncode == 0
 
-        def names() -> list[str]:
-            service.manager.settle()
-            return sorted(re.sub(r"\d+", "N", name) for name in service.manager.names)
-
-        poll_until(lambda: names() == before, 15, f"as many entries as before: {before}, {service.manager.names}")
+        poll_until(lambda: kinds(service) == before, 15, f"as many entries as before: {before}")
         assert balanced(service, every) == 20

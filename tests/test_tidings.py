@@ -75,5 +75,5 @@ def test_what_a_restart_leaves_to_systemd_is_counted(tmp_path: Path) -> None:
         client.say()
         service.restart()
         client.say()
-        assert "1 connections are parked and left to systemd | parked=1" in service.log
-        assert "resumed 1 connections in " in service.log
+        service.wait(lambda: "1 connections are parked and left to systemd | parked=1" in service.log)
+        service.wait(lambda: "resumed 1 connections in " in service.log)
