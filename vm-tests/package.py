@@ -1,6 +1,6 @@
 """The Debian package, built from the tree as it is committed, or from what a test makes of that.
 
-    python vm-tests/package.py DIRECTORY    builds it there: hitlessd_VERSION_all.deb and the source package
+python vm-tests/package.py DIRECTORY    builds it there: hitlessd_VERSION_all.deb and the source package
 """
 
 import os
