@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from crowd import CROWDED, Crowd
 from machine import SUITES, Machine
 from package import build, with_version
-from service import LOADED, SOCKET, UNIT, Load, Service
+from service import LOADED, SOCKET, TREE, UNIT, Load, Service
 
 Record = Callable[[str, object], None]
 
@@ -100,6 +102,31 @@ def page(machine: Machine, port: int = 80) -> str:
 
 def version(machine: Machine) -> str:
     return machine.run("hitlessctl", "show", "version").stdout.strip()
+
+
+def test_lintian_has_nothing_to_say(packages: dict[str, Path]) -> None:
+    (changes,) = packages[OLD].parent.glob(f"hitlessd_{OLD}-1_*.changes")
+    argv = ["lintian", "--allow-root", "--fail-on=error,warning", "--display-info", str(changes)]
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout) == (0, ""), result.stdout + result.stderr
+
+
+def test_two_builds_are_the_same(packages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte for byte, the source package, too, in another place with other settings."""
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    umask = os.umask(0o077)
+    try:
+        again = build(tmp_path, with_version(OLD))
+    finally:
+        os.umask(umask)
+    same = [again.name, f"hitlessd_{OLD}.orig.tar.xz", f"hitlessd_{OLD}-1.debian.tar.xz", f"hitlessd_{OLD}-1.dsc"]
+    first = packages[OLD].parent
+    assert [name for name in same if (first / name).read_bytes() != (tmp_path / name).read_bytes()] == []
+
+
+def test_the_packages_own_test_passes(machine: Machine) -> None:
+    machine.push(TREE / "debian" / "tests" / "smoke", "/root/smoke")
+    machine.run("/root/smoke")
 
 
 def test_an_installation_runs(machine: Machine, record_property: Record) -> None:
