@@ -56,7 +56,15 @@ def _build(source: Path, directory: Path) -> Path:
     epoch = subprocess.run(["dpkg-parsechangelog", "-STimestamp"], **run).stdout.strip()  # type: ignore[call-overload]
     # The same bytes whenever and wherever it is made.
     orig = ["tar", "-c", "-J", "-f", str(parent / f"hitlessd_{upstream}.orig.tar.xz"), "--exclude=./debian"]
-    orig += ["--sort=name", f"--mtime=@{epoch}", "--owner=0", "--group=0", "--numeric-owner", "--format=gnu"]
+    orig += [
+        "--sort=name",
+        f"--mtime=@{epoch}",
+        "--owner=0",
+        "--group=0",
+        "--numeric-owner",
+        "--format=gnu",
+        "--mode=u=rwX,go=rX",
+    ]
     orig += [f"--transform=s,^\\.,hitlessd-{upstream},", "."]
     subprocess.run(orig, **run)  # type: ignore[call-overload]
     try:
