@@ -11,8 +11,9 @@ unexport PYTHONDONTWRITEBYTECODE
 SUDO = $(shell [ $$(id -u) = 0 ] || echo sudo)
 APT = DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=300
 
-RUNTIME_PACKAGES = python3 python3-venv python3-systemd
-TEST_PACKAGES = haproxy iproute2 man-db nginx wrk nghttp2-client slowhttptest chromium-headless-shell
+RUNTIME_PACKAGES = python3 python3-venv python3-systemd python3-prometheus-client python3-rich
+TEST_PACKAGES = bash-completion chromium-headless-shell fish fonts-dejavu-core haproxy hatop iproute2 man-db nghttp2-client \
+	nginx prometheus prometheus-haproxy-exporter python3-pyte slowhttptest systemd wrk zsh
 VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-linux e2fsprogs qemu-system-x86
 
 # What builds the package, see debian/control, and what criticises it.
@@ -31,8 +32,10 @@ help:
 # The packages of a target, installed if one is missing: $(call need,list)
 define need
 	missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
-	# The tests run an nginx of their own; Debian's would take port 80.
-	if grep -qx nginx <<<"$$missing"; then $(SUDO) mkdir -p /etc/systemd/system; $(SUDO) ln -sf /dev/null /etc/systemd/system/nginx.service; fi
+	# The tests run servers of their own; Debian's would take the usual ports.
+	for p in nginx prometheus prometheus-haproxy-exporter; do
+		if grep -qx $$p <<<"$$missing"; then $(SUDO) mkdir -p /etc/systemd/system; $(SUDO) ln -sf /dev/null /etc/systemd/system/$$p.service; fi
+	done
 	if [ -n "$$missing" ]; then $(APT) update; $(APT) install -y --no-install-recommends $$missing >/dev/null; fi
 endef
 
@@ -43,7 +46,8 @@ $(VENV)/.runtime: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.runtime pyproject.toml
 	@$(call need,$(TEST_PACKAGES))
-	$(BIN)/pip install -q 'setuptools>=66' 'pytest>=8' 'hypothesis>=6' 'h11>=0.14' 'httptools>=0.6' 'mypy>=1.10' 'ruff>=0.6' 'websockets>=15'
+	$(BIN)/pip install -q 'setuptools>=66' 'pytest>=8' 'hypothesis>=6' 'h11>=0.14' 'httptools>=0.6' 'mypy>=1.10' 'ruff>=0.6' 'websockets>=15' \
+		'haproxyadmin==0.2.4' 'haproxystats==0.5.1' 'pandas>=2,<3'
 	touch $@
 
 demo: $(VENV)/.runtime

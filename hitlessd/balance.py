@@ -210,7 +210,7 @@ def is_static(backend: Backend) -> bool:
 
 def unscaled(backend: Backend, weights: Sequence[int]) -> list[int]:
     """Weights of some of its servers as HAProxy's static algorithms count them: without the divisor of all."""
-    divisor = reduce(math.gcd, [server.weight for server in backend.servers], 0)
+    divisor = reduce(math.gcd, [server.initial_weight for server in backend.servers], 0)
     return [-(-weight // divisor) if divisor else weight for weight in weights]
 
 

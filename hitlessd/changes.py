@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["Change", "Changes", "Item", "Kind"]
+__all__ = ["Change", "Changes", "Item", "Kind", "described"]
 
 #: What can be changed, and what its value is.
 Kind = Literal[
@@ -68,3 +68,24 @@ class Changes:
         return {
             item.kind: change for item, change in self.items.items() if (item.proxy, item.server) == (proxy, server)
         }
+
+
+_NAMES: dict[str, str] = {
+    "server-state": "state",
+    "server-weight": "weight",
+    "server-address": "address",
+    "server-maxconn": "maxconn",
+    "server-check": "health check",
+    "frontend-state": "state",
+    "frontend-maxconn": "maxconn",
+    "global-maxconn": "maxconn",
+}
+
+
+def described(item: Item) -> str:
+    """An item in words, for a log: "weight of server b/s"."""
+    name = _NAMES.get(item.kind, "")
+    if item.server:
+        server = f"server {item.proxy}/{item.server}"
+        return f"{name} of {server}" if name else server
+    return f"{name} of frontend {item.proxy}" if item.proxy else name

@@ -165,7 +165,8 @@ def _check(files: Sequence[str], quiet: bool) -> int:
         return 0
     own = sum(not isinstance(bind.address, SystemdAddress) for bind in binds)
     # One more runtime socket than configured: the unit's own.
-    entries = store_entries(own, len(config.global_.stats_sockets) + 1, workers)
+    mains = len(config.global_.stats_sockets) + 1 + len(config.global_.metrics_binds)
+    entries = store_entries(own, mains, workers)
     return _say(
         "Configuration file is valid\n"
         f"maxconn {limits.maxconn} with {workers} worker{'s' if workers > 1 else ''}:"

@@ -5,7 +5,7 @@ A message reads "cannot X: why" and is shown to a person as it stands; nothing h
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "HitlessdError", "PeerError", "StateError", "SystemRefused"]
+__all__ = ["ConfigError", "HitlessdError", "ListenerRefused", "PeerError", "StateError", "SystemRefused"]
 
 
 class HitlessdError(Exception):
@@ -26,6 +26,10 @@ class PeerError(HitlessdError):
 
 class SystemRefused(HitlessdError):
     """The operating system refused something we need: an address in use, too few descriptors, no permission."""
+
+
+class ListenerRefused(SystemRefused):
+    """Addresses that cannot be listened on, one line each."""
 
 
 class StateError(HitlessdError):

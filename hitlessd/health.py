@@ -22,6 +22,7 @@ __all__ = [
     "Result",
     "after",
     "first_delay",
+    "forced_identity",
     "identity",
     "interval",
     "shortest_interval",
@@ -137,3 +138,9 @@ def identity(backend: Backend, server: Server) -> int:
         words += [word for e in http.expect for word in (e.kind, e.name, e.value, str(e.negated))]
     text = "\0".join(words).encode(errors="surrogateescape")
     return zlib.crc32(text) << 32 | zlib.crc32(b"\1" + text)
+
+
+def forced_identity(server: Server) -> int:
+    """The same of a server that nobody checks, and of which an operator has said how it is."""
+    text = str(server.address).encode(errors="surrogateescape")
+    return zlib.crc32(text) << 32 | zlib.crc32(b"\2" + text)

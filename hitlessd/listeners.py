@@ -1,7 +1,8 @@
 """Listening sockets: opening them, recognising inherited ones, and the care that unix paths need.
 
-A listener is never shut down, disconnected or unlinked while another process may own it: PID 1, a predecessor and a
-successor hold the same open file description (facts of unix(7) and socket(7), learnt by others the hard way).
+A listener is never shut down, disconnected or unlinked while another process may use it: PID 1, a predecessor and a
+successor hold the same open file description (facts of unix(7) and socket(7), learnt by others the hard way). Only
+`disable frontend` ends one of our own, on which nobody accepts any more, for the time being.
 """
 
 from __future__ import annotations
@@ -68,10 +69,11 @@ class Listener:
         }
 
     @classmethod
-    def adopt(cls, fd: int, record: dict[str, Any]) -> Listener:
+    def adopt(cls, fd: int, record: dict[str, Any], *, idle: bool = False) -> Listener:
         """A listener that another process opened; the descriptor is ours from here on.
 
-        Raises SystemRefused, the descriptor closed, when it is not a listening stream socket.
+        Raises SystemRefused, the descriptor closed, when it is not a listening stream socket. `idle`: one that has
+        stopped to listen will do, too.
         """
         try:
             sock = socket.socket(fileno=fd)
@@ -80,7 +82,7 @@ class Listener:
                 os.close(fd)
             raise SystemRefused(f"cannot use descriptor {fd}: {error.strerror}") from None
         try:
-            identity = identify(sock)
+            identity = identify(sock, idle=idle)
             prepare(sock, identity.family)
             inode = record.get("inode")
             return cls(
@@ -89,6 +91,7 @@ class Listener:
                 str(record.get("origin", "own")),
                 str(record.get("name", "")) or _store_name(),
                 (int(inode[0]), int(inode[1])) if inode else None,
+                listening=bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)),
                 stored=bool(record.get("stored")),
             )
         except OSError as error:
@@ -121,6 +124,31 @@ class Listener:
         self.listening = True
         self.overlaps = ()
 
+    @property
+    def can_rest(self) -> bool:
+        """Whether nobody else may be accepting on it, and clients can be told so: a TCP socket of our own."""
+        return self.origin == "own" and self.identity.family != socket.AF_UNIX
+
+    @property
+    def open(self) -> bool:
+        return self.sock.fileno() >= 0
+
+    def overlap(self, others: Iterable[Listener]) -> None:
+        """Note who listens on our port beside us, for start_listening()."""
+        if not self.listening and self.can_rest:
+            port = int(self.identity.address.rpartition(":")[2])
+            self.overlaps = tuple(x for x in others if x is not self and x.open and _same_port(x, port))
+
+    def stop_listening(self) -> None:
+        """Refuse clients, those included who wait; the address stays ours, and start_listening() begins anew.
+
+        For whom it can_rest, when every worker of every generation has left it (shutdown(2) ends it for all).
+        """
+        if self.listening:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RD)
+            self.listening = False
+
     def unlink(self) -> None:
         """Remove our unix path, if what lies there is still what we bound."""
         if self.temporary:
@@ -142,13 +170,15 @@ class Wanted:
     bind: Bind
 
 
-def identify(sock: socket.socket) -> Identity:
-    """Recognise a socket by what the kernel says of it. Raises SystemRefused for what cannot be a listener of ours."""
+def identify(sock: socket.socket, *, idle: bool = False) -> Identity:
+    """Recognise a socket by what the kernel says of it. Raises SystemRefused for what cannot be a listener of ours.
+
+    `idle`: it need not listen now.
+    """
     try:
         family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM or not sock.getsockopt(
-            socket.SOL_SOCKET, socket.SO_ACCEPTCONN
-        ):
+        listens = idle or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM or not listens:
             raise SystemRefused(f"cannot use descriptor {sock.fileno()}: it is not a listening stream socket")
         name = sock.getsockname()
         # bind(2) of any other address sets it, whatever was asked for.

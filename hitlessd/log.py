@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TextIO
 
+from hitlessd.events import Event
 from hitlessd.journal import SOCKET as journal_socket
 from hitlessd.journal import Journal
 from hitlessd.logrecord import LogRecord, journal_fields
@@ -26,9 +27,10 @@ _WARNING, _INFO = SEVERITIES.index("warning"), SEVERITIES.index("info")
 
 
 class Logger(Protocol):
-    """What modules that log are given."""
+    """What modules that log are given. The event and the fields are there to be searched for: in the journal they are
+    MESSAGE_ID= and HITLESSD_NAME=."""
 
-    def __call__(self, severity: str, message: str, /, **fields: object) -> None: ...
+    def __call__(self, severity: str, message: str, /, *, event: Event | None = None, **fields: object) -> None: ...
 
 
 def _journal_is(fd: int) -> bool:
@@ -62,7 +64,9 @@ def _write_at_once(fd: int, data: bytes) -> bool:
 class _Sink(Protocol):
     """Somewhere to write to. Both methods tell whether it was taken; they may raise OSError or ValueError."""
 
-    def message(self, priority: int, text: str, fields: dict[str, object], generation: int) -> bool: ...
+    def message(
+        self, priority: int, text: str, event: Event | None, fields: dict[str, object], generation: int
+    ) -> bool: ...
     def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool: ...
     def close(self) -> None: ...
 
@@ -76,7 +80,9 @@ class _Stream:
         self._second = -1
         self._stamp = ""
 
-    def message(self, priority: int, text: str, fields: dict[str, object], generation: int) -> bool:
+    def message(
+        self, priority: int, text: str, event: Event | None, fields: dict[str, object], generation: int
+    ) -> bool:
         details = _details(fields)
         return self._write(f"{self._head(priority, generation)}{text}{details}\n")
 
@@ -116,8 +122,12 @@ class _Journal:
         self._journal = Journal(path)
         self._name = name
 
-    def message(self, priority: int, text: str, fields: dict[str, object], generation: int) -> bool:
+    def message(
+        self, priority: int, text: str, event: Event | None, fields: dict[str, object], generation: int
+    ) -> bool:
         entry = self._entry(priority, text, generation)
+        if event is not None:
+            entry.append(("MESSAGE_ID", event.message_id))
         entry += [(f"HITLESSD_{name.upper()}", _printable(value)) for name, value in fields.items()]
         return self._journal.send(entry)
 
@@ -144,7 +154,9 @@ class _Syslog:
     def __init__(self, server: Syslog) -> None:
         self._server = server
 
-    def message(self, priority: int, text: str, fields: dict[str, object], generation: int) -> bool:
+    def message(
+        self, priority: int, text: str, event: Event | None, fields: dict[str, object], generation: int
+    ) -> bool:
         return self._server.send(priority, f"{text}{_details(fields)}")
 
     def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool:
@@ -186,10 +198,10 @@ class Log:
             return _Syslog(Syslog(target.address, target.facility, self.name))
         return _Stream(sys.stdout if target.target == "stdout" else sys.stderr, self.name)
 
-    def __call__(self, severity: str, message: str, /, **fields: object) -> None:
+    def __call__(self, severity: str, message: str, /, *, event: Event | None = None, **fields: object) -> None:
         priority = SEVERITIES.index(severity)
         if priority <= self._threshold:
-            self._deliver(lambda sink: sink.message(priority, _printable(message), fields, self.generation))
+            self._deliver(lambda sink: sink.message(priority, _printable(message), event, fields, self.generation))
 
     def access(self, line: str, record: LogRecord, whole: bool = False, /) -> None:
         """An access log entry, of severity info: `line` is its text, `record` gives the fields where there are fields.
@@ -202,7 +214,11 @@ class Log:
         assert sink is not None
         try:
             if self._lost:
-                if not sink.message(_WARNING, f"{self._lost} lines are lost: nobody reads", {}, self.generation):
+                text = f"{self._lost} lines are lost: nobody reads"
+                more: dict[str, object] = {"lines": self._lost}
+                if not sink.message(
+                    _WARNING, text, event=Event.LOG_LINES_LOST, fields=more, generation=self.generation
+                ):
                     self._lost += 1
                     return
                 self._lost = 0

@@ -325,6 +325,12 @@ class Server:
     on_marked_down: Literal["", "shutdown-sessions"] = ""
     pool_max_conn: int = -1  # idle connections kept for reuse, -1: no limit of its own
     pool_purge_delay: float = 5.0  # seconds after which half of the superfluous idle ones are closed
+    configured_weight: int | None = None  # what the configuration says, where an operator has changed the weight
+
+    @property
+    def initial_weight(self) -> int:
+        """The weight before anybody changed it at run time."""
+        return self.weight if self.configured_weight is None else self.configured_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +396,7 @@ class Frontend:
     errorfiles: tuple[tuple[int, bytes], ...] = ()
     stats: StatsPage | None = None
     disabled: bool = False  # accepts nobody, as `disable frontend` says at run time
+    shut: bool = False  # `shutdown frontend`: its listeners are closed until the next reload
 
 
 @dataclass(frozen=True, slots=True)

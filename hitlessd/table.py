@@ -4,15 +4,17 @@ One table a generation, in a sealed memfd that main creates, the workers inherit
 systemd keeps in its descriptor store. Everything is an unsigned 64-bit word in host byte order, so that a worker counts
 with one store and no lock: a word has one writer, ever.
 
-    header | state (main writes) | base (main writes) | slot of worker 0 | slot of worker 1 | ... | keys (JSON)
+    header | state (main writes) | base (main writes) | slot of worker 0 | ... | names of spare rows | keys (JSON)
 
 `base` holds what earlier generations counted, folded in when their last process has ended; thus totals never go back.
+Totals are sums modulo 2^64: main clears one by taking from the base what all together have counted, so that a single
+table's value may look huge while the sum over all generations is right. Spare rows are for servers that are added at
+run time; a key, once it has a row, keeps it.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import mmap
 import os
 import struct
@@ -20,13 +22,14 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-from hitlessd.errors import PeerError
-from hitlessd.model import Config
+from hitlessd.errors import PeerError, SystemRefused
+from hitlessd.rows import AREA, PROCESS, RowKey, SpareNames, dump_keys, load_keys, row_keys
 
 __all__ = [
     "GAUGES",
     "MAXIMA",
     "PROCESS",
+    "SPARE_ROWS",
     "Column",
     "Health",
     "HealthRecord",
@@ -35,11 +38,17 @@ __all__ = [
     "Table",
     "row_keys",
     "sum_over",
+    "totals",
 ]
 
 _MAGIC = int.from_bytes(b"hitlessT", "little")
-_FORMAT = 1
+#: The first format had no spare rows, and 0 in the words of the header that tell of them.
+_FORMATS = (1, 2)
 _HEADER_WORDS = 16
+#: Rows that a new table has for what is added while it is in use.
+SPARE_ROWS = 256
+_ALWAYS_0 = _HEADER_WORDS - 1  # a word that no format uses
+_MOST_SPARE = 1 << 16  # nor make us look through more than this
 _MAX_BYTES = 1 << 30  # a peer's table may not make us map more than this
 _MAX_KEYS_BYTES = 64 << 20  # nor parse more than this
 _MOST = (1 << 64) - 1
@@ -47,6 +56,7 @@ _MOST = (1 << 64) - 1
 
 class _Header(IntEnum):
     MAGIC, FORMAT, ROWS, WORKERS, COLUMNS, STATES, KEYS_BYTES, GENERATION, EPOCH, FOLDED_INTO = range(10)
+    SPARE, AREA = 10, 11  # of ROWS, how many are spare, taken or not; words of the area with the name of one
 
 
 class Column(IntEnum):
@@ -98,9 +108,12 @@ class Column(IntEnum):
     RATE = 43  # new sessions of this second and the one before; see worker/gate.py
     FRESH = 44  # of IDLE, those that have served one request only
     INTERCEPTED = 45  # HTTP requests that a frontend's rules have answered, other than by denying them
+    DEATHS = 46  # workers that died; of the process only, main counts these, as the next two
+    MOVED = 47  # connections that went over to a successor
+    KEPT = 48  # connections that stayed behind when others did
 
 
-_COLUMNS = 48  # some to spare, so that the next version can add counters without a new format
+_COLUMNS = 52  # some to spare, so that the next version can add counters without a new format
 _STATES = 24
 #: As many as the first version had; where a table has fewer than ours, the others are 0.
 _FEWEST_COLUMNS = 23
@@ -138,6 +151,7 @@ class Health(IntEnum):
     UNCHECKED = 0
     UP = 1
     DOWN = 2
+    STOPPING = 3  # an operator's word: nobody new but those who belong to it, until a check passes
 
 
 class HealthRecord(NamedTuple):
@@ -158,63 +172,52 @@ class HealthRecord(NamedTuple):
     up_since: int = 0  # seconds; when it came back, 0 if it was never away
 
 
-class RowKey(NamedTuple):
-    """What a row is about; kind is process, frontend, backend or server."""
-
-    kind: str
-    proxy: str = ""
-    server: str = ""
-
-
-PROCESS = RowKey("process")
-
-
-def row_keys(config: Config) -> list[RowKey]:
-    """The rows that a configuration needs, in its own order; the process row is the first."""
-    keys = [PROCESS]
-    keys += [RowKey("frontend", frontend.name) for frontend in config.frontends]
-    for backend in config.backends:
-        keys.append(RowKey("backend", backend.name))
-        keys += [RowKey("server", backend.name, server.name) for server in backend.servers]
-    return keys
-
-
 class Table:
     """A mapped table. `keys[i]` names row i; `index[key]` finds it. Descriptor and mapping live until close()."""
 
     def __init__(self, fd: int, mapping: mmap.mmap, keys: Sequence[RowKey]) -> None:
+        """`keys`: of the rows that are not spare."""
         self.fd = fd
-        self.keys = list(keys)
-        self.index = {key: row for row, key in enumerate(self.keys)}
         self._mapping = mapping
         self._view = memoryview(mapping)
         words = self._words = self._view[: len(mapping) & ~7].cast("Q")
+        self.rows = words[_Header.ROWS]  # named or not
         self.workers = words[_Header.WORKERS]
         self.generation = words[_Header.GENERATION]
         self.columns = words[_Header.COLUMNS]
         self._states = words[_Header.STATES]
         self._state_at = _HEADER_WORDS
-        self._base_at = self._state_at + len(keys) * self._states
-        self._slots_at = self._base_at + len(keys) * self.columns
+        self._base_at = self._state_at + self.rows * self._states
+        self._slots_at = self._base_at + self.rows * self.columns
+        spare, area = words[_Header.SPARE], words[_Header.AREA]
+        at = self._names_at = self._slots_at + self.rows * self.columns * self.workers
+        self._spare = SpareNames(words[at : at + spare * area], spare, area)
+        self._keys = list(keys)
+        self._index = {key: row for row, key in enumerate(self._keys)}
+        self._first_spare = len(self._keys)
+        self._next_at = at if spare else _ALWAYS_0  # the first word of the next name
 
     @classmethod
-    def create(cls, keys: Sequence[RowKey], workers: int, generation: int) -> Table:
+    def create(cls, keys: Sequence[RowKey], workers: int, generation: int, spare: int = SPARE_ROWS) -> Table:
         """A new, zeroed, sealed table."""
-        names = json.dumps(keys).encode()
-        words = _HEADER_WORDS + len(keys) * (_STATES + _COLUMNS * (1 + workers))
+        names = dump_keys(keys)
+        rows = len(keys) + spare
+        words = _words(rows, _STATES, _COLUMNS, workers, spare, AREA)
         size = words * 8 + len(names)
         fd = os.memfd_create("hitlessd-table", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.truncate(fd, size)
             mapping = mmap.mmap(fd, size)
             head = memoryview(mapping).cast("B")[: _HEADER_WORDS * 8].cast("Q")
-            head[_Header.FORMAT] = _FORMAT
-            head[_Header.ROWS] = len(keys)
+            head[_Header.FORMAT] = _FORMATS[-1]
+            head[_Header.ROWS] = rows
             head[_Header.WORKERS] = workers
             head[_Header.COLUMNS] = _COLUMNS
             head[_Header.STATES] = _STATES
             head[_Header.KEYS_BYTES] = len(names)
             head[_Header.GENERATION] = generation
+            head[_Header.SPARE] = spare
+            head[_Header.AREA] = AREA
             mapping[words * 8 :] = names
             head[_Header.MAGIC] = _MAGIC
             # Nobody who holds the descriptor can make our mapping fault by shrinking the file.
@@ -234,16 +237,21 @@ class Table:
                 raise PeerError("cannot use the shared table: it is not a sealed one of a sound size")
             mapping = mmap.mmap(fd, size)
             head = memoryview(mapping)[: _HEADER_WORDS * 8].cast("Q")
-            rows, workers, columns, states, names = (
-                head[i] for i in (_Header.ROWS, _Header.WORKERS, _Header.COLUMNS, _Header.STATES, _Header.KEYS_BYTES)
-            )
-            if head[_Header.MAGIC] != _MAGIC or head[_Header.FORMAT] != _FORMAT:
+            if head[_Header.MAGIC] != _MAGIC or head[_Header.FORMAT] not in _FORMATS:
                 raise PeerError("cannot use the shared table: unknown format")
-            words = _HEADER_WORDS + rows * (states + columns * (1 + workers))
-            if words * 8 + names != size or columns < _FEWEST_COLUMNS or not states or names > _MAX_KEYS_BYTES:
+            rows, workers, columns, states, names, spare, area = (head[word] for word in _SIZES)
+            words = _words(rows, states, columns, workers, spare, area)
+            if (
+                words * 8 + names != size
+                or columns < _FEWEST_COLUMNS
+                or not states
+                or names > _MAX_KEYS_BYTES
+                or spare > min(rows, _MOST_SPARE)
+                or (spare and area < 2)
+            ):
                 raise PeerError("cannot use the shared table: its sizes contradict each other")
-            keys = _read_keys(mapping[words * 8 :])
-            if len(keys) != rows or len(set(keys)) != rows:
+            keys = load_keys(mapping[words * 8 :])
+            if len(keys) != rows - spare or len(set(keys)) != len(keys):
                 raise PeerError("cannot use the shared table: its keys do not match its rows")
         except (OSError, ValueError, RecursionError) as error:
             os.close(fd)
@@ -253,21 +261,105 @@ class Table:
             raise
         return cls(fd, mapping, keys)
 
+    @property
+    def keys(self) -> list[RowKey]:
+        """The names of all rows that have one, those included that another process has taken meanwhile; not to be
+        changed. It does not grow while somebody goes through it."""
+        if self._words[self._next_at]:
+            self._look()
+        return self._keys
+
+    @property
+    def index(self) -> dict[RowKey, int]:
+        """Likewise, the rows by name."""
+        if self._words[self._next_at]:
+            self._look()
+        return self._index
+
+    def _look(self) -> None:
+        """Learn of spare rows that were taken since."""
+        while self._words[self._next_at]:
+            try:
+                key = self._spare.read(len(self._keys) - self._first_spare)
+            except (ValueError, RecursionError):
+                key = None
+            if key is None or key in self._index:
+                # None of ours has written that, so that whatever is behind it is nobody's.
+                self._next_at = _ALWAYS_0
+                return
+            self._learn(key)
+
+    def _learn(self, key: RowKey) -> None:
+        self._index = {**self._index, key: len(self._keys)}
+        self._keys = [*self._keys, key]
+        taken = len(self._keys) - self._first_spare
+        self._next_at = self._names_at + taken * self._spare.area if taken < self._spare.count else _ALWAYS_0
+
+    def add_row(self, key: RowKey) -> int:
+        """The row of that name; a spare one is taken where there is none. Only main may call this, on a table of its
+        own. Raises SystemRefused when no spare one is left, or none has room for the name.
+        """
+        row = self.index.get(key)
+        if row is not None:
+            return row
+        taken = len(self._keys) - self._first_spare
+        if taken >= self._spare.count:
+            raise SystemRefused(
+                f"cannot count for one more {key.kind}: all {self._spare.count} spare rows of the shared table are"
+                " taken; a reload makes room"
+            )
+        try:
+            self._spare.write(taken, key)
+        except ValueError as error:
+            raise SystemRefused(f"cannot count for one more {key.kind}: {error}") from None
+        self._learn(key)
+        return self._index[key]
+
     def slot(self, worker: int) -> memoryview:
         """The words of one worker: row i's column c is `slot[i * table.columns + c]`. Only that worker writes there."""
-        size = len(self.keys) * self.columns
+        size = self.rows * self.columns
         start = self._slots_at + worker * size
         return self._words[start : start + size]
 
     def value(self, row: int, column: Column) -> int:
-        """The sum (or the greatest, for MAXIMA) over all workers and what was folded in."""
+        """The sum modulo 2^64 (or the greatest, for MAXIMA) over all workers and what was folded in."""
         if column >= self.columns:
             return 0  # an older version's table
-        words, stride = self._words, len(self.keys) * self.columns
+        words, stride = self._words, self.rows * self.columns
         at = row * self.columns + column
         values = [words[self._base_at + at]]
         values += [words[self._slots_at + worker * stride + at] for worker in range(self.workers)]
-        return max(values) if column in MAXIMA else sum(values)
+        return max(values) if column in MAXIMA else sum(values) & _MOST
+
+    def row_values(self, row: int) -> list[int]:
+        """As value(), of all columns at once: the result is indexed by Column."""
+        words, stride, at = self._words, self.rows * self.columns, row * self.columns
+        width = min(self.columns, len(Column))
+        starts = [self._base_at + at, *(self._slots_at + worker * stride + at for worker in range(self.workers))]
+        parts = [words[start : start + width].tolist() for start in starts]
+        return _combined(parts) + [0] * (len(Column) - width)
+
+    def column_values(self, column: Column) -> list[int]:
+        """As value(), of all rows at once: the result is indexed by row. Ten times as fast as one by one."""
+        if column >= self.columns:
+            return [0] * len(self.keys)
+        size = len(self.keys) * self.columns
+        starts = [self._base_at, *(self._slots_at + worker * size for worker in range(self.workers))]
+        parts = [self._words[start + column : start + size : self.columns].tolist() for start in starts]
+        if column in MAXIMA:
+            return list(map(max, *parts))
+        return [value & _MOST for value in map(sum, zip(*parts, strict=True))]
+
+    def state_records(self) -> list[tuple[int, ...]]:
+        """Of all rows state(), weight(), since() and what health() says, as it comes; indexed by row."""
+        width, end = _HEALTH + len(HealthRecord._fields), self._state_at + len(self.keys) * self._states
+        columns = [
+            self._words[self._state_at + word : end : self._states].tolist()
+            if word < self._states
+            else [0] * len(self.keys)
+            for word in range(width)
+        ]
+        return list(zip(*columns, strict=True))
 
     def unparked(self, worker: int) -> int:
         """Connections of a worker that are not parked now, or were not when it died."""
@@ -283,8 +375,18 @@ class Table:
                     slot[row * self.columns + column] = 0
 
     def add(self, key: RowKey, column: Column, number: int) -> None:
-        """Count something that main itself has seen. Only main may call this."""
-        self._words[self._base_at + self.index[key] * self.columns + column] += number
+        """Count something that main itself has seen, or, with a negative number, take back what anybody has counted.
+        Only main may call this."""
+        at = self._base_at + self.index[key] * self.columns + column
+        self._words[at] = (self._words[at] + number) & _MOST
+
+    def clear_maxima(self, worker: int | None = None, columns: Iterable[Column] = (Column.SMAX, Column.QMAX)) -> None:
+        """Forget how much there has been at once: in the base (None; only main may do that), or in a worker's slot,
+        which is its own as long as it lives."""
+        start = self._base_at if worker is None else self._slots_at + worker * self.rows * self.columns
+        for row in range(len(self.keys)):
+            for column in columns:
+                self._words[start + row * self.columns + column] = 0
 
     def fold(self, ended: Table) -> None:
         """Add the totals of a generation that has ended to our base; once, whoever calls it and however often.
@@ -304,18 +406,18 @@ class Table:
         return bool(self._words[_Header.FOLDED_INTO])
 
     def _fold(self, ended: Table) -> None:
-        words = self._words
+        words, index = self._words, self.index
         totals: list[tuple[int, int]] = []
         for row, key in enumerate(ended.keys):
-            mine = self.index.get(key)
+            mine = index.get(key)
             if mine is None:
                 continue
             for column in Column:
                 value = ended.value(row, column)
                 if value and column not in GAUGES:
                     at = self._base_at + mine * self.columns + column
-                    total = max(words[at], value) if column in MAXIMA else words[at] + value
-                    totals.append((at, min(total, _MOST)))
+                    total = max(words[at], value) if column in MAXIMA else (words[at] + value) & _MOST
+                    totals.append((at, total))
         # Who is killed in between counts some of it twice: so there is as little in between as can be.
         for at, total in totals:
             words[at] = total
@@ -338,7 +440,12 @@ class Table:
 
     def usable(self, row: int) -> bool:
         """Whether balancing may choose the server."""
-        return self.running(row) and not self._state_word(row, 0) and self._state_word(row, 1) > 0
+        return (
+            self.running(row)
+            and not self._state_word(row, 0)
+            and self._state_word(row, 1) > 0
+            and self._state_word(row, _HEALTH) != Health.STOPPING
+        )
 
     def running(self, row: int) -> bool:
         """Whether the server may get anything at all: neither down nor in maintenance. One that drains, or has no
@@ -387,25 +494,46 @@ class Table:
 
     def close(self) -> None:
         """Unmap and close. The slots given out must have been released."""
+        self._spare.close()
         self._words.release()
         self._view.release()
         self._mapping.close()
         os.close(self.fd)
 
 
-def _read_keys(text: bytes) -> list[RowKey]:
-    """Raises ValueError, RecursionError for what create() has not written."""
-    keys = json.loads(text)
-    if not isinstance(keys, list) or not all(
-        isinstance(key, list) and len(key) == 3 and all(isinstance(word, str) for word in key) for key in keys
-    ):
-        raise ValueError("its keys make no sense")
-    return [RowKey(*key) for key in keys]
+_SIZES = (
+    _Header.ROWS, _Header.WORKERS, _Header.COLUMNS, _Header.STATES, _Header.KEYS_BYTES, _Header.SPARE, _Header.AREA,
+)  # fmt: skip
+
+
+def _words(rows: int, states: int, columns: int, workers: int, spare: int, area: int) -> int:
+    """How many a table has before its keys."""
+    return _HEADER_WORDS + rows * (states + columns * (1 + workers)) + spare * area
 
 
 def sum_over(tables: Iterable[Table], key: RowKey, column: Column) -> int:
     """A value over several generations, each of which may lack the row; those folded into others count there."""
-    values = [table.value(table.index[key], column) for table in tables if key in table.index and not table.folded]
+    values = []
+    for table in tables:
+        row = table.index.get(key)
+        if row is not None and not table.folded:
+            values.append(table.value(row, column))
     if not values:
         return 0
-    return max(values) if column in MAXIMA else sum(values)
+    return max(values) if column in MAXIMA else sum(values) & _MOST
+
+
+def totals(tables: Iterable[Table], key: RowKey) -> list[int]:
+    """As sum_over(), of all columns at once: the result is indexed by Column."""
+    rows = [table.row_values(table.index[key]) for table in tables if key in table.index and not table.folded]
+    return _combined(rows) if rows else [0] * len(Column)
+
+
+def _combined(rows: Sequence[list[int]]) -> list[int]:
+    """Sums, modulo 2^64: whoever clears counters has their base say less than nothing. Of MAXIMA the greatest."""
+    if len(rows) == 1:
+        return rows[0]
+    found = [value & _MOST for value in map(sum, zip(*rows, strict=True))]
+    for column in MAXIMA:
+        found[column] = max(row[column] for row in rows)
+    return found

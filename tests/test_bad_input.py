@@ -250,7 +250,7 @@ def test_a_check_opens_nothing(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, listen(free_port(), f"unix@{tmp_path}/it", "sd@web", server=1), workers=2)
     # 3 x (2 x 2000 and 256 for the pipes of each worker); 2 x (2 listeners of our own, 2 runtime sockets, table, state,
     # and 3 a worker): the socket of a .socket unit takes no entry, the unit's runtime socket does.
-    needs = "maxconn 2000 with 2 workers: LimitNOFILE=13536 or more, FileDescriptorStoreMax=24 or more\n"
+    needs = "maxconn 2000 with 2 workers: LimitNOFILE=13536 or more, FileDescriptorStoreMax=26 or more\n"
     assert check(daemon) == ("Configuration file is valid\n" + needs, "")
     assert check(daemon, "-q") == ("", "")
     assert os.listdir(tmp_path) == [daemon.file.name]

@@ -20,6 +20,7 @@ from hitlessd.health import Result, identity
 from hitlessd.loop import Loop
 from hitlessd.main.attempt import Attempt, OutOfMeans
 from hitlessd.main.checks import Checks
+from hitlessd.main.standing import Standing, limited
 from hitlessd.main.wellbeing import carry_over
 from hitlessd.model import (
     Backend,
@@ -65,16 +66,16 @@ class Bench:
             for one in each.servers:
                 state = ServerState.MAINT if one.disabled else ServerState.READY
                 self.table.set_state(self.row(one.name, each.name), state, one.weight, 1)
-        self.checks = Checks(
-            self.loop,
-            lambda severity, message, /, **_fields: self.lines.append(
-                (severity, re.sub(r"duration: \d+ms", "duration: 0ms", message))
-            ),
-            self.config,
-            self.table,
-            lambda: [self.table, *older],
-            lambda one, other: self.shut.append((one, other)),
-        )
+
+        def log(severity: str, message: str, /, **_fields: object) -> None:
+            self.lines.append((severity, re.sub(r"duration: \d+ms", "duration: 0ms", message)))
+
+        def tables() -> list[Table]:
+            return [self.table, *older]
+
+        said = limited(self.loop, log)
+        self.standing = Standing(said, self.table, tables, lambda one, other: self.shut.append((one, other)))
+        self.checks = Checks(self.loop, self.config, self.table, tables, self.standing)
 
     def __enter__(self) -> Bench:
         self.checks.start()
@@ -282,6 +283,22 @@ def test_down_and_up_again_with_all_that_is_told() -> None:
         bench.until(lambda: bench.health().health == Health.DOWN)
         assert bench.number(Column.CHKFAIL) == fallen + 3
         assert bench.number(Column.CHKDOWN) == 2
+
+
+def test_a_server_that_flaps_does_not_flood_the_log_and_its_last_state_is_said() -> None:
+    port = free_port()
+    quick = Check(inter=0.01, rise=1, fall=1)
+    with Bench(backend(server(port=port, check=quick), server("steady", check=None))) as bench:
+        bench.until(lambda: bench.health().health == Health.DOWN)
+        for _ in range(10):
+            with Sick(port=port):
+                bench.until(lambda: bench.health().health == Health.UP)
+            bench.until(lambda: bench.health().health == Health.DOWN)
+        assert bench.number(Column.CHKDOWN) == 11
+        assert len(bench.lines) == 10
+    assert len(bench.lines) == 11
+    assert "Server b/s is DOWN" in bench.lines[-1][1]
+    assert bench.lines[-1][1].endswith(" (10 similar messages suppressed)")
 
 
 def test_a_proxy_of_both_sides_is_called_one() -> None:
@@ -496,3 +513,100 @@ def test_whose_successor_failed_speaks_again() -> None:
         bench.until_checked()
         assert [severity for severity, _ in bench.lines] == ["alert", "emerg"]
         assert bench.number(Column.CHKDOWN) == 1
+
+
+# --- what operators change
+
+
+def changed(bench: Bench, *servers: Server) -> None:
+    """The servers of b are these now."""
+    bench.config = Config(frontends=bench.config.frontends, backends=(backend(*servers),))
+    bench.checks.follow(bench.config)
+
+
+def test_a_server_that_is_added_is_checked_soon_and_one_that_is_deleted_no_more() -> None:
+    with Bench(backend(server("old", 1, Check(inter=3600)))) as bench:
+        new = server("new", free_port(), Check(inter=3600))
+        bench.table.set_health(bench.standing.admit(bench.config.backends[0], new), HealthRecord(since=1))
+        changed(bench, server("old", 1, Check(inter=3600)), new)
+        bench.until(lambda: bench.health("new").health == Health.DOWN)
+        assert "Server b/new is DOWN, reason: Layer4 connection problem" in bench.lines[-2][1]
+        changed(bench, server("old", 1, Check(inter=3600)))
+        due = bench.health("new").next_at
+        for _ in range(5):
+            bench.loop.turn(0.01)
+        assert bench.health("new").next_at == due
+        # Of the same name again: nothing is known of it.
+        bench.standing.admit(bench.config.backends[0], new)
+        assert bench.health("new").health == Health.UNCHECKED
+
+
+def test_health_switched_off_and_on() -> None:
+    with Sick() as sick, Bench(backend(server(port=sick.port), http_check=HTTP)) as bench:
+        sick.answer = SICK
+        bench.until(lambda: bench.health().health == Health.DOWN)
+        off = replace(bench.config.backends[0], servers=(server(port=sick.port, check=None),))
+        bench.checks.follow(Config(backends=(off,)))
+        bench.standing.forget_health(off, off.servers[0])
+        asked = sick.checks
+        assert bench.health().health == Health.UNCHECKED and bench.number(Column.CHKDOWN) == 1
+        assert bench.table.usable(bench.row())
+        for _ in range(10):
+            bench.loop.turn(0.01)
+        assert sick.checks == asked
+        bench.checks.follow(bench.config)
+        assert bench.health().health == Health.UP
+        bench.until(lambda: bench.health().health == Health.DOWN)
+        assert sick.checks > asked
+
+
+def test_a_server_that_moves_stays_down_until_checks_of_its_new_address_pass() -> None:
+    with Sick() as good, Bench(backend(server(port=free_port()))) as bench:
+        bench.until(lambda: bench.health().health == Health.DOWN)
+        changed(bench, server(port=good.port))
+        assert bench.health().health == Health.DOWN
+        assert bench.health().identity == identity(bench.config.backends[0], server(port=good.port))
+        bench.until(lambda: bench.health().health == Health.UP)
+        assert "Server b/s is UP, reason: Layer4 check passed" in bench.lines[-1][1]
+
+
+def test_what_an_operator_says_holds_until_a_check_passes() -> None:
+    with Sick() as good, Bench(backend(server(port=good.port, check=Check(inter=0.02, rise=2)))) as bench:
+        bench.until_checked(2)
+        bench.standing.force(bench.config.backends[0], bench.config.backends[0].servers[0], "stopping")
+        assert not bench.table.usable(bench.row()) and bench.table.running(bench.row())
+        bench.until(lambda: bench.health().health == Health.UP)
+        bench.standing.force(bench.config.backends[0], bench.config.backends[0].servers[0], "down")
+        assert not bench.table.running(bench.row()) and bench.health().counter == 0
+        bench.until(lambda: bench.health().health == Health.UP)
+        assert [line.partition(".")[0] for _, line in bench.lines if "changed from CLI" in line] == [
+            "Server b/s is stopping, changed from CLI",
+            "Server b/s is DOWN, changed from CLI",
+        ]
+
+
+def test_what_an_operator_says_of_a_server_without_checks_comes_over() -> None:
+    plain = backend(server(check=None))
+    with Bench(plain) as before:
+        before.standing.force(plain, plain.servers[0], "down")
+        with Bench(plain, older=(before.table,)) as after:
+            assert after.health().health == Health.DOWN
+            after.standing.force(plain, plain.servers[0], "up")
+            assert after.health().health == Health.UNCHECKED
+        # Not at another address.
+        with Bench(backend(server(port=2, check=None)), older=(before.table,)) as elsewhere:
+            assert elsewhere.health().health == Health.UNCHECKED
+
+
+def test_a_change_of_state_reaches_older_generations_and_is_counted_once() -> None:
+    one = backend(server(check=None, on_marked_down="shutdown-sessions"))
+    with Bench(one) as older, Bench(one, older=(older.table,)) as bench:
+        bench.standing.administer(one, one.servers[0], "maint")
+        assert older.table.state(older.row()) is bench.table.state(bench.row()) is ServerState.MAINT
+        assert bench.shut == [("b", "s")] and not older.shut
+        assert (bench.number(Column.CHKDOWN), older.number(Column.CHKDOWN)) == (1, 0)
+        assert bench.table.health(bench.table.index[RowKey("backend", "b")]).health == Health.DOWN
+        assert bench.lines[-1] == ("emerg", "backend b has no server available!")
+        bench.standing.retired = True
+        bench.standing.administer(one, one.servers[0], "ready")
+        assert len(bench.lines) == 2 and bench.table.usable(bench.row())

@@ -147,6 +147,7 @@ def test_defaults_of_everything() -> None:
         ("workers = 64", "workers", 64),
         ("maxconn = 0", "maxconn", 0),
         ("hard-stop-after = 30s", "hard_stop_after", 30.0),
+        ("stats maxconn = 40", "stats_maxconn", 40),
         ("reload-timeout = 90s", "reload_timeout", 90.0),
         ("external-takeover = on", "external_takeover", True),
         ("external-takeover = off", "external_takeover", False),

@@ -35,11 +35,13 @@ def test_example_is_valid_with_everything_that_is_commented_out() -> None:
 def test_configurations_in_the_reference_are_valid() -> None:
     pages = [
         REFERENCE,
-        *map(REFERENCE.with_name, ("routing.md", "proxy-protocol.md", "health-checks.md", "cookbook.md")),
+        *map(REFERENCE.with_name, ("routing.md", "proxy-protocol.md", "health-checks.md", "cookbook.md", "metrics.md")),
     ]
     blocks = [block for page in pages for block in re.findall(r"```ini\n(.*?)```", page.read_text(), re.S)]
     assert blocks
     for block in blocks:
+        if not re.search(r"^\[(listen|frontend)", block, re.M):
+            block += "[listen any]\nbind = 127.0.0.1:80\n"
         parse([SourceFile("reference", block)], resolver=lambda host: ["192.0.2.1"])
 
 

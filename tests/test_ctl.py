@@ -9,15 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from hitlessd import ctl
-from hitlessd.runtime.control import GenerationInfo, ReloadOutcome
-from hitlessd.runtime.summary import summary
+from hitlessd.runtime.control import ReloadOutcome
 from tests.test_runtime_harness import PATIENCE, Harness
 
 DONE, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
@@ -113,7 +111,10 @@ def vanish_after(*answers: bytes) -> Callable[[socket.socket], None]:
         (["reload", "--timeout"], "cannot use --timeout: it needs an argument"),
         (["reload", "--timeout", "soon"], "cannot use --timeout: found 'soon', expected a number of seconds above 0"),
         (["reload", "--timeout=0"], "cannot use --timeout: found '0', expected a number of seconds above 0"),
-        (["-v", "show", "info"], "cannot use -v or --timeout: they go with reload only"),
+        (["-v", "show", "info"], "cannot use -v with show: it goes with reload only"),
+        (["status", "--timeout=1"], "cannot use --timeout with status: it goes with reload only"),
+        (["--json", "top"], "cannot use --json with top: it goes with reload and status and check and show only"),
+        (["--jsno", "status"], "cannot use --jsno: it is not an option; did you mean --json?"),
         (["show info\nreload"], "cannot send the command: it must be one line"),
     ],
 )
@@ -143,7 +144,7 @@ def test_socket_from_option_environment_or_default(
     assert capsys.readouterr().out == "1.2.3\n" * 4
     abstract.close()
     monkeypatch.delenv("HITLESSD_SOCKET")
-    monkeypatch.setattr(ctl, "_DEFAULT", str(tmp_path / "default.sock"))
+    monkeypatch.setattr("hitlessd.ctl.commandline._DEFAULT", str(tmp_path / "default.sock"))
     assert ctl.main(["show", "version"]) == UNREACHABLE
     assert f"cannot reach hitlessd at {tmp_path}/default.sock: No such file" in capsys.readouterr().err
 
@@ -187,7 +188,10 @@ def test_command_and_refusals(harness: Controlled, capsys: pytest.CaptureFixture
         assert ctl.main(["-s", path, "user;reload"]) == REFUSED
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("Unknown command, but") and captured.err.endswith("\nPermission denied\n")
+    assert (
+        captured.err.startswith("Unknown command, but")
+        and "\nPermission denied\nnext step: run as root" in captured.err
+    )
 
 
 def test_command_without_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,6 +214,18 @@ def test_reload_done(harness: Controlled, capsys: pytest.CaptureFixture[str], ve
     captured = capsys.readouterr()
     assert captured.out == ("generation 8 serves\nWARNING\n" if verbose else "")
     assert captured.err == ""
+
+
+def test_a_wrong_word_is_told_what_it_may_mean(harness: Controlled, capsys: pytest.CaptureFixture[str]) -> None:
+    path = harness.listen("user")
+    with harness.running():
+        assert ctl.main(["-s", path, "stauts"]) == REFUSED
+        assert ctl.main(["-s", path, "set", "maxconn"]) == REFUSED
+        assert ctl.main(["-s", path, "show", "stat", "--json"]) == DONE
+    captured = capsys.readouterr()
+    assert "\nnext step: did you mean hitlessctl status?\n" in captured.err
+    assert captured.err.count("next step") == 1
+    assert captured.out.startswith("[[{")
 
 
 def test_reload_refused(harness: Controlled, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,7 +298,7 @@ def test_old_main_still_serves_for_a_while(tmp_path: Path) -> None:
 
 
 def test_nobody_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctl, "_RECONNECT", 0.05)
+    monkeypatch.setattr("hitlessd.ctl.reload._RECONNECT", 0.05)
     path = tmp_path / "s"
     with scripted(path, vanish_after(info(7, 1000, 5000))):
         assert ctl.main(["-s", str(path), "reload"]) == UNREACHABLE
@@ -301,55 +317,6 @@ def test_main_vanishes_and_the_time_is_up(tmp_path: Path, capsys: pytest.Capture
     with scripted(path, vanish_after(info(7, 1000, 5000))):
         assert ctl.main(["-s", str(path), "reload", "--timeout", "0.2"]) == UNREACHABLE
     assert "did not answer within 0.2 s" in capsys.readouterr().err
-
-
-# status
-
-
-def test_status(harness: Controlled, capsys: pytest.CaptureFixture[str]) -> None:
-    path = harness.listen()
-    harness.control.info.append(GenerationInfo(6, 4000, "draining", 90.0, 1, [(4001, 2)], "1.2.2"))
-    harness.control.last_reload = ReloadOutcome(9, False, "f:1: bad", 0.25, time.time() - 61)
-    with harness.running():
-        assert ctl.main(["-s", path, "status"]) == DONE
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("hitlessd 1.2.3, generation 7, pid 4711, up 0d 0h00m59s")
-    assert lines[1] == "listeners: 2   workers: 2   servers: 5 of 7 in use"
-    assert lines[2] == "sessions: 0 now, 0 in all, 5/s (most: 9/s)"
-    assert lines[3] == "configuration: the file"
-    assert lines[4] == "last reload: number 9, refused after 250 ms, 1 min ago"
-    assert lines[5] == "draining generations: 6 (pid 4000, 2 sessions)"
-    assert lines[7] == "  f:1: bad"
-    assert lines[9].split() == ["PROXY", "NAME", "MODE", "STATUS", "NOW", "TOTAL", "REQUESTS"]
-    assert lines[11].split() == ["pg", "a", "tcp", "no", "check", "0", "0"]
-
-
-def test_status_in_http_mode() -> None:
-    names = "# pxname,svname,status,type,mode,scur,stot,req_tot,"
-    rows = ("web,FRONTEND,OPEN,0,http,1,2,30,", "web,s,UP,2,http,1,29,29,", "web,BACKEND,UP,1,http,1,29,30,",
-            "old,FRONTEND,OPEN,0,http,0,4,12,", "t,FRONTEND,OPEN,0,tcp,0,1,0,")  # fmt: skip
-    lines = summary({"CurrConns": "1"}, "\n".join((names, *rows)), "", "", 0.0).splitlines()
-    assert lines[2] == "sessions: 1 now, ? in all, ?/s (most: ?/s); HTTP requests: 42"
-    assert [line.split() for line in lines[7:]] == [
-        ["web", "FRONTEND", "http", "OPEN", "1", "2", "30"],
-        ["web", "s", "http", "UP", "1", "29", "29"],
-        ["web", "BACKEND", "http", "UP", "1", "29", "30"],
-        ["old", "FRONTEND", "http", "OPEN", "0", "4", "12"],
-        ["t", "FRONTEND", "tcp", "OPEN", "0", "1"],
-    ]
-
-
-def test_status_for_those_who_may_not_read_errors(
-    harness: Controlled, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hitlessd.runtime.server.is_privileged", lambda _credentials: False)
-    path = harness.listen("user")
-    harness.control.warm = True
-    with harness.running():
-        assert ctl.main(["-s", path, "status"]) == DONE
-    text = capsys.readouterr().out
-    assert "configuration: the stored one; the file is invalid\nlast reload: none\n" in text
-    assert "Permission" not in text
 
 
 # As a process
@@ -413,13 +380,21 @@ def test_output_survives_a_poor_locale(harness: Controlled) -> None:
 
 
 def test_nothing_expensive_is_imported() -> None:
-    code = "import sys, hitlessd.ctl; print(*sorted(sys.modules))"
+    code = "import sys, hitlessd.ctl.reload; print(*sorted(sys.modules))"
     loaded = subprocess.run(
         [sys.executable, "-S", "-c", code],
-        cwd=Path(ctl.__file__).parents[1],
+        cwd=Path(ctl.__file__).parents[2],
         capture_output=True,
         check=True,
         text=True,
     ).stdout.split()
-    assert not {"argparse", "re", "json", "asyncio", "ssl", "logging", "csv", "typing", "dataclasses"} & set(loaded)
-    assert [name for name in loaded if name.startswith("hitlessd")] == ["hitlessd", "hitlessd.ctl"]
+    dear = {"argparse", "re", "json", "asyncio", "ssl", "logging", "csv", "typing", "dataclasses", "difflib", "rich"}
+    assert not dear & set(loaded)
+    assert [name for name in loaded if name.startswith("hitlessd")] == [
+        "hitlessd",
+        "hitlessd.ctl",
+        "hitlessd.ctl.commandline",
+        "hitlessd.ctl.connection",
+        "hitlessd.ctl.output",
+        "hitlessd.ctl.reload",
+    ]

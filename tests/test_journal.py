@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hitlessd.events import Event
 from hitlessd.journal import Journal
 from hitlessd.log import Log
 from hitlessd.model import LogTarget
@@ -107,6 +108,8 @@ def test_a_journald_that_reads_nothing_costs_lines_and_not_time(receiver: Receiv
     log.access("after", Record())
     told, last = receiver.entries()
     assert told["MESSAGE"] == f"{3000 - len(came)} lines are lost: nobody reads" and told["PRIORITY"] == "4"
+    assert told["MESSAGE_ID"] == Event.LOG_LINES_LOST.message_id
+    assert told["HITLESSD_LINES"] == str(3000 - len(came))
     assert last["MESSAGE"] == "after"
     log.configure(LogTarget("stderr"))
 

@@ -112,8 +112,8 @@ def test_serving_may_need_more_than_parking() -> None:
 
 
 def test_the_store_has_room_for_both_generations() -> None:
-    assert store_entries(0, 0, 1) == 2 * (2 + 3)
-    assert store_entries(3, 1, 2) == 2 * (3 + 1 + 2 + 6)
+    assert store_entries(0, 0, 1) == 2 * (3 + 3)
+    assert store_entries(3, 1, 2) == 2 * (3 + 1 + 3 + 6)
     assert store_problem(24, 24) == ""
     assert store_problem(24, 23) == (
         "cannot be sure to keep everything over a restart: systemd stores 23 descriptors, and a reload may"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hitlessd.events import Event
 from hitlessd.log import SEVERITIES, Log
 from hitlessd.model import LogTarget, Severity
 from tests.support.processes import ROOT
@@ -19,7 +20,7 @@ _LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3} hitlessd\[\d+\] gener
 
 
 def test_a_line_says_who_and_what_with_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    Log(LogTarget("stderr"), 3)("notice", "something %s happened", pid=7, reason="so")
+    Log(LogTarget("stderr"), 3)("notice", "something %s happened", event=Event.BUG, pid=7, reason="so")
     found = _LINE.fullmatch(capsys.readouterr().err.rstrip("\n"))
     assert found
     assert found.groups() == ("notice", "something %s happened | pid=7 reason=so")
@@ -75,6 +76,7 @@ def test_descriptors_that_were_closed_at_the_start_do_not_raise(redirection: str
 
 _SENT = """
 import os, socket, sys
+from hitlessd.events import Event
 from hitlessd.log import Log
 from hitlessd.model import LogTarget
 
@@ -83,16 +85,17 @@ target, stream, path = sys.argv[1:]
 os.environ["JOURNAL_STREAM"] = {"ours": f"{status.st_dev}:{status.st_ino}", "another": "1:2"}.get(stream, stream)
 journald = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 journald.bind(path)
-Log(LogTarget(target), 3, journal=path)("err", "words", pid=4, reason="\\udcff")
+Log(LogTarget(target), 3, journal=path)("err", "words", event=Event.BUG, pid=4, reason="\\udcff")
 try:
     print(journald.recv(65536).decode(), end="")
 except BlockingIOError:
     pass
 """
-_ENTRY = r"""MESSAGE=words
+_ENTRY = rf"""MESSAGE=words
 PRIORITY=3
 SYSLOG_IDENTIFIER=hitlessd
 HITLESSD_GENERATION=3
+MESSAGE_ID={Event.BUG.message_id}
 HITLESSD_PID=4
 HITLESSD_REASON=\udcff
 """

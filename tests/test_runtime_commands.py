@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hitlessd.changes import Change, Item
 from hitlessd.model import Level
-from hitlessd.runtime.commands import split_line, split_words
 from hitlessd.runtime.control import GenerationInfo, ReloadOutcome
 from hitlessd.runtime.stat import COLUMNS
-from hitlessd.table import PROCESS, Column, RowKey, ServerState
+from hitlessd.runtime.words import split_line, split_words
+from hitlessd.table import PROCESS, Column, RowKey, ServerState, Table, row_keys
 from tests.test_runtime_harness import Harness
 
 LAST_THREE = (
@@ -189,7 +193,7 @@ def test_unknown_command_names_the_nearest(harness: Harness) -> None:
 @pytest.mark.parametrize("line", [b"\n", b"%%%%%\n", b"\xff\xfe\x80\n"])
 def test_unintelligible_command_gets_the_whole_list(harness: Harness, line: bytes) -> None:
     answer = harness.ask(harness.listen(), line)
-    assert answer.startswith(b"Unknown command. Please enter one of the following commands only:\n  operator")
+    assert answer.startswith(b"Unknown command. Please enter one of the following commands only:\n  add server")
     assert answer.endswith(LAST_THREE + b"\n")
 
 
@@ -224,7 +228,12 @@ def test_show_info(harness: Harness) -> None:
     harness.control.reloads = (6, 2)
     answer = harness.ask(harness.listen("user"), b"show info\n")
     info = fields(answer)
-    assert info["Name"] == "hitlessd" and info["Version"] == "1.2.3" and info["Pid"] == "4711"
+    assert (
+        info["Name"] == "HAProxy"
+        and info["Product"] == "hitlessd"
+        and info["Version"] == "1.2.3"
+        and info["Pid"] == "4711"
+    )
     assert info["Uptime"].startswith("0d 0h") and int(info["Uptime_sec"]) >= 59
     assert (info["CurrConns"], info["CumConns"], info["TotalBytesOut"]) == ("3", "40", "500")
     assert (info["SessRate"], info["MaxSessRate"], info["Maxconn"], info["Listeners"]) == ("5", "9", "100", "2")
@@ -293,7 +302,6 @@ def test_show_stat_filters(harness: Harness, arguments: str, names: list[str]) -
     [
         ("nope 4 1", b"No such proxy.\n\n"),
         ("domain dns", b"Invalid statistics domain.\n\n"),
-        ("typed", b"cannot write the format 'typed': only the plain format is supported\n\n"),
     ],
 )
 def test_show_stat_refusals(harness: Harness, arguments: str, answer: bytes) -> None:
@@ -395,3 +403,169 @@ def test_mistake_in_a_command_is_contained(harness: Harness) -> None:
     answer = harness.ask(harness.listen(), b"reload;show version\n")
     assert answer == b"cannot execute the command: internal error\n\n1.2.3\n\n"
     assert harness.logged == [("err", "cannot execute a runtime API command: RuntimeError: broken")]
+
+
+def test_show_reloads(harness: Harness) -> None:
+    path = harness.listen()
+    header = harness.ask(path, b"show reloads\n").decode()
+    assert header.startswith("# number ") and header.count("\n") == 2
+    phases = (("check", 0.01), ("listen", 0.02))
+    harness.control.history = [
+        ReloadOutcome(7, False, "f:1: bad\nf:2: worse", 0.05, 1700000000.5, 6),
+        ReloadOutcome(8, True, "fine", 0.1234, 1700000001.25, 7, 5, 2, 1, 3, 1, 0, phases),
+    ]
+    _, refused, done, *rest = harness.ask(path, b"show reloads\n").decode().splitlines()
+    assert refused.split()[:4] == ["7", "failure", "50", "6"] and refused.endswith("  f:1: bad")
+    assert done.split()[:10] == ["8", "success", "123", "7", "3", "1", "0", "5", "2", "1"] and rest == [""]
+    found = json.loads(harness.ask(path, b"show reloads json\n"))
+    assert [each["number"] for each in found] == [7, 8]
+    assert found[0]["reason"] == "f:1: bad\nf:2: worse" and not found[0]["ok"]
+    assert found[1] == {
+        "number": 8,
+        "ok": True,
+        "reason": "fine",
+        "duration": 0.1234,
+        "at": 1700000001.25,
+        "generation": 7,
+        "moved": 5,
+        "kept": 2,
+        "lost": 1,
+        "taken": 3,
+        "bound": 1,
+        "closed": 0,
+        "phases": [["check", 0.01], ["listen", 0.02]],
+    }
+
+
+def test_show_changes(harness: Harness) -> None:
+    path = harness.listen()
+    assert harness.ask(path, b"show changes\n") == b"# kind proxy/server value configured\n\n"
+    assert harness.ask(path, b"show changes json\n") == b"[]\n\n"
+    for change in (
+        Change(Item("server-weight", "pg", "a"), 30, 1),
+        Change(Item("frontend-state", "www"), "off", "on"),
+        Change(Item("global-maxconn"), 50, 100),
+        Change(Item("server-deleted", "pg", "b"), True, None),
+    ):
+        harness.control.changes.items[change.item] = change
+    assert harness.ask(path, b"show changes\n").decode().splitlines()[1:] == [
+        "server-weight pg/a 30 1",
+        "frontend-state www off on",
+        "global-maxconn - 50 100",
+        "server-deleted pg/b true -",
+        "",
+    ]
+    found = json.loads(harness.ask(path, b"show changes json\n"))
+    assert found[0] == {"kind": "server-weight", "proxy": "pg", "server": "a", "value": 30, "configured": 1}
+    assert len(found) == 4
+
+
+@pytest.mark.usefixtures("unprivileged")
+@pytest.mark.parametrize("command", [b"show reloads\n", b"show changes\n"])
+def test_what_was_changed_is_for_operators(harness: Harness, command: bytes) -> None:
+    assert harness.ask(harness.listen("user"), command) == b"Permission denied\n\n"
+    assert harness.ask(harness.listen("operator"), command).startswith(b"# ")
+
+
+def test_changed_servers_and_frontends_show_it(harness: Harness) -> None:
+    config = harness.control.config
+    pg, *others = config.backends
+    drained = replace(pg.servers[0], drain=True, weight=9)
+    harness.control.config = replace(
+        config,
+        frontends=tuple(replace(frontend, disabled=True) for frontend in config.frontends),
+        backends=(replace(pg, servers=(drained, *pg.servers[1:])), *others),
+    )
+    found = rows(harness.ask(harness.listen(), b"show stat\n"))
+    assert [row["status"] for row in found if row["type"] == "0"] == ["PAUSED", "PAUSED"]
+    assert [(row["status"], row["weight"]) for row in found if row["svname"] == "a"] == [("DRAIN", "9")]
+    state = harness.ask(harness.listen(name="more"), b"show servers state pg\n").decode().splitlines()[2].split()
+    assert state[3:9] == ["a", "127.0.0.1", "2", "8", "9", "9"]
+
+
+@pytest.fixture
+def older(harness: Harness) -> Iterator[Table]:
+    """A generation that drains beside the current one; its table."""
+    control = harness.control
+    table = Table.create(row_keys(control.config), 1, 6)
+    control.info.append(GenerationInfo(6, 4000, "draining", 90061.0, 1, [(4001, 2)], "1.2.2", 90, "2: because"))
+    control.others.append(table)
+    for each, sessions in ((control.table, 5), (table, 2)):
+        slot = each.slot(0)
+        for key in (PROCESS, RowKey("frontend", "pg")):
+            slot[each.index[key] * each.columns + Column.SCUR] = sessions
+        slot.release()
+    yield table
+    control.others.clear()
+    table.close()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "sessions", "pid"),
+    [
+        ("", "7", "4711"),
+        ("@ ", "7", "4711"),
+        ("@master ", "7", "4711"),
+        ("@7 ", "5", "4711"),
+        ("@!4712 ", "5", "4711"),
+        ("@6 ", "2", "4000"),
+        ("@!4000 ", "2", "4000"),
+        ("@!4001 ", "2", "4000"),
+    ],
+)
+@pytest.mark.usefixtures("older")
+def test_one_generation_is_asked(harness: Harness, prefix: str, sessions: str, pid: str) -> None:
+    path = harness.listen()
+    info = fields(harness.ask(path, f"{prefix}show info\n".encode()))
+    assert (info["CurrConns"], info["Pid"]) == (sessions, pid)
+    found = rows(harness.ask(path, f"{prefix}show stat\n".encode()))
+    assert [row["scur"] for row in found if row["pxname"] == "pg" and row["type"] == "0"] == [sessions]
+    if pid == "4000":
+        assert (info["Uptime"], info["Version"], info["Generation"]) == ("1d 1h01m01s", "1.2.2", "6")
+        assert (info["SessRate"], info["Stopping"], info["Workers"]) == ("0", "1", "1")
+
+
+@pytest.mark.parametrize("prefix", ["@5", "@!1", "@x", "@!", "@-1", "@master2"])
+def test_nobody_is_behind_this_prefix(harness: Harness, prefix: str) -> None:
+    answer = f"Can't find the target PID matching the prefix '{prefix}'\n\n".encode()
+    assert harness.ask(harness.listen(), f"{prefix} show info\n".encode()) == answer
+
+
+@pytest.mark.usefixtures("older")
+def test_a_prefix_alone_counts_for_what_follows(harness: Harness) -> None:
+    control, path = harness.control, harness.listen()
+    with harness.connect(path) as peer:
+        peer.sock.sendall(b"prompt\n@6\n")
+        assert peer.read_until(b"6> ") == b"\n> \n6> "
+        peer.sock.sendall(b"show version\n")
+        assert peer.read_until(b"> ") == b"1.2.2\n\n6> "
+        peer.sock.sendall(b"@7 show version; show cli level; reload\n")
+        refused = b"cannot ask generation 6 for 'reload': it drains, ask the current one\n\n6> "
+        assert peer.read_until(refused) == b"1.2.3\n\n6> admin\n\n6> " + refused
+        del control.info[1]  # it has ended
+        peer.sock.sendall(b"show info\n")
+        assert peer.read_until(b"> ") == b"Can't find the target PID matching the prefix '@6'\n\n6> "
+        peer.sock.sendall(b"@master\nshow version\n")
+        assert peer.read_until(b"1.2.3\n\n> ") == b"\n> 1.2.3\n\n> "
+        # The current generation may be asked for everything.
+        peer.sock.sendall(b"@7 reload\n")
+        harness.until(lambda: control.waiting, "the reload")
+
+
+@pytest.mark.usefixtures("older")
+def test_sessions_of_one_generation(harness: Harness) -> None:
+    path = harness.listen()
+    harness.control.forms = [{"number": n, "generation": 6 + (n > 3), "frontend": "pg"} for n in range(1, 8)]
+    harness.control.page_size = 2
+    numbers = [line.partition(b":")[0] for line in harness.ask(path, b"@7 show sess\n").splitlines() if line]
+    assert numbers == [b"0x4", b"0x5", b"0x6", b"0x7"]
+    numbers = [line.partition(b":")[0] for line in harness.ask(path, b"@6 show sess\n").splitlines() if line]
+    assert numbers == [b"0x1", b"0x2", b"0x3"]
+    assert harness.ask(path, b"@6 show sess 0x5\n") == b"Session not found.\n\n"
+
+
+def test_the_prompt_can_tell_the_time(harness: Harness) -> None:
+    path = harness.listen()
+    answer = harness.ask(path, b"prompt timed;show version;prompt timed;show version;prompt;show version\n")
+    stamp = rb"\[0:00:0[0-9]:[0-9]{2}\]> "
+    assert re.fullmatch(rb"\n" + stamp + rb"1\.2\.3\n\n" + stamp + rb"\n> 1\.2\.3\n\n> \n1\.2\.3\n\n", answer)

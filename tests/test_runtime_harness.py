@@ -72,8 +72,12 @@ class FakeControl:
         self.last_reload: ReloadOutcome | None = None
         self.reloads = (6, 0)
         self.history: list[ReloadOutcome] = []
+        self.reload_histogram: dict[str, tuple[Sequence[int], float]] = {}
         self.changes = Changes()
         self.administered: list[Change] = []
+        self.forced: list[tuple[str, str, str]] = []
+        self.shut: list[str] = []
+        self.cleared: list[bool] = []
         self.refusal = ""
         self.startup_logs = ""
         self.warm = False
@@ -81,7 +85,9 @@ class FakeControl:
         self.stopping = False
         self.listeners = 2
         self.maxconn = 100
+        self.most_connections = 100
         self.table = Table.create(row_keys(self.config), 2, 7)
+        self.others: list[Table] = []  # of generations that drain
         self.info = [GenerationInfo(7, 4711, "current", 59.0, 6, [(4712, 3), (4713, 4)], "1.2.3")]
         self.waiting: list[Callable[[ReloadOutcome], None]] = []
         self.resumed: list[int] = []
@@ -91,7 +97,7 @@ class FakeControl:
         self.fail = False
 
     def tables(self) -> Sequence[Table]:
-        return [self.table]
+        return [self.table, *self.others]
 
     def generations(self) -> Sequence[GenerationInfo]:
         return self.info
@@ -102,12 +108,34 @@ class FakeControl:
     def request_rates(self, key: RowKey) -> tuple[int, int]:
         return (3, 4)
 
+    def trend(self, key: RowKey) -> Sequence[int]:
+        return (0, 5, 10)
+
+    @property
+    def secret(self) -> bytes:
+        return b"secret"
+
     @property
     def configured(self) -> Config:
         return self.config
 
     def administer(self, change: Change, done: Callable[[str], object]) -> None:
         self.administered.append(change)
+        done(self.refusal)
+
+    def force_health(self, backend: str, server: str, how: str, done: Callable[[str], object]) -> None:
+        self.forced.append((backend, server, how))
+        done(self.refusal)
+
+    def may_check(self, backend: str, server: str) -> bool:
+        return any(s.check for b in self.config.backends if b.name == backend for s in b.servers if s.name == server)
+
+    def shut_frontend(self, name: str, done: Callable[[str], object]) -> None:
+        self.shut.append(name)
+        done(self.refusal)
+
+    def clear_counters(self, everything: bool, done: Callable[[str], object]) -> None:
+        self.cleared.append(everything)
         done(self.refusal)
 
     def request_reload(self, done: Callable[[ReloadOutcome], None]) -> int:
@@ -170,7 +198,7 @@ class Harness:
         self.server = RuntimeServer(self.loop, self.control, self._log)
         self._sockets: list[socket.socket] = []
 
-    def _log(self, severity: str, message: str, **_fields: object) -> None:
+    def _log(self, severity: str, message: str, /, **_fields: object) -> None:
         self.logged.append((severity, message))
 
     def listen(self, level: Level = "admin", expose: bool = True, name: str = "") -> str:
@@ -312,6 +340,12 @@ class Peer:
             except (BrokenPipeError, ConnectionResetError):
                 break
         return sent
+
+    @property
+    def closed(self) -> bool:
+        """Whether the other side has closed, after what it has sent."""
+        self._receive()
+        return self.ended
 
     @property
     def readable(self) -> bool:

@@ -8,17 +8,20 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hitlessd.errors import PeerError
+from hitlessd.model import Global
 from hitlessd.runtime import server as server_module
-from hitlessd.runtime.client import EXPORT_LIMIT, LINE_LIMIT
+from hitlessd.runtime.client import EXPORT_CLIENTS, EXPORT_LIMIT, LINE_LIMIT
 from hitlessd.runtime.control import Credentials
 from tests.test_runtime_harness import Clock, Harness
 
+CLIENTS = Global().stats_maxconn
 TOO_LONG = f"cannot read the command: longer than {LINE_LIMIT} bytes\n\n".encode()
 
 
@@ -140,7 +143,40 @@ def test_thousand_connections(harness: Harness) -> None:
     for peer in peers:
         peer.close()
     harness.until(lambda: descriptors() <= before, "all connections closed")
-    assert len(harness.logged) <= 3
+    assert len(harness.logged) <= 5
+
+
+def test_the_number_of_ordinary_clients_is_configured(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hitlessd.runtime.server.is_privileged", lambda _credentials: False)
+    config = harness.control.config
+    harness.control.config = replace(config, global_=replace(config.global_, stats_maxconn=3))
+    path = harness.listen()
+    peers = [harness.connect(path) for _ in range(4)]
+    harness.until(lambda: peers[0].closed, "the one that is idle longest is dropped")
+    assert not any(peer.readable for peer in peers[1:])
+    for peer in peers:
+        peer.sock.close()
+
+
+def test_no_more_clients_move_than_a_frame_has_room_for(harness: Harness) -> None:
+    path = harness.listen()
+    peers = [harness.connect(path) for _ in range(EXPORT_CLIENTS + 20)]
+    for peer in peers:
+        peer.sock.sendall(b"prompt\n")
+    for peer in peers:
+        peer.read_until(b"> ")
+    peers[0].sock.sendall(b"reload\n")
+    harness.until(lambda: harness.control.waiting, "the reload")
+    exported = harness.server.export_clients()
+    assert len(exported) == EXPORT_CLIENTS
+    assert exported[0][1]["reload"] == 8
+    assert "there are too many" in harness.logged[0][1]
+    for sock, state in exported:
+        harness.server.import_client(sock, state)
+    harness.control.end_reload(True, "")
+    assert peers[0].read_until(b"> ").startswith(b"Success=1")
+    for peer in peers:
+        peer.sock.close()
 
 
 def test_vanished_clients_leave_nothing(harness: Harness) -> None:
@@ -247,7 +283,7 @@ def test_no_time_out_while_a_reload_is_awaited(timed: Harness, clock: Clock) -> 
 def test_idle_clients_give_way_to_new_ones(timed: Harness, clock: Clock) -> None:
     path = timed.listen()
     peers = []
-    for _ in range(server_module.CLIENTS):
+    for _ in range(CLIENTS):
         peers.append(timed.connect(path))
         clock.now += 0.1
         timed.settle()
@@ -262,7 +298,7 @@ def test_idle_clients_give_way_to_new_ones(timed: Harness, clock: Clock) -> None
 @pytest.mark.usefixtures("strangers")
 def test_waiting_clients_are_not_dropped_for_new_ones(harness: Harness) -> None:
     path = harness.listen()
-    peers = [harness.connect(path) for _ in range(server_module.CLIENTS)]
+    peers = [harness.connect(path) for _ in range(CLIENTS)]
     for peer in peers:
         peer.sock.sendall(b"reload\n")
     harness.until(lambda: len(harness.control.waiting) == len(peers), "the reloads")
@@ -279,7 +315,7 @@ def test_ordinary_clients_do_not_lock_out_the_operator(harness: Harness, monkeyp
     path = harness.listen("admin")
     with monkeypatch.context() as context:
         context.setattr("hitlessd.runtime.server.is_privileged", lambda _credentials: False)
-        strangers = [harness.connect(path) for _ in range(server_module.CLIENTS)]
+        strangers = [harness.connect(path) for _ in range(CLIENTS)]
         for peer in strangers:
             peer.sock.sendall(b"reload\n")
         harness.until(lambda: len(harness.control.waiting) == len(strangers), "the reloads")
@@ -548,7 +584,7 @@ def test_what_moves_is_bounded(harness: Harness) -> None:
     states = [state for _, state in exported]
     assert len(json.dumps(states)) < 4 << 20
     assert [state["reload"] for state in states[:5]] == [8] * 5
-    assert len(harness.logged) == (len(states) < len(peers) + len(callers))
+    assert bool(harness.logged) == (len(states) < len(peers) + len(callers))
     for sock, _ in exported:
         sock.close()
     for peer in (*peers, *callers):

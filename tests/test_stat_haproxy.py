@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from collections.abc import Iterator
@@ -246,3 +247,68 @@ def test_sessions_tell_their_mode(sockets: tuple[str, str]) -> None:
     told = ask(sockets[0], "show sess all")
     assert told.count("(mode=http)") == 4 and told.count("(mode=tcp)") == 2
     assert told.count("  request=- status=-1 exchanges=") == 2
+
+
+def _typed(text: str) -> dict[str, list[str]]:
+    """Tags, type and value by what stands before them."""
+    return {line.split(":", 1)[0]: line.split(":", 3)[1:] for line in text.splitlines() if line}
+
+
+def test_typed_values_have_the_same_places_tags_and_types(sockets: tuple[str, str]) -> None:
+    ours, theirs = (_typed(ask(path, "show stat typed")) for path in sockets)
+    assert ours and set(ours) <= set(theirs)
+    missing = {key.split(".")[4] for key in set(theirs) - set(ours)}
+    assert missing <= UNKNOWN | {"slim", "h1_bytes_in", "h1_bytes_out", "h1_open_streams"}
+    for key, (tags, kind, value) in ours.items():
+        assert [tags, kind] == theirs[key][:2], key
+        if key.split(".")[4] not in UNKNOWN | VARYING:
+            assert value == theirs[key][2], key
+
+
+def test_json_has_the_same_form(sockets: tuple[str, str]) -> None:
+    ours, theirs = (
+        {
+            (each["objType"], each["proxyId"], each["id"], each["field"]["pos"]): each
+            for row in json.loads(ask(path, "show stat json"))
+            for each in row
+        }
+        for path in sockets
+    )
+    assert ours
+    for key, mine in ours.items():
+        real = theirs[key]
+        assert list(mine) == list(real)
+        assert {**mine, "value": mine["value"]["type"]} == {**real, "value": real["value"]["type"]}
+        assert type(mine["value"]["value"]) is type(real["value"]["value"])
+    assert len(json.loads(ask(sockets[0], "show stat web 4 1 json"))) == 1
+
+
+@pytest.mark.parametrize("more", ["", " float"])
+def test_info_has_the_same_places_tags_and_types(sockets: tuple[str, str], more: str) -> None:
+    ours, theirs = (_typed(ask(path, f"show info typed{more}")) for path in sockets)
+    common = set(ours) & set(theirs)
+    assert len(common) > 50
+    for key in ours:
+        if key in theirs:
+            assert ours[key][:2] == theirs[key][:2], key
+        elif "Zlib" not in key:  # haproxy has these where it was built with zlib
+            assert int(key.split(".")[0]) > 71, "our own fields come last"
+    ours_json, theirs_json = (json.loads(ask(path, f"show info json{more}")) for path in sockets)
+    real = {each["field"]["pos"]: each for each in theirs_json}
+    for mine in ours_json:
+        if mine["field"]["pos"] in real:
+            other = real[mine["field"]["pos"]]
+            assert {**mine, "value": mine["value"]["type"]} == {**other, "value": other["value"]["type"]}
+
+
+def test_the_schema_is_the_same(sockets: tuple[str, str]) -> None:
+    ours, theirs = (json.loads(ask(path, "show schema json")) for path in sockets)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("command", ["show stat typed desc", "show info desc", "show info typed desc"])
+def test_descriptions_stand_where_haproxys_stand(sockets: tuple[str, str], command: str) -> None:
+    ours, theirs = ({line.split(":")[0]: line for line in ask(path, command).splitlines() if line} for path in sockets)
+    for key in set(ours) & set(theirs):
+        assert re.search(r':"[^"]+"$', ours[key]) and re.search(r':"[^"]+"$', theirs[key])
+    assert not [line for key, line in ours.items() if key in theirs and theirs[key].count('"') != line.count('"')]

@@ -298,3 +298,64 @@ def test_a_state_is_read_as_it_was_written(state: State) -> None:
 
 def test_a_state_of_another_version() -> None:
     assert State.load(b'{"something": "new"}') == State()
+
+
+def test_what_became_of_a_reload_is_kept_in_place_of_what_was_known_before(bench: _Bench) -> None:
+    table = _table(3)
+    past = {"history": [{"number": 9, "ok": True}], "histogram": {"bounds": [1.0]}}
+    bench.store.keep(STATE, table, [], [])
+    bench.store.keep_reloads({"number": 9, "completed": 8, "refused": 2, **past})
+    bench.store.keep_reloads({"number": 10, "completed": 8, "refused": 3, **past})
+    names = [name for name, _ in _settled(bench)]
+    assert names == ["hitlessd.table-3", "hitlessd.state-3-2"]
+    stored = bench.recover()
+    assert stored.state and stored.state_name == "state-3-2" and stored.useless == []
+    assert stored.state.reloads == {"number": 10, "completed": 8, "refused": 3, **past}
+    assert (stored.state.files, stored.state.resolved) == (STATE.files, STATE.resolved)
+    # The generation that follows knows the name; what is not that generation's is left alone.
+    bench.store.forget_state(3, "listener-1")
+    assert [name for name, _ in _settled(bench)] == names
+    bench.store.forget_state(3, stored.state_name)
+    assert [name for name, _ in _settled(bench)] == ["hitlessd.table-3"]
+    _close(stored, table)
+
+
+def test_a_version_that_knows_no_history_finds_numbers_only() -> None:
+    record = json.loads(State(3, reloads={"number": 9, "history": [{"number": 9}], "histogram": {}}).dump())
+    assert record["reloads"] == {"number": 9}
+    # And what it leaves is understood.
+    assert State.load(json.dumps({"reloads": {"number": 9}}).encode()).reloads == {"number": 9}
+
+
+def test_the_youngest_changes_count(bench: _Bench) -> None:
+    first = bench.store.keep_changes(3, 9, [["server-weight", "b", "s", 1, 2]])
+    second = bench.store.keep_changes(3, 10, [["server-weight", "b", "s", 5, 2]])
+    stored = bench.recover()
+    assert (stored.changes_name, stored.changes) == (second, [["server-weight", "b", "s", 5, 2]])
+    assert stored.useless == [first]
+    bench.store.forget(stored.useless)
+    bench.store.forget([second])
+    assert (bench.recover().changes, bench.recover().changes_name) == ([], "")
+    assert not bench.warnings
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"7", b"[" * 100_000])
+def test_changes_that_make_no_sense_are_left_out(bench: _Bench, data: bytes) -> None:
+    stored = bench.recover([(memfd(data), "hitlessd.changes-1-1"), (memfd(b"[]"), "hitlessd.changes-x")])
+    assert stored.changes == [] and len(stored.useless) == 2 and len(bench.warnings) == 2
+
+
+def test_a_listener_that_rests_comes_back_and_rests(bench: _Bench) -> None:
+    listener = opened(Bind(InetAddress("127.0.0.1", free_port())))
+    table = _table(1)
+    bench.store.keep(STATE, table, [listener], [])
+    listener.stop_listening()
+    stored = bench.recover()
+    (found,) = stored.listeners
+    assert found.identity == listener.identity
+    before = found.listening
+    found.start_listening(0)
+    assert (before, found.listening) == (False, True)
+    with socket.create_connection(found.sock.getsockname(), 10):
+        pass
+    _close(listener, table, stored)

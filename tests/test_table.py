@@ -10,13 +10,15 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hitlessd.errors import PeerError
+from hitlessd.errors import PeerError, SystemRefused
 from hitlessd.model import Backend, Config, Frontend, InetAddress, Server
+from hitlessd.rows import AREA
 from hitlessd.table import (
     GAUGES,
     MAXIMA,
@@ -29,11 +31,13 @@ from hitlessd.table import (
     Table,
     row_keys,
     sum_over,
+    totals,
 )
 from tests.support.descriptors import memfd, no_leak
 from tests.support.processes import ROOT
 
 KEYS = [PROCESS, RowKey("frontend", "f"), RowKey("backend", "b"), RowKey("server", "b", "s")]
+_MOST = (1 << 64) - 1
 GOOD = {"magic": int.from_bytes(b"hitlessT", "little"), "format": 1, "workers": 1, "columns": 24, "states": 4}
 
 
@@ -157,16 +161,154 @@ def test_two_processes_that_fold_the_same_table_count_it_once() -> None:
         table.close()
 
 
-def test_totals_that_cannot_be_stop_at_the_greatest_word() -> None:
-    old, new = Table.create(KEYS, 1, 1), Table.create(KEYS, 1, 2)
-    for table in (old, new):
-        put(table, 0, PROCESS, Column.BIN, (1 << 64) - 1)
-    new.fold(old)
-    third = Table.create(KEYS, 1, 3)
-    third.fold(new)
-    assert third.value(0, Column.BIN) == (1 << 64) - 1
-    for table in (old, new, third):
+@pytest.mark.parametrize("columns", [(Column.SMAX,), (Column.SMAX, Column.QMAX, Column.LASTSESS)])
+def test_maxima_are_cleared_where_they_are_and_nothing_else(columns: tuple[Column, ...]) -> None:
+    old, table = Table.create(KEYS, 1, 1), Table.create(KEYS, 2, 2)
+    key = RowKey("server", "b", "late")
+    table.add_row(key)
+    put(old, 0, KEYS[1], Column.SMAX, 9)
+    table.fold(old)
+    for worker in (0, 1):
+        for column in Column:
+            put(table, worker, key, column, 5 + worker)
+    table.clear_maxima(None, columns)
+    assert sum_over([table], KEYS[1], Column.SMAX) == 0
+    assert get(table, 0, key, Column.SMAX) == 5
+    table.clear_maxima(0, columns)
+    for column in Column:
+        assert get(table, 0, key, column) == (0 if column in columns else 5)
+        assert get(table, 1, key, column) == 6
+    for each in (old, table):
+        each.close()
+
+
+# --- totals: whatever is counted, cleared and folded in whichever order, the sums are those of a simple model
+
+_STEPS = st.one_of(
+    st.tuples(st.just("count"), st.integers(0, 3), st.integers(0, 1), st.sampled_from(KEYS[1:]), st.integers(0, _MOST)),
+    st.tuples(st.just("add"), st.sampled_from(KEYS[1:]), st.integers(0, _MOST)),
+    st.tuples(st.just("clear"), st.sampled_from(KEYS[1:])),
+    st.tuples(st.just("begin")),
+    st.tuples(st.just("fold"), st.integers(0, 3)),
+)
+
+
+@given(st.lists(_STEPS, max_size=40))
+def test_sums_are_those_of_a_model(steps: Sequence[tuple[Any, ...]]) -> None:
+    """Of tables, the youngest is main's own; older ones still count until they are folded into it."""
+    tables = [Table.create(KEYS, 2, 1)]
+    model = dict.fromkeys(KEYS[1:], 0)
+    for step in steps:
+        match step:
+            case ("count", which, worker, key, number):
+                table = tables[which % len(tables)]
+                if table.folded:
+                    continue
+                before = get(table, worker, key, Column.BIN)
+                put(table, worker, key, Column.BIN, (before + number) & _MOST)
+                model[key] += number
+            case ("add", key, number):
+                tables[0].add(key, Column.BIN, number)
+                model[key] += number
+            case ("clear", key):
+                tables[0].add(key, Column.BIN, -sum_over(tables, key, Column.BIN))
+                model[key] = 0
+            case ("begin",):
+                # The rows lie elsewhere there, and some that were taken late are laid out.
+                tables.insert(0, Table.create([PROCESS, *reversed(tables[0].keys[1:])], 2, len(tables) + 1))
+            case ("fold", which):
+                if which and which < len(tables):
+                    tables[0].fold(tables[which])
+        for key in KEYS[1:]:
+            assert sum_over(tables, key, Column.BIN) == model[key] & _MOST
+    for table in tables:
         table.close()
+
+
+# --- spare rows
+
+
+def test_a_spare_row_is_taken_once_and_seen_by_all() -> None:
+    with no_leak():
+        table = Table.create(KEYS, 2, 5, spare=2)
+        early = Table.attach(os.dup(table.fd))
+        assert (table.rows, len(table.keys), early.keys) == (6, 4, KEYS)
+        late = RowKey("server", "b", "late")
+        keys, index = early.keys, early.index
+        assert [table.add_row(late), table.add_row(late), table.add_row(KEYS[3])] == [4, 4, 3]
+        for other in (early, Table.attach(os.dup(table.fd))):
+            assert (other.index[late], other.keys) == (4, [*KEYS, late])
+            put(other, 1, late, Column.STOT, 3)
+            assert table.value(4, Column.STOT) == 3
+            if other is not early:
+                other.close()
+        assert (keys, late in index) == (KEYS, False)  # as they were for whoever was going through them
+        table.set_state(4, ServerState.READY, 7, 9)
+        assert (early.usable(4), early.weight(4)) == (True, 7)
+        assert early.add_row(RowKey("server", "b", "last")) == 5
+        with pytest.raises(SystemRefused, match=r"^cannot count for one more server: all 2 spare rows"):
+            table.add_row(RowKey("server", "b", "one too many"))
+        assert table.add_row(late) == 4
+        # What was counted there goes on as everything does, whether the next table lays the row out or not.
+        new = Table.create([*KEYS, late], 1, 6)
+        new.fold(table)
+        assert new.value(new.index[late], Column.STOT) == 3
+        for each in (table, early, new):
+            each.close()
+
+
+@given(st.lists(st.tuples(st.text("abc.:_-é", max_size=30), st.text("abc", max_size=30)), max_size=12))
+def test_spare_rows_have_the_names_that_they_were_given(names: Sequence[tuple[str, str]]) -> None:
+    table = Table.create(KEYS, 1, 1, spare=12)
+    expected = list(KEYS)
+    for proxy, server in names:
+        key = RowKey("server", proxy, server)
+        expected += [key] * (key not in expected)
+        assert table.add_row(key) == expected.index(key)
+    other = Table.attach(os.dup(table.fd))
+    assert other.keys == table.keys == expected
+    assert other.index == table.index == {key: row for row, key in enumerate(expected)}
+    for each in (table, other):
+        each.close()
+
+
+def test_a_name_that_is_too_long_for_a_spare_row_is_refused() -> None:
+    table = Table.create(KEYS, 1, 1, spare=1)
+    room = (AREA - 1) * 8 - len('["server","b",""]')
+    with pytest.raises(SystemRefused, match=r"^cannot count for one more server: its name has 505 bytes"):
+        table.add_row(RowKey("server", "b", "x" * (room + 1)))
+    assert table.add_row(RowKey("server", "b", "x" * room)) == 4
+    table.close()
+
+
+def test_who_dies_while_it_takes_a_row_leaves_it_unused() -> None:
+    """The length is written last; a name alone is nobody's."""
+    table = Table.create(KEYS, 1, 1, spare=3)
+    table.add_row(RowKey("server", "b", "first"))
+    size = os.fstat(table.fd).st_size
+    names_at = size - len(json.dumps(KEYS)) - 3 * AREA * 8
+    os.pwrite(table.fd, b'["server","b","half', names_at + (AREA + 1) * 8)
+    heir = Table.attach(os.dup(table.fd))
+    assert heir.keys == table.keys == [*KEYS, RowKey("server", "b", "first")]
+    assert heir.add_row(RowKey("server", "b", "other")) == table.index[RowKey("server", "b", "other")] == 5
+    for each in (table, heir):
+        each.close()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"x", b"{}", b'["server","b"]', b'["process","",""]', b"[" * 500, b"\xff", b'["server",1,""]'],
+)
+@pytest.mark.parametrize("length", [None, 505, _MOST])
+def test_nonsense_in_the_place_of_a_name_is_the_end_of_the_names(name: bytes, length: int | None) -> None:
+    table = Table.create(KEYS, 1, 1, spare=3)
+    names_at = os.fstat(table.fd).st_size - len(json.dumps(KEYS)) - 3 * AREA * 8
+    os.pwrite(table.fd, name, names_at + 8)
+    os.pwrite(table.fd, struct.pack("=Q", length or len(name)), names_at)
+    other = Table.attach(os.dup(table.fd))
+    for each in (table, other):
+        assert (each.keys, len(each.index)) == (KEYS, 4)
+        each.close()
 
 
 def test_sum_over_tables_without_the_row() -> None:
@@ -179,6 +321,30 @@ def test_sum_over_tables_without_the_row() -> None:
 
 
 # --- what checks found
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(KEYS), st.sampled_from(Column), st.integers(0, 1 << 60))))
+def test_whole_rows_are_as_their_words(writes: Sequence[tuple[int, RowKey, Column, int]]) -> None:
+    tables = [Table.create(KEYS, 3, 7), Table.create(KEYS[1:], 1, 6)]
+    for worker, key, column, value in writes:
+        put(tables[0], worker, key, column, value)
+        if worker == 0 and key in tables[1].index:
+            put(tables[1], worker, key, column, value // 2)
+    for key in [*KEYS, RowKey("server", "b", "unknown")]:
+        assert totals(tables, key) == [sum_over(tables, key, column) for column in Column]
+    for table in tables:
+        table.close()
+
+
+def test_a_base_of_less_than_nothing_brings_counters_back_to_zero() -> None:
+    table, key = Table.create(KEYS, 1, 7), KEYS[1]
+    put(table, 0, key, Column.STOT, 10)
+    base = Column.STOT + table.index[key] * table.columns + table._base_at
+    table._words[base] = (1 << 64) - 10
+    assert totals([table], key)[Column.STOT] == 0
+    put(table, 0, key, Column.STOT, 13)
+    assert totals([table], key)[Column.STOT] == 3
+    table.close()
 
 
 def test_health_is_kept_word_by_word_and_told_to_workers_when_it_changes() -> None:
@@ -221,7 +387,8 @@ def test_who_may_get_connections(health: Health, state: ServerState, weight: int
     table.set_state(3, state, weight, 1)
     table.set_health(3, HealthRecord(health))
     assert table.running(3) is (health is not Health.DOWN and state is not ServerState.MAINT)
-    assert table.usable(3) is (health is not Health.DOWN and state is ServerState.READY and weight > 0)
+    healthy = health not in (Health.DOWN, Health.STOPPING)
+    assert table.usable(3) is (healthy and state is ServerState.READY and weight > 0)
     table.close()
 
 
@@ -271,11 +438,12 @@ def crafted(
     **header: int,
 ) -> int:
     """A descriptor of a table with the given header words and text; sound unless told otherwise."""
-    words = {**GOOD, "names": len(keys), "generation": 1, **header}
+    words = {**GOOD, "spare": 0, "area": 0, "names": len(keys), "generation": 1, **header}
     head = [words[name] for name in ("magic", "format")] + [rows]
     head += [words[name] for name in ("workers", "columns", "states", "names", "generation")]
+    head += [0, 0, words["spare"], words["area"]]
     size = 8 * (16 + 1 * (4 + 24 * 2)) + len(keys) + extra
-    fd = memfd(struct.pack("=16Q", *head, *[0] * 8))
+    fd = memfd(struct.pack("=16Q", *head, *[0] * 4))
     os.ftruncate(fd, size)
     os.pwrite(fd, keys, size - extra - len(keys))
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
@@ -329,10 +497,14 @@ HOSTILE: dict[str, Callable[[], int]] = {
     "a terabyte": _huge,
     "half a gigabyte of keys": _many_keys,
     "wrong magic": lambda: crafted(magic=1),
-    "later format": lambda: crafted(format=2),
+    "later format": lambda: crafted(format=3),
     "more rows": lambda: crafted(rows=2),
     "no rows": lambda: crafted(rows=0),
     "endless rows": lambda: crafted(rows=(1 << 64) - 1),
+    "more spare rows than rows": lambda: crafted(format=2, spare=2, area=64),
+    "spare rows without room for names": lambda: crafted(b"[]", format=2, spare=1, area=1, extra=6),
+    "endless spare rows": lambda: crafted(format=2, spare=(1 << 64) - 1, area=64),
+    "endless names of spare rows": lambda: crafted(format=2, spare=1, area=(1 << 64) - 1),
     "endless workers": lambda: crafted(workers=(1 << 64) - 1),
     "other sizes that add up": lambda: crafted(workers=3, columns=12),
     "few columns": lambda: crafted(columns=1),
@@ -373,7 +545,25 @@ def test_duplicate_keys_of_a_sound_size_are_refused() -> None:
 
 @given(st.lists(st.integers(0, (1 << 64) - 1) | st.integers(0, 40), min_size=16, max_size=16), st.binary(max_size=600))
 def test_no_header_crashes_us(words: list[int], rest: bytes) -> None:
-    words[0], words[1] = GOOD["magic"], 1
+    words[0], words[1] = GOOD["magic"], 1 + words[1] % 2
     fd = _sealed(struct.pack("=16Q", *words) + rest)
     with pytest.raises(PeerError):
         Table.attach(fd)
+
+
+def test_columns_and_records_are_what_rows_say_one_by_one() -> None:
+    keys = [PROCESS, RowKey("backend", "b"), RowKey("server", "b", "s")]
+    table = Table.create(keys, 2, 1)
+    try:
+        for at, worker in enumerate((table.slot(0), table.slot(1)), 1):
+            for word in range(len(worker)):
+                worker[word] = at * word
+            worker.release()
+        table.set_state(2, ServerState.DRAIN, 5, 1000)
+        table.set_health(2, HealthRecord(Health.DOWN, 900, 1, 4))
+        for column in Column:
+            assert table.column_values(column) == [table.value(row, column) for row in range(3)]
+        assert table.state_records()[2] == (ServerState.DRAIN, 5, 1000, *table.health(2))
+        assert set(table.state_records()[1]) == {0}
+    finally:
+        table.close()

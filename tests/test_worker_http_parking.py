@@ -27,10 +27,11 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 class Death:
     """Two workers of two generations: the first one dies, the second one goes on with what was parked."""
 
-    def __init__(self, farm: Farm, slots: int = 1000) -> None:
-        self.old = Web(farm, park=make_park("1-0", slots))
+    def __init__(self, farm: Farm, slots: int = 1000, frontend: dict[str, Any] | None = None) -> None:
+        self.old = Web(farm, park=make_park("1-0", slots), frontend=frontend)
         self.new = Web(
             farm,
+            frontend=frontend,
             table=make_table(self.old.config, generation=2),
             accept=False,
             park=make_park("2-0", generation=2),

@@ -423,9 +423,13 @@ def test_beyond_the_rate_they_wait_in_the_backlog(farm: Farm) -> None:
         for client in clients:
             client.close()
         servers = [peer for peer in iter(lambda: farm.accept(2), None)]
+        lab.pass_time(35.0)  # what was suppressed of the log has been said
         _end(lab, *servers)
         lab.pass_time(5.0)
         assert not len(lab.worker.wheel)
+        first, last = [text for severity, text in lab.logged if severity == "warning"]
+        assert first == "frontend www lets in no more than 5 sessions a second: new clients wait"
+        assert last.startswith(first)
 
 
 def test_all_workers_share_the_rate(farm: Farm) -> None:

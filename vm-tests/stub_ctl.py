@@ -1,4 +1,4 @@
-"""What stands for hitlessd/ctl.py where the units are tested without the daemon; runs inside a machine."""
+"""What stands for hitlessd.ctl where the units are tested without the daemon; runs inside a machine."""
 
 import sys
 from pathlib import Path

@@ -10,6 +10,7 @@ from hitlessd.model import (
     Global,
     HttpCheck,
     LogTarget,
+    MetricsBind,
     Mode,
     SourceFile,
     StatsSocket,
@@ -19,9 +20,9 @@ from hitlessd.model import (
 
 from . import values
 from .attached import Attached
-from .checks import check_addresses, check_whole
+from .checks import check_addresses, check_pages, check_whole
 from .formats import log_format_problem
-from .lines import log_line, stats_socket_line
+from .lines import log_line, metrics_bind_line, stats_socket_line
 from .problems import Place, Problems
 from .proxies import Balancing, http_checks
 from .resolve import Names
@@ -69,6 +70,7 @@ def build(
         if entry.kind != "frontend":
             backends.append(_backend(proxy, iid))
     check_addresses(global_, frontends, proxies, problems)
+    check_pages(frontends, backends, problems)
     if whole:
         check_whole(merged, files, origin, proxies, problems)
     return Config(
@@ -83,9 +85,11 @@ def build(
 
 def _global(entry: Entry, names: Names, problems: Problems) -> Global:
     stats: list[StatsSocket] = []
+    metrics: list[MetricsBind] = []
     workers, maxconn, hard_stop, log, takeover = 0, 0, None, LogTarget(), False
     reload_timeout, crash_proof = Global().reload_timeout, Global().crash_proof
     park_after, park_timeout = Global().park_after, Global().park_timeout
+    stats_maxconn = Global().stats_maxconn
     for name, option in entry.options.items():
         place = Place(problems, option.where, entry.title, option.name)
         text = option.text
@@ -95,6 +99,13 @@ def _global(entry: Entry, names: Names, problems: Problems) -> Global:
                     found = stats_socket_line(Place(problems, where, entry.title, option.name), line)
                     if found:
                         stats.append(found)
+            case "metrics bind":
+                for line, where in option.lines:
+                    bind = metrics_bind_line(Place(problems, where, entry.title, option.name), line)
+                    if bind:
+                        metrics.append(bind)
+            case "stats maxconn":
+                stats_maxconn = values.integer(place, text, 1, values.INT_MAX) or stats_maxconn
             case "workers":
                 if text.isdigit():
                     workers = values.integer(place, text, 1, _WORKERS_LIMIT) or 0
@@ -119,7 +130,18 @@ def _global(entry: Entry, names: Names, problems: Problems) -> Global:
             case "park-timeout":
                 park_timeout = values.duration(place, text, zero=False) or park_timeout
     return Global(
-        tuple(stats), workers, maxconn, hard_stop, log, reload_timeout, takeover, crash_proof, park_after, park_timeout
+        tuple(stats),
+        workers,
+        maxconn,
+        hard_stop,
+        log,
+        reload_timeout,
+        takeover,
+        crash_proof,
+        park_after,
+        park_timeout,
+        metrics_binds=tuple(metrics),
+        stats_maxconn=stats_maxconn,
     )
 
 
@@ -147,6 +169,9 @@ def _fit_to_mode(proxy: Settings, place: Place) -> None:
         if rules:
             rules.clear()
             ignored.append(name)
+    if proxy.stats:
+        proxy.stats = None
+        ignored.append("stats")
     if kind != "backend" and proxy.flags.get("option httplog"):
         proxy.flags |= {"option httplog": False, "option tcplog": True}
         place.warn("option httplog needs `mode = http`, so option tcplog takes its place")
@@ -198,6 +223,7 @@ def _frontend(proxy: Settings, iid: int) -> Frontend:
         http_request=tuple(proxy.http_request),
         http_response=tuple(proxy.http_response),
         errorfiles=tuple(sorted(proxy.errorfiles.items())),
+        stats=proxy.stats,
     )
 
 
@@ -231,6 +257,7 @@ def _backend(proxy: Settings, iid: int) -> Backend:
         http_request=tuple(proxy.http_request),
         http_response=tuple(proxy.http_response),
         errorfiles=tuple(sorted(proxy.errorfiles.items())),
+        stats=proxy.stats,
     )
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 
-from hitlessd.model import Bind, Frontend, Global, InetAddress, SourceFile, UnixAddress, Where
+from hitlessd.model import Backend, Bind, Frontend, Global, InetAddress, SourceFile, UnixAddress, Where
 
 from .problems import Place, Problems
 from .sections import Merged
 from .settings import Settings
 
-__all__ = ["check_addresses", "check_whole"]
+__all__ = ["check_addresses", "check_pages", "check_whole"]
 
 
 def check_addresses(global_: Global, frontends: list[Frontend], proxies: list[Settings], problems: Problems) -> None:
-    """Every address once, among listeners and runtime sockets."""
+    """Every address once, among listeners, runtime sockets and those of metrics."""
     taken: dict[tuple[object, ...], tuple[str, Where]] = {}
     stats = [(Bind(socket.address, socket.where), "global", "stats socket") for socket in global_.stats_sockets]
+    stats += [(Bind(bind.address, bind.where), "global", "metrics bind") for bind in global_.metrics_binds]
     titles = [proxy.entry.title for proxy in proxies if proxy.entry.kind != "backend"]
     binds = [
         (bind, title, "bind") for frontend, title in zip(frontends, titles, strict=True) for bind in frontend.binds
@@ -35,6 +36,18 @@ def check_addresses(global_: Global, frontends: list[Frontend], proxies: list[Se
             taken[key] = (title, bind.where)
 
 
+def check_pages(frontends: list[Frontend], backends: list[Backend], problems: Problems) -> None:
+    """A page is known by the name of its proxy, which a frontend and a backend may share."""
+    pages = {frontend.name: frontend.stats for frontend in frontends if frontend.stats}
+    for backend in backends:
+        other = pages.get(backend.name)
+        if backend.stats and other and other != backend.stats:
+            Place(problems, backend.stats.where, f"backend {backend.name}", "stats").fail(
+                f"cannot have another page than that of [frontend {backend.name}] at {other.where}: expected another "
+                "name, or one page"
+            )
+
+
 def check_whole(
     merged: Merged, files: tuple[SourceFile, ...], origin: str, proxies: list[Settings], problems: Problems
 ) -> None:
@@ -50,7 +63,8 @@ def check_whole(
         place = Place(problems, entry.where, entry.title)
         if entry.kind != "backend":
             _check_frontend(proxy, place, backends, told, merged.headers_refused)
-        if entry.kind != "frontend" and not entry.has("server ") and not proxy.default_backend:
+        answers = proxy.stats or any(rule.action == "use-service" for rule in proxy.http_request)
+        if entry.kind != "frontend" and not entry.has("server ") and not proxy.default_backend and not answers:
             place.warn("there is no server, so every connection to it is closed")
         _warn_timeouts(proxy, place)
 

@@ -1,4 +1,4 @@
-"""The options of listening and logging that are whole lines of words: `bind`, `stats socket` and `log`."""
+"""The options of listening and logging that are whole lines of words: `bind`, `stats socket`, `metrics bind`, `log`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hitlessd.model import (
     InetAddress,
     Level,
     LogTarget,
+    MetricsBind,
     Severity,
     StatsSocket,
     SystemdAddress,
@@ -22,7 +23,7 @@ from .problems import Place
 from .resolve import Names
 from .words import absent_bind_word
 
-__all__ = ["bind_line", "log_line", "stats_socket_line"]
+__all__ = ["bind_line", "log_line", "metrics_bind_line", "stats_socket_line"]
 
 _LEVELS: tuple[Level, ...] = get_args(Level)
 _SEVERITIES: tuple[Severity, ...] = get_args(Severity)
@@ -38,6 +39,7 @@ _BIND_WORDS = {
     "accept-proxy": False,
 }  # fmt: skip
 _STATS_WORDS = {"mode": True, "user": True, "group": True, "level": True, "expose-fd": True}
+_METRICS_WORDS = {"mode": True, "user": True, "group": True}
 _INTERFACE_LIMIT = 15  # IFNAMSIZ without the NUL, netdevice(7)
 _BACKLOG_LIMIT = 65535
 _SYSLOG_PORT = 514
@@ -120,9 +122,39 @@ def stats_socket_line(place: Place, text: str) -> StatsSocket | None:
     for word in given:
         if word == "expose-fd" and isinstance(address, InetAddress):
             place.fail(f"cannot use expose-fd with {address}: expected a unix socket, for TCP carries no descriptors")
-        elif word in ("mode", "user", "group") and (isinstance(address, InetAddress) or address.abstract):
-            place.fail(f"cannot use {word} with {address}: expected the path of a unix socket")
+        elif word in _METRICS_WORDS:
+            _check_path_word(place, address, word)
     return StatsSocket(address, mode, user, group, level, expose, place.where)
+
+
+def metrics_bind_line(place: Place, text: str) -> MetricsBind | None:
+    """`ADDRESS [mode M] [user U] [group G]`; None when the address is wrong."""
+    first, *rest = text.split(" ")
+    if "=" in first or rest[:1] == ["="]:
+        place.refuse("use this address", text, "an address", note=_UNINDENTED)
+        return None
+    address = listening_address(place, first, systemd=False)
+    mode, user, group = None, "", ""
+    given: list[str] = []
+    for word, argument in pairs(place, rest, _METRICS_WORDS, absent_bind_word, given):
+        match word:
+            case "mode":
+                mode = values.file_mode(place, argument)
+            case "user":
+                user = values.user_name(place, argument) or ""
+            case "group":
+                group = values.group_name(place, argument) or ""
+    if address is None or isinstance(address, SystemdAddress):
+        return None
+    for word in given:
+        _check_path_word(place, address, word)
+    return MetricsBind(address, mode, user, group, place.where)
+
+
+def _check_path_word(place: Place, address: InetAddress | UnixAddress, word: str) -> None:
+    """Only what is a file has a mode and an owner."""
+    if isinstance(address, InetAddress) or address.abstract:
+        place.fail(f"cannot use {word} with {address}: expected the path of a unix socket")
 
 
 def log_line(place: Place, text: str, names: Names) -> LogTarget | None:

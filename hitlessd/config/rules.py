@@ -14,8 +14,10 @@ from .formats import check_format, check_header
 
 __all__ = ["Lines", "inspect_delay", "tcp_request"]
 
-_Action = Literal["allow", "deny", "set-header", "add-header", "del-header", "redirect", "return"]
+_Action = Literal["allow", "deny", "set-header", "add-header", "del-header", "redirect", "return", "use-service"]
 _ACTIONS = ("allow", "deny", "set-header", "add-header", "del-header", "redirect", "return")
+_REQUEST_ACTIONS = (*_ACTIONS, "use-service")
+_SERVICES = ("prometheus-exporter",)
 _REDIRECTS = ("location", "prefix", "scheme")
 _REDIRECT_CODES = (301, 302, 303, 307, 308)
 #: Statuses of which there is a page without `string` or `file`.
@@ -44,8 +46,9 @@ class Lines:
     def http_rule(self, words: Sequence[str], where: Where, *, response: bool) -> HttpRule:
         """`ACTION [WORD...] [if|unless CONDITION]` of http-request, or of http-response."""
         action, *rest = words or [""]
-        if action not in _ACTIONS:
-            raise Mistake("use this action", action, "one of " + ", ".join(_ACTIONS), _ACTIONS)
+        actions = _ACTIONS if response else _REQUEST_ACTIONS
+        if action not in actions:
+            raise Mistake("use this action", action, "one of " + ", ".join(actions), actions)
         scope = HTTP_RESPONSE if response else HTTP_BACKEND if self._kind == "backend" else HTTP_FRONTEND
         rule, after = self._action(cast(_Action, action), rest, where, scope)
         found = condition(after, self._acls, scope, where)
@@ -77,6 +80,11 @@ class Lines:
                 return HttpRule(action, check_header(rest[0], "")[0], where=where), rest[1:]
             case "redirect":
                 return _redirect(rest, where, scope)
+            case "use-service":
+                service = rest[0] if rest else ""
+                if service not in _SERVICES:
+                    raise Mistake("use this service", service, "prometheus-exporter", _SERVICES)
+                return HttpRule(action, service, where=where), rest[1:]
         return self._answer(action, rest, where, scope)
 
     def _answer(

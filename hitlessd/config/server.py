@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast, get_args
 
-from hitlessd.model import Check, InetAddress, Observe, Server, UnixAddress
+from hitlessd.errors import ConfigError
+from hitlessd.model import Backend, Check, InetAddress, Observe, Server, UnixAddress, Where
 
 from . import values
 from .address import numeric_host, server_address
 from .pairs import pairs
-from .problems import Place
+from .problems import Place, Problems
 from .resolve import Names
 from .words import absent_server_word
 
-__all__ = ["Words", "default_server_line", "server_line"]
+__all__ = ["Words", "added_server", "default_server_line", "numeric_address", "server_line"]
 
 #: What the words of a line say, by the fields that they set. A later line overrules an earlier one, field by field.
 Words = Mapping[str, Any]
@@ -106,6 +108,37 @@ def server_line(place: Place, name: str, sid: int, text: str, names: Names, defa
     return Server(name, address, sid, hostname=hostname, where=place.where, check=check, **direct)
 
 
+def added_server(backend: Backend, name: str, sid: int, text: str) -> Server:
+    """A server that `add server` describes, with the words of a `server` line: in maintenance unless it is `enabled`,
+    and without what `default-server` says (HAProxy management guide, "add server"). Raises ConfigError."""
+    problems = Problems()
+    place = Place(problems, _AT_RUN_TIME, f"backend {backend.name}", f"server {name}")
+    values.name(place, name, "server")
+    server = server_line(place, name, sid, text, Names(_no_names), ({"disabled": True},))
+    if server and server.cookie:
+        place.fail("cannot give a cookie at run time")
+    if server and server.observe == "layer7" and backend.mode != "http":
+        place.fail("cannot observe layer7: expected `mode = http`, which reads answers")
+    if problems or server is None:
+        raise ConfigError([text.removeprefix(": ") for text in problems.errors()])
+    return replace(server, added=True)
+
+
+def numeric_address(text: str) -> InetAddress | UnixAddress:
+    """An address as str() of one has it, or as a `server` line does, without host names. Raises ConfigError."""
+    problems = Problems()
+    text = text.removesuffix(":0")  # no port of its own
+    found = server_address(Place(problems, _AT_RUN_TIME, "address"), text, Names(_no_names))
+    if problems or found is None:
+        raise ConfigError([text.removeprefix(": ") for text in problems.errors()])
+    return found[0]
+
+
+def _no_names(_name: str) -> Sequence[str]:
+    raise OSError("names are not resolved at run time; give an address")
+
+
+_AT_RUN_TIME = Where("", 0)
 _SERVER_FIELDS = frozenset(
     ("weight", "backup", "disabled", "maxconn", "slowstart", "cookie", "send_proxy", "observe", "error_limit",
      "on_error", "on_marked_down", "pool_max_conn", "pool_purge_delay")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_args
 
 from hitlessd.conditions import criterion
 from hitlessd.model import (
+    NOWHERE,
     Acl,
     Bind,
     Cookie,
@@ -17,6 +18,7 @@ from hitlessd.model import (
     Mode,
     Reuse,
     Server,
+    StatsPage,
     TcpRule,
     UseBackend,
     Where,
@@ -36,6 +38,7 @@ from .resolve import Names
 from .rules import Lines, inspect_delay, tcp_request
 from .sections import Entry
 from .server import Words, default_server_line, server_line
+from .stats import IGNORED, SWITCHES, admin, stats_line
 from .words import VALUED
 
 __all__ = ["Reader", "Settings"]
@@ -79,6 +82,7 @@ class Settings:
     tcp_rules: list[TcpRule] = field(default_factory=list)
     http_request: list[HttpRule] = field(default_factory=list)
     http_response: list[HttpRule] = field(default_factory=list)
+    stats: StatsPage | None = None
 
     def inherit(self, defaults: Settings) -> None:
         """Take from [defaults] what this section leaves unsaid. Rules and acls are nobody's but their section's."""
@@ -95,6 +99,9 @@ class Settings:
         if "option httpchk" not in self.flags:
             self.http_check = defaults.http_check
         self.http_checks = self.http_checks or defaults.http_checks
+        # As with HAProxy, whoever says anything of the page says all of it.
+        if not self.entry.has("stats "):
+            self.stats = defaults.stats
         self.flags = inherited | self.flags
         self.timeouts = defaults.timeouts | self.timeouts
         self.errorfiles = defaults.errorfiles | self.errorfiles
@@ -135,6 +142,8 @@ class Reader:
                 seconds = values.duration(place, option.text)
                 # 0 means never, as with HAProxy
                 settings.timeouts[name[len("timeout ") :].replace("-", "_")] = seconds or None
+            elif name.startswith("stats "):
+                continue  # a page's condition may use acls that stand behind it
             elif name in VALUED:
                 self._valued(settings, place, name, option)
             elif name.startswith("option ") or name == "shutdown-on-reload":
@@ -147,6 +156,8 @@ class Reader:
         for name in ("use_backend", "tcp-request", "http-request", "http-response"):
             if name in entry.options:
                 self._rules(settings, name, entry.options[name])
+        if entry.has("stats "):
+            settings.stats = self._page(settings)
         inherited = (*defaults.default_server, *settings.default_server) if defaults else settings.default_server
         for name, option in entry.options.items():
             if name.startswith("server "):
@@ -279,6 +290,40 @@ class Reader:
                         settings.tcp_rules.append(rule)
 
         self._each(settings, option, take)
+
+    def _page(self, settings: Settings) -> StatsPage | None:
+        """What a section's `stats` options say together, None for no page."""
+        entry = settings.entry
+        page = StatsPage()
+        wanted = True
+        for name, option in entry.options.items():
+            if not name.startswith("stats "):
+                continue
+            place = self._place(entry, option)
+            if page.where == NOWHERE:
+                page = replace(page, where=option.where)
+            if name in SWITCHES:
+                on = values.switch(place, option.text, bare=True)
+                if name == "stats enable":
+                    wanted = on is not False
+                elif name not in IGNORED:
+                    page = replace(page, hide_version=on is True)
+            elif name == "stats refresh":
+                seconds = values.duration(place, option.text, unit="s")
+                page = replace(page, refresh=seconds or None)
+            else:
+                for line, where in option.lines or [("", option.where)]:
+                    page = self._page_line(settings, page, name, line, self._place(entry, option, where))
+        return page if wanted else None
+
+    def _page_line(self, settings: Settings, page: StatsPage, name: str, line: str, place: Place) -> StatsPage:
+        found = words(place, line)
+        if found is None:
+            return page
+        if name == "stats admin":
+            acls, kind = settings.acls, settings.entry.kind
+            return _try(place, lambda: admin(found, acls, kind, place.where, page)) or page
+        return _try(place, lambda: stats_line(page, name, found)) or page
 
     def _server(self, settings: Settings, name: str, option: Option, defaults: Sequence[Words]) -> None:
         place = self._place(settings.entry, option)

@@ -30,14 +30,14 @@ def integer(place: Place, text: str, low: int, high: int, what: str = "use this 
     return None
 
 
-def duration(place: Place, text: str, *, zero: bool = True) -> float | None:
-    """Seconds, from HAProxy's notation (configuration manual, "Time format"): us, ms, s, m, h, d; a bare number is
-    milliseconds."""
+def duration(place: Place, text: str, *, zero: bool = True, unit: str = "ms") -> float | None:
+    """Seconds, from HAProxy's notation (configuration manual, "Time format"): us, ms, s, m, h, d; `unit` is that of a
+    bare number."""
     match = _TIME.fullmatch(text)
     if not match:
         place.refuse("use this time", text, "a whole number with us, ms, s, m, h or d, as in 500ms or 2s")
         return None
-    seconds = int(match[1]) * _SECONDS[match[2] or "ms"]
+    seconds = int(match[1]) * _SECONDS[match[2] or unit]
     if seconds > _TIME_LIMIT:
         place.refuse("use this time", text, f"at most {INT_MAX}ms, which is 24 days")
         return None

@@ -33,6 +33,8 @@ _PROXIES = ("listen", "frontend", "backend")
 #: Every option and the kinds of sections that take it. `server` stands for `server NAME`, `acl` for `acl NAME`.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "stats socket": _G,
+    "metrics bind": _G,
+    "stats maxconn": _G,
     "workers": _G,
     "hard-stop-after": _G,
     "log": _G,
@@ -72,6 +74,18 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "option abortonclose": _BACK,
     "option httpchk": _BACK,
     "http-check": _BACK,
+    "stats enable": _BOTH,
+    "stats uri": _BOTH,
+    "stats realm": _BOTH,
+    "stats auth": _BOTH,
+    "stats admin": _PROXIES,
+    "stats refresh": _BOTH,
+    "stats hide-version": _BOTH,
+    "stats scope": _BOTH,
+    "stats show-desc": _BOTH,
+    "stats show-node": _BOTH,
+    "stats show-legends": _BOTH,
+    "stats show-modules": _BOTH,
     "timeout client": _FRONT,
     "timeout client-fin": _FRONT,
     "timeout connect": _BACK,
@@ -86,14 +100,21 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 #: Those whose order counts, or of which there may be many: one a line, below the first.
 SEVERAL_LINES = frozenset(
-    ("bind", "stats socket", "acl", "use_backend", "tcp-request", "http-request", "http-response", "errorfile",
-     "default-server", "http-check")
+    ("bind", "stats socket", "metrics bind", "acl", "use_backend", "tcp-request", "http-request", "http-response",
+     "errorfile", "default-server", "http-check", "stats auth", "stats scope")
 )  # fmt: skip
 
 #: Those that are `option NAME` and say more than on or off.
 VALUED = frozenset(("option forwardfor", "option httpchk"))
+_STATS_FLAGS = _words("enable hide-version show-legends show-modules show-node")
 #: Those that may stand without a value.
-FLAGS = frozenset((*(name for name in OPTIONS if name.startswith("option ")), "shutdown-on-reload"))
+FLAGS = frozenset(
+    (
+        *(name for name in OPTIONS if name.startswith("option ")),
+        *(f"stats {word}" for word in _STATS_FLAGS),
+        "shutdown-on-reload",
+    )
+)
 #: Those that are followed by a name of the operator's choice.
 NAMED = frozenset(("server", "acl"))
 
@@ -127,6 +148,8 @@ _INSTEAD = {
     "pidfile": "use the -p switch instead",
     "stats timeout": "the runtime socket has no timeout to set in this version",
     "backlog": "use `backlog N` in the bind line instead",
+    "stats http-request": "use `http-request = deny ...` with the page's path",
+    "stats bind-process": "leave it out: the page tells of all workers",
     "option tcp-check": "leave it out: `check` in a server line connects, unless `option httpchk` asks for more",
     "option http-server-close": "use `http-reuse = never` or `option httpclose`",
     "option http-keep-alive": "leave it out: that is the default, which `no option httpclose` restores",

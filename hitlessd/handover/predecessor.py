@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from hitlessd.errors import PeerError, StateError
 from hitlessd.handover.faults import injector
+from hitlessd.handover.phases import Phases
 from hitlessd.handover.process import PeerProcess
 from hitlessd.handover.states import PREDECESSOR, Action, Event, Machine, State
 from hitlessd.handover.stream import FrameStream
@@ -67,6 +68,9 @@ class Host(Protocol):
     def announce(self, successor: int, kept: Sequence[int]) -> None:
         """Tell systemd that `successor` is the main process; `kept` are the indexes of what it took of the offer."""
 
+    def late(self) -> dict[str, Any]:
+        """Facts that have come up since the offer."""
+
     def export_clients(self) -> tuple[list[dict[str, Any]], list[int]]:
         """Clients of the runtime API and their descriptors, which must stay open until the end of the handover."""
 
@@ -90,15 +94,18 @@ class Predecessor:
         nonce: str,
         timeout: float,
         already: bytes = b"",
+        began: float | None = None,
     ) -> None:
         """`nonce` is what a successor that we started must know; a takeover by hand has none, and may only be killed
-        once it holds something of ours."""
+        once it holds something of ours. `began`: when, on the loop's clock, if not now."""
         self._loop = loop
         self._host = host
         self._successor = successor
         self._nonce = nonce
         self._ours = bool(nonce)
         self._timeout = timeout
+        self._phases = Phases(loop.time, began)
+        self._started: object = None  # when the successor says that it has
         self._machine = Machine(PREDECESSOR)
         self._entering = injector("predecessor", os.environ)
         self._offer = Offer({})
@@ -110,6 +117,7 @@ class Predecessor:
         self._report: dict[str, Any] = {}
         self._all_moved = False
         self._refusal = ""
+        self.lost = False  # the successor went away, or fell silent
         self._stream = FrameStream(loop, sock, self._message, self._trouble)
         self._timer = loop.call_later(timeout, self._silent)
         self._entering(State.HELLO)
@@ -118,6 +126,11 @@ class Predecessor:
     @property
     def pid(self) -> int:
         return self._successor.pid
+
+    @property
+    def phases(self) -> tuple[tuple[str, float], ...]:
+        """What took how long so far; the last one may have failed."""
+        return self._phases.all()
 
     def abandon(self, reason: str) -> bool:
         """Call it off, for reasons of our own. False when it is too late: the successor may serve alone already."""
@@ -131,6 +144,7 @@ class Predecessor:
         for fd in message.fds:
             os.close(fd)  # nobody sends us any
         event = _MESSAGES.get(message.kind)
+        self._started = message.text.get("started", self._started)
         problem = "" if event else f"cannot understand the successor: unknown message '{message.kind}'"
         if event is Event.HELLO:
             problem = self._introduced(message.text)
@@ -176,9 +190,11 @@ class Predecessor:
         self._refusal = self._refusal or (
             f"the successor went away {_REASONS.get(self._machine.state, '')}" if lost else why
         )
+        self.lost = lost
         self._handle(Event.LOST if lost else Event.GARBAGE)
 
     def _silent(self) -> None:
+        self.lost = True
         self._refusal = (
             f"the successor did not answer within {self._timeout:g} s {_REASONS.get(self._machine.state, '')}"
         )
@@ -195,6 +211,7 @@ class Predecessor:
             action = self._machine.handle(Event.GARBAGE)
             self._stream.send({"is": "refuse", "reason": self._refusal})
         if self._machine.state is not before:
+            self._phases.leave(before, self._started)
             self._entering(self._machine.state)
         self._timer.cancel()
         if self._machine.state not in (State.DONE, State.FAILED):
@@ -237,7 +254,7 @@ class Predecessor:
     def _commit(self) -> None:
         self._host.announce(self._successor.pid, self._kept)
         clients, fds = self._host.export_clients()
-        self._stream.send({"is": "commit", "clients": clients}, fds)
+        self._stream.send({"is": "commit", **self._host.late(), "clients": clients}, fds)
 
     def _migrate(self) -> None:
         if self._version < MIGRATES or not self._workers:

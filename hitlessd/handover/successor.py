@@ -15,6 +15,7 @@ from typing import Any
 from hitlessd.descriptors import close_all
 from hitlessd.errors import HitlessdError, PeerError, StateError
 from hitlessd.handover.faults import injector
+from hitlessd.handover.phases import Phases
 from hitlessd.handover.process import PeerProcess
 from hitlessd.handover.states import SUCCESSOR, Action, Event, Machine, State
 from hitlessd.handover.stream import FrameStream
@@ -81,6 +82,7 @@ class Successor:
         self._loop = loop
         self._nonce = nonce
         self.timeout = timeout
+        self.phases = Phases(loop.time)
         self._machine = Machine(SUCCESSOR)
         self._entering = injector("successor", environment)
         self._inbox: deque[Message] = deque()
@@ -88,6 +90,7 @@ class Successor:
         self._process: PeerProcess | None = None
         self._known = bool(predecessor)
         self._sender = sender
+        self.late: dict[str, Any] = {}  # facts that have come up since the offer
         self._adopt: Callable[[list[int]], object] | None = None
         self._ended: Callable[[dict[str, Any]], object] = lambda _report: None
         self._stream = FrameStream(loop, sock, self._received, self._trouble)
@@ -101,7 +104,8 @@ class Successor:
     def introduce(self) -> Offered:
         """Say hello, unless that was part of the greeting by hand, and take everything that is offered."""
         if self._nonce:
-            self._stream.send(_hello(self._nonce))
+            self._stream.send({**_hello(self._nonce), "started": self.phases.began})
+        self.phases.end("configuration")
         text = self._expect(Event.OFFER).text
         if not speaks_with(text.get("version")):
             self._fail(Event.GARBAGE, f"it speaks version {text.get('version')} of the protocol, we speak {VERSION}")
@@ -127,13 +131,16 @@ class Successor:
         self._machine.handle(Event.PREPARED)
         self._stream.send({"is": "ready", "kept": list(kept), "workers": list(workers)})
         self._expect(Event.GO)
+        self.phases.end("prepare")
 
     def accepting(self) -> tuple[list[dict[str, Any]], list[int]]:
         """Say that our workers accept; returns when we are the main process, with the clients of the runtime API."""
         self._machine.handle(Event.SERVING)
+        self.phases.end("accept")
         self._stream.send({"is": "accepting"})
         message = self._expect(Event.COMMIT)
-        clients = message.text.get("clients", [])
+        self.phases.end("stop")
+        clients, self.late = message.text.get("clients", []), message.text
         return (clients if isinstance(clients, list) else []), message.fds
 
     def committed(
@@ -145,6 +152,7 @@ class Successor:
         are called from the loop, or at once.
         """
         self._machine.handle(Event.SERVING)
+        self.phases.end("commit")
         self._stream.send({"is": "committed"})
         self._adopt, self._ended = adopt, ended
         self._entering(State.MIGRATE)
@@ -164,6 +172,7 @@ class Successor:
         """From committed() on it is the predecessor that speaks; what we do not understand ends the conversation."""
         if message.kind == "migrate" and message.fds and self._machine.state is State.MIGRATE and self._adopt:
             self._machine.handle(Event.MIGRATE)
+            self.phases.end("migrate")
             self._adopt(message.fds)
             self._entering(State.MOVE)
             self._stream.send({"is": "adopted"})
@@ -173,6 +182,7 @@ class Successor:
 
     def _end(self, report: dict[str, Any]) -> None:
         if self._machine.state in (State.MIGRATE, State.MOVE):
+            self.phases.leave(self._machine.state, None)
             self._machine.handle(Event.MOVED)
             self._entering(State.DONE)
             self.close()
@@ -180,7 +190,7 @@ class Successor:
 
     def refuse(self, reason: str) -> None:
         """Withdraw, telling the predecessor why; it serves on."""
-        self._stream.send({"is": "refuse", "reason": reason})
+        self._stream.send({"is": "refuse", "reason": reason, "started": self.phases.began})
         self.close()
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:

@@ -16,7 +16,7 @@ __all__ = ["NOTHING", "Answer", "Rules", "Verdict", "compile_rules", "seen_throu
 
 
 class Answer:
-    """A final answer instead of the message.
+    """A final answer instead of the message, or (kind "service") that main answers it.
 
     kind "deny" or "return": `status`, and `body` with `content_type`; body None means the status's own page (errorfile
     or standard) for deny and none at all for return. kind "redirect": `status` and `location`. `headers`
@@ -27,7 +27,7 @@ class Answer:
 
     def __init__(
         self,
-        kind: Literal["deny", "redirect", "return"],
+        kind: Literal["deny", "redirect", "return", "service"],
         status: int,
         *,
         location: bytes = b"",
@@ -108,6 +108,9 @@ def _step(rule: HttpRule) -> _Step:
             return _edit(rule)
         case "redirect":
             return _redirect(rule)
+        case "use-service":
+            service = Answer("service", 200)
+            return lambda sample: service
     return _answer(rule)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hitlessd.descriptors import close_all
+from hitlessd.events import Event
 from hitlessd.log import Logger
 from hitlessd.loop import Loop
 from hitlessd.main.inheritance import Ancestor
@@ -16,7 +17,8 @@ __all__ = ["Arrival"]
 
 
 class Arrival:
-    """`done()` is called once: when all have come that will, or when that takes longer than somebody should wait."""
+    """`done()` is called once: when all have come that will, or when that takes longer than somebody should wait; then
+    `late()` is called when they have."""
 
     def __init__(
         self,
@@ -26,12 +28,14 @@ class Arrival:
         ancestor: Ancestor | None,
         patience: float,
         done: Callable[[], object],
+        late: Callable[[], object] = lambda: None,
     ) -> None:
         self._loop = loop
         self._log = log
         self._pool = pool
         self._ancestor = ancestor
         self._done: Callable[[], object] | None = done
+        self._late = late
         self._began = loop.time()
         self._took = 0.0
         self.over = False
@@ -57,12 +61,25 @@ class Arrival:
             self.moved, self.lost = int(report.get("moved", 0)), int(report.get("lost", 0))
             self.kept = {str(why): int(number) for why, number in dict(report.get("kept", {})).items()}
         except (TypeError, ValueError, ArithmeticError):
-            self._log("warning", "cannot understand what the predecessor says of its connections")
+            text = "cannot understand what the predecessor says of its connections"
+            self._log("warning", text, event=Event.PASSED_UNUSABLE)
         if self._ancestor:
             self._ancestor.moved, self._ancestor.kept = self.moved, self.kept
+        self._tell()
         if not self._done:
-            self._log("notice", f"late: {self.summary}", moved=self.moved, lost=self.lost)
+            self._late()
         self.finish()
+
+    def _tell(self) -> None:
+        """The workers have told of those that are lost."""
+        took = round(self._took * 1000)
+        if self.moved:
+            severity, late = ("info", "") if self._done else ("notice", "late: ")
+            text = f"{late}{self.moved} connections moved in {took} ms"
+            self._log(severity, text, event=Event.CONNECTIONS_MOVED, moved=self.moved, duration_ms=took)
+        for why, number in self.kept.items():
+            text = f"{number} connections stay with the old generation: {why}"
+            self._log("notice", text, event=Event.CONNECTIONS_KEPT, kept=number, reason=why)
 
     def finish(self) -> None:
         """Wait no longer."""
@@ -70,6 +87,10 @@ class Arrival:
         done, self._done = self._done, None
         if done:
             done()
+
+    def counts(self) -> dict[str, Any]:
+        """How many connections came, stayed and were lost, under the names of a ReloadOutcome."""
+        return {"moved": self.moved, "kept": sum(self.kept.values()), "lost": self.lost}
 
     @property
     def summary(self) -> str:

@@ -10,8 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hitlessd.changes import Change, Changes
 from hitlessd.config import load, parse
-from hitlessd.errors import ConfigError, HitlessdError, PeerError, SystemRefused
+from hitlessd.effective import effective, keep
+from hitlessd.errors import ConfigError, HitlessdError, ListenerRefused, PeerError, SystemRefused
+from hitlessd.events import Event
+from hitlessd.handover.phases import Phases
 from hitlessd.handover.successor import PredecessorLost, Successor, Summons
 from hitlessd.log import Log
 from hitlessd.loop import Loop
@@ -22,7 +26,7 @@ from hitlessd.main.store import State, Store, Stored
 from hitlessd.model import Config
 from hitlessd.systemd import inherited_descriptors
 
-__all__ = ["Birth", "Born", "Options"]
+__all__ = ["Birth", "Born", "Options", "failure"]
 
 #: Seconds a killed predecessor's workers may take to let go of their listeners.
 _LAST_GASP = 3.0
@@ -45,9 +49,14 @@ class Options:
 
 @dataclass(slots=True)
 class Born:
-    """A generation whose workers accept. `successor` is our side of the handover, if a predecessor lives."""
+    """A generation whose workers accept. `config` is what the files say, `configured`, with the `changes` of operators,
+    without those that have no effect any more, `dropped`. `successor` is our side of the handover, if a predecessor
+    lives."""
 
+    configured: Config
     config: Config
+    changes: Changes
+    dropped: list[Change]
     generation: int
     equipment: Equipment
     inheritance: Inheritance
@@ -55,6 +64,7 @@ class Born:
     config_error: str  # why the stored configuration is served, and not the file; else empty
     successor: Successor | None
     clients: list[tuple[dict[str, Any], int]] = field(default_factory=list)  # of the predecessor's runtime API
+    phases: Phases | None = None  # of the handover, as far as it came
 
 
 class Birth:
@@ -77,25 +87,42 @@ class Birth:
         if summons:
             self._successor = summoned(self._loop, summons, _FIRST_PATIENCE)
         stored = self._store.recover(inherited_descriptors(), self._log)
-        config = self._configuration(stored)
-        self._log.configure(config.global_.log)
+        configured = self._configuration(stored)
+        self._log.configure(configured.global_.log)
         if not stored.state:
             Pidfile(self._options.pidfile).check()
-        inheritance = self._inherit(config, stored)
+        inheritance = self._inherit(configured, stored)
+        changes = self._changes(inheritance)
+        config, dropped = effective(configured, changes)
         generation = self._log.generation = inheritance.generation + 1
         try:
-            equipment = self._equip(config, generation, inheritance)
+            equipment = self._equip(configured, config, generation, inheritance)
         except (SystemRefused, ConfigError) as error:
             # A file that is valid but cannot be served is no better than a broken one.
             if self._config_error or self._successor or not stored.state or not stored.state.files:
                 raise
             self._fall_back(error)
-            config = _stored_configuration(stored.state)
-            equipment = self._equip(config, generation, inheritance)
+            configured = _stored_configuration(stored.state)
+            config, dropped = effective(configured, changes)
+            equipment = self._equip(configured, config, generation, inheritance)
         self._equipment = equipment
         clients = self._start_accepting(config, equipment, inheritance)
         successor = None if self._lost else self._successor
-        return Born(config, generation, equipment, inheritance, stored, self._config_error, successor, clients)
+        phases = self._successor.phases if self._successor else None
+        return Born(
+            configured,
+            config,
+            keep(changes, dropped),
+            dropped,
+            generation,
+            equipment,
+            inheritance,
+            stored,
+            self._config_error,
+            successor,
+            clients,
+            phases,
+        )
 
     def withdraw(self, reason: str) -> None:
         """Undo what was opened, and tell the predecessor why it serves on."""
@@ -117,8 +144,9 @@ class Birth:
     def _fall_back(self, error: HitlessdError) -> None:
         self._config_error = str(error)
         for line in self._config_error.splitlines():
-            self._log("err", line)
-        self._log("err", "cannot use the configuration as it is now; serving the one that ran last")
+            self._log("err", line, event=failure(error))
+        text = "cannot use the configuration as it is now; serving the one that ran last"
+        self._log("err", text, event=Event.LAST_GOOD_SERVED)
 
     def _inherit(self, config: Config, stored: Stored) -> Inheritance:
         patience = config.global_.reload_timeout
@@ -141,13 +169,22 @@ class Birth:
         self._lost = True
         if self._managed:
             raise PeerError(f"cannot take over: {error}; systemd restarts the unit") from error
-        self._log("err", f"the predecessor is gone ({error}): going on alone")
+        self._log("err", f"the predecessor is gone ({error}): going on alone", event=Event.PREDECESSOR_LOST)
 
-    def _equip(self, config: Config, generation: int, inheritance: Inheritance) -> Equipment:
+    def _changes(self, inheritance: Inheritance) -> Changes:
+        try:
+            return Changes.load(inheritance.changes)
+        except (TypeError, ValueError) as error:
+            text = f"cannot use what operators have changed: {error}"
+            self._log("warning", text, event=Event.PASSED_UNUSABLE)
+            return Changes()
+
+    def _equip(self, configured: Config, config: Config, generation: int, inheritance: Inheritance) -> Equipment:
         deadline = self._loop.time() + _LAST_GASP
         while True:
             try:
                 return equip(
+                    configured,
                     config,
                     inheritance,
                     loop=self._loop,
@@ -180,6 +217,13 @@ class Birth:
         if not equipment.accepting:
             equipment.accept(self._loop, patience)
         return list(zip(clients, fds, strict=False))
+
+
+def failure(error: HitlessdError) -> Event:
+    """What a start that fails for this reason is called in the journal."""
+    if isinstance(error, ConfigError):
+        return Event.CONFIGURATION_INVALID
+    return Event.LISTENER_FAILED if isinstance(error, ListenerRefused) else Event.START_FAILED
 
 
 def _stored_configuration(state: State) -> Config:

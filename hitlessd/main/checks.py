@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from hitlessd import health
+from hitlessd.events import Event
 from hitlessd.health import DESCRIPTIONS, Outcome, Result
-from hitlessd.log import Logger
 from hitlessd.loop import Loop, Timer
 from hitlessd.main.attempt import Attempt, OutOfMeans
-from hitlessd.main.wellbeing import carry_over, usable
+from hitlessd.main.standing import Standing
+from hitlessd.main.wellbeing import carry_over, unknown
 from hitlessd.model import Backend, Check, Config, Server
-from hitlessd.table import Column, Health, RowKey, ServerState, Table, sum_over
+from hitlessd.table import Column, Health, RowKey, ServerState, Table
 
 __all__ = ["Checks"]
 
@@ -41,31 +41,24 @@ class _Checked:
 
 
 class Checks:
-    """Runs from start() to stop(). `shut_down(backend, server)` ends the sessions of a server.
-
-    `tables()` are all generations', for what they count together; `wall` is CLOCK_REALTIME.
-    """
+    """Runs from start() to stop(). `tables()` are all generations', ours first."""
 
     def __init__(
         self,
         loop: Loop,
-        log: Logger,
         config: Config,
         table: Table,
         tables: Callable[[], Sequence[Table]],
-        shut_down: Callable[[str, str], object],
-        wall: Callable[[], float] = time.time,
+        standing: Standing,
     ) -> None:
         self._loop = loop
-        self._log = log
         self._config = config
         self._table = table
         self._tables = tables
-        self._shut_down = shut_down
-        self._wall = wall
-        self._retired = False
+        self._standing = standing
+        self._wall = standing.wall
         self._stopped = False
-        self._listens = {frontend.name for frontend in config.frontends}
+        standing.know(config)
         self._due: deque[_Checked] = deque()
         self._pump: Timer | None = None
         pairs = [(backend, server) for backend in config.backends for server in backend.servers if server.check]
@@ -93,11 +86,50 @@ class Checks:
     def retire(self, retired: bool) -> None:
         """Another generation speaks and counts for the servers now, or not after all. We check on: those whom we still
         serve need to know."""
-        self._retired = retired
+        self._standing.retired = retired
+
+    def follow(self, config: Config) -> None:
+        """Servers have been added, deleted or moved, or are checked no more or again."""
+        self._config = config
+        wanted = {(b.name, s.name): (b, s, s.check) for b in config.backends for s in b.servers if s.check}
+        for name in [name for name in self._checked if name not in wanted]:
+            self._forget(self._checked.pop(name))
+        for name, (backend, server, check) in wanted.items():
+            known = self._checked.get(name)
+            if known is None:
+                new = self._checked[name] = _Checked(backend, server, check, self._table, 0.0)
+                self._table.set_health(new.row, unknown(check, new.mark, self._wall()))
+                if not self._stopped:
+                    self._schedule(new, 0.0)
+            elif known.server is not server or known.backend is not backend:
+                known.backend, known.server, known.check = backend, server, check
+                self._is_elsewhere(known)
+
+    def _is_elsewhere(self, each: _Checked) -> None:
+        """It stays up or down, until the checks of its new address say otherwise, as with HAProxy."""
+        mark = health.identity(each.backend, each.server)
+        if mark == each.mark:
+            return
+        each.mark = mark
+        self._table.set_health(each.row, self._table.health(each.row)._replace(identity=mark))
+        if each.attempt:
+            each.attempt.cancel()
+            each.attempt = None
+            self._schedule(each, 0.0)
+
+    def _forget(self, each: _Checked) -> None:
+        if each.timer:
+            each.timer.cancel()
+        if each.attempt:
+            each.attempt.cancel()
+            each.attempt = None
+        if each in self._due:
+            self._due.remove(each)
 
     def stop(self) -> None:
         """Check no more."""
         self._stopped = True
+        self._standing.said.close()
         self._due.clear()
         for timer in (self._pump, *(each.timer for each in self._checked.values())):
             if timer:
@@ -156,7 +188,15 @@ class Checks:
             )
         except OutOfMeans as error:
             name = f"{each.backend.name}/{each.server.name}"
-            self._log("err", f"cannot check server {name}: {error.strerror}; its state stays as it is")
+            text = f"cannot check server {name}: {error.strerror}; its state stays as it is"
+            self._standing.said(
+                "err",
+                text,
+                event=Event.CHECK_FAILED,
+                about=("check", each.key),
+                backend=each.backend.name,
+                server=each.server.name,
+            )
             self._schedule(each, each.check.inter)
 
     def _ended(self, each: _Checked, outcome: Outcome) -> None:
@@ -177,7 +217,10 @@ class Checks:
         table, now = self._table, self._wall()
         before = table.health(each.row)
         up = counter >= each.check.rise
-        changed = up is (before.health == Health.DOWN)
+        # Who is stopping goes on with that until a check passes.
+        changed = up is (before.health == Health.DOWN) or (
+            before.health == Health.STOPPING and outcome.result.passed and up
+        )
         record = before._replace(counter=counter, result=outcome.result, code=outcome.code, identity=each.mark)
         if took is None:
             record = record._replace(duration=0)
@@ -190,55 +233,30 @@ class Checks:
         table.set_check_text(each.row, outcome.text)
         if not changed:
             return
-        if up:
-            self._count(each.key, Column.DOWNTIME, max(0, int(now) - before.since))
-        else:
+        if not up:
             self._count(each.key, Column.CHKDOWN, 1)
+        elif before.health == Health.DOWN:
+            self._count(each.key, Column.DOWNTIME, max(0, int(now) - before.since))
         self._tell(each, outcome, up, took)
-        self._look_at(each.backend, now)
-        if not up and not self._retired and each.server.on_marked_down == "shutdown-sessions":
-            self._shut_down(each.backend.name, each.server.name)
-
-    def _look_at(self, backend: Backend, now: float) -> None:
-        """Its first server came, or its last one went."""
-        key = RowKey("backend", backend.name)
-        row = self._table.index[key]
-        before, up = self._table.health(row), any(usable(backend, self._table))
-        if up is (before.health != Health.DOWN):
-            return
-        self._table.set_health(row, before._replace(health=Health.UP if up else Health.DOWN, since=int(now)))
-        if up:
-            self._count(key, Column.DOWNTIME, max(0, int(now) - before.since))
-            return
-        self._count(key, Column.CHKDOWN, 1)
-        if not self._retired:
-            kind = "proxy" if backend.name in self._listens else "backend"  # of a [listen] section, as HAProxy says it
-            self._log("emerg", f"{kind} {backend.name} has no server available!", backend=backend.name)
+        self._standing.look_at(each.backend)
+        if not up:
+            self._standing.marked_down(each.backend, each.server)
 
     def _count(self, key: RowKey, column: Column, number: int) -> None:
-        if not self._retired:
-            self._table.add(key, column, number)
+        self._standing.count(key, column, number)
 
     def _tell(self, each: _Checked, outcome: Outcome, up: bool, took: float | None) -> None:
-        """In HAProxy's words (srv_append_status() of its server.c)."""
-        if self._retired:
-            return
-        backend, tables = each.backend, self._tables()
-        active, backup = usable(backend, self._table)
-        queued = sum_over(tables, RowKey("backend", backend.name), Column.QCUR)
-        text = "Backup Server" if each.server.backup else "Server"
-        text += f" {backend.name}/{each.server.name} is {'UP' if up else 'DOWN'}"
+        standing, backend, server = self._standing, each.backend, each.server
+        text = f"{standing.name(backend, server)} is {'UP' if up else 'DOWN'}"
         text += f", reason: {DESCRIPTIONS[outcome.result]}"
         text += f", code: {outcome.code}" if outcome.code else ""
         text += f', info: "{outcome.text}"' if outcome.text else ""
         text += "" if took is None else f", check duration: {took * 1000:.0f}ms"
-        if up:
-            text += (
-                f". {active} active and {backup} backup servers online. 0 sessions requeued, {queued} total in queue."
-            )
-        else:
-            sessions = sum_over(tables, each.key, Column.SCUR)
-            text += f". {active} active and {backup} backup servers left."
-            text += " Running on backup." if backup and not active else ""
-            text += f" {sessions} sessions active, 0 requeued, {queued} remaining in queue."
-        self._log("notice" if up else "alert", text, backend=backend.name, server=each.server.name)
+        text += "." + (standing.online(backend) if up else standing.left(backend, server))
+        standing.tell(
+            "notice" if up else "alert",
+            text,
+            event=Event.SERVER_UP if up else Event.SERVER_DOWN,
+            backend=backend,
+            server=server,
+        )

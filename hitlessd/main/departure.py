@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hitlessd.events import Event
 from hitlessd.log import Logger
 from hitlessd.loop import Loop
 from hitlessd.main import status
@@ -17,6 +18,8 @@ __all__ = ["Departure"]
 
 #: Seconds that SIGTERM leaves the workers, and generations that still drain, to close what they have.
 _STOP_PATIENCE = 2.0
+#: Seconds that a stop waits, at most, for answers of main's web server that have begun.
+_WEB_PATIENCE = 1.0
 
 
 class Departure:
@@ -34,6 +37,7 @@ class Departure:
         self._awaits_ancestors = False
         self._draining = False
         self._drained = False
+        self._web_deadline = 0.0  # loop time
 
     def drain(self, awaits_ancestors: bool, kept: Sequence[int] = ()) -> None:
         """Accept nothing more, serve who is there, then end; hard-stop-after is the last resort.
@@ -47,7 +51,8 @@ class Departure:
         self._awaits_ancestors = awaits_ancestors
         office.close_runtime()
         office.server.close()
-        for _, listener in (*office.equipment.runtime, *office.equipment.listeners):
+        office.web.leave()
+        for listener in (*office.equipment.mains, *(listener for _, listener in office.equipment.listeners)):
             listener.close()
         pool = office.equipment.pool
         pool.close_listeners()
@@ -60,7 +65,7 @@ class Departure:
 
     def finish(self) -> None:
         """SIGUSR1: as drain(), by ourselves and for good."""
-        self._log("notice", "finishing: no new connections are accepted")
+        self._log("notice", "finishing: no new connections are accepted", event=Event.FINISHING)
         self._manager.notify(f"STATUS=finishing {self._office.sessions()} connections")
         self._office.unlink_paths()
         self._office.pidfile.remove()
@@ -73,12 +78,15 @@ class Departure:
         if not office.stopping:
             self._manager.notify("STOPPING=1", "STATUS=stopping")
             what = "leaving to systemd, for a restart," if keeps else "closing"
-            self._log("notice", f"stopping: {what} {office.sessions()} connections")
+            sessions = office.sessions()
+            self._log("notice", f"stopping: {what} {sessions} connections", event=Event.STOPPING, sessions=sessions)
             if not keeps:
                 office.unlink_paths()
             office.pidfile.remove()
         office.stopping = True
         self._draining = False
+        office.web.leave()
+        self._web_deadline = self._loop.time() + _WEB_PATIENCE
         office.signal_ancestors(signal.SIGTERM, self._log)
         office.equipment.pool.when_gone(self._stopped)
         if keeps:
@@ -97,11 +105,12 @@ class Departure:
 
     def _hurry(self) -> None:
         left = status.sessions([self._office.equipment.table])
-        self._log("warning", f"hard-stop-after has run out: closing {left} connections", closed=left)
+        text = f"hard-stop-after has run out: closing {left} connections"
+        self._log("warning", text, event=Event.HARD_STOP, closed=left)
         self._office.equipment.pool.tell("hurry")
 
     def _gone(self) -> None:
-        self._log("info", f"generation {self._office.generation} has drained")
+        self._log("info", f"generation {self._office.generation} has drained", event=Event.GENERATION_DRAINED)
         self._drained = True
         self._end_when_drained()
 
@@ -115,8 +124,13 @@ class Departure:
     def _parked(self, answers: Sequence[dict[str, Any] | None]) -> None:
         """What becomes of them is systemd's business: a stop closes them, a restart goes on with them."""
         lost: Counter[str] = Counter()
+        parked = 0
         for answer in answers:
+            parked += int((answer or {}).get("parked", 0))
             lost.update((answer or {}).get("lost", {}))
+        if parked:
+            text = f"{parked} connections are parked and left to systemd"
+            self._log("notice", text, event=Event.CONNECTIONS_PARKED, parked=parked)
         self._lose(lost)
 
     def _stop_hard(self) -> None:
@@ -125,7 +139,8 @@ class Departure:
 
     def _stopped(self) -> None:
         """systemd kills what is left of the unit as soon as we are gone: let those that drain close in good order."""
-        if not any(ancestor.process for ancestor in self._office.ancestors):
+        answering = self._office.web.busy and self._loop.time() < self._web_deadline
+        if not answering and not any(ancestor.process for ancestor in self._office.ancestors):
             self._loop.stop()
         else:
             self._loop.call_later(0.02, self._stopped)

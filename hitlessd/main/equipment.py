@@ -7,17 +7,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hitlessd.errors import SystemRefused
+from hitlessd.errors import ListenerRefused, SystemRefused
+from hitlessd.events import Event
 from hitlessd.listeners import Listener, Wanted, assign, close_unwanted, open_listener, own_path
 from hitlessd.log import Log, Logger
 from hitlessd.loop import Loop
 from hitlessd.main.inheritance import Ancestor, Inheritance
-from hitlessd.main.limits import Limits, plan, raise_soft_limit
+from hitlessd.main.limits import Limits, lowered, plan, raise_soft_limit
 from hitlessd.main.parks import Parks
 from hitlessd.main.store import Store
 from hitlessd.main.wellbeing import carry_over
 from hitlessd.main.workers import Pool
-from hitlessd.model import Bind, Config, StatsSocket, UnixAddress
+from hitlessd.model import Bind, Config, MetricsBind, StatsSocket, UnixAddress
 from hitlessd.parking.counters import self_test
 from hitlessd.table import RowKey, ServerState, Table, row_keys
 
@@ -29,32 +30,45 @@ _MOST_RETIRED = 10_000
 
 @dataclass(slots=True)
 class Equipment:
-    """The result of equip(). `unwanted` are inherited listeners that no bind asks for, still open; `opened` are new."""
+    """The result of equip(). `config` is the effective configuration of its start, `planned` are the limits by what the
+    files say, `limits` those in force. `unwanted` are inherited listeners that no bind asks for, still open;
+    `opened` are new."""
 
     config: Config
     listeners: list[tuple[Wanted, Listener]]
     runtime: list[tuple[StatsSocket, Listener]]
+    metrics: list[tuple[MetricsBind, Listener]]
     unwanted: list[Listener]
     opened: list[Listener]
     table: Table
     pool: Pool
     parks: Parks
+    planned: Limits
     limits: Limits
     taken: int
     bound: int
     older: list[Table]  # of those before us, the youngest first
     accepting: bool = False
 
+    @property
+    def mains(self) -> list[Listener]:
+        """The listeners of main itself: of the runtime API and of metrics."""
+        return [*(listener for _, listener in self.runtime), *(listener for _, listener in self.metrics)]
+
     def kept(self, inheritance: Inheritance) -> list[int]:
         """Indexes, in the predecessor's offer, of the listeners that live on."""
-        used = [listener for _, listener in self.listeners] + [listener for _, listener in self.runtime]
+        used = [listener for _, listener in self.listeners] + self.mains
         return [inheritance.offered[id(x)] for x in used if id(x) in inheritance.offered]
 
     def accept(self, loop: Loop, patience: float) -> None:
         """Have the workers accept. Raises SystemRefused, TimeoutError."""
+        resting = {frontend.name for frontend in self.config.frontends if frontend.disabled}
         for want, listener in self.listeners:
-            listener.start_listening(want.bind.backlog)
-        for _, listener in self.runtime:
+            if want.frontend not in resting or not listener.can_rest:
+                listener.start_listening(want.bind.backlog)
+            else:
+                listener.stop_listening()
+        for listener in self.mains:
             listener.start_listening(0)
         # Who went down while we prepared gets nothing from us, either.
         carry_over(self.config, self.table, self.older, time.time())
@@ -75,16 +89,18 @@ class Equipment:
         """Apply mode and owner to unix paths that were taken over; opened ones have them."""
         binds = [(want.bind, listener) for want, listener in self.listeners]
         binds += [(_bind_of(stats), listener) for stats, listener in self.runtime]
+        binds += [(_bind_of(metrics), listener) for metrics, listener in self.metrics]
         for bind, listener in binds:
             if not isinstance(bind.address, UnixAddress) or bind.address.abstract or listener.origin == "systemd":
                 continue
             try:
                 own_path(bind.address.path, bind)
             except (OSError, SystemRefused) as error:
-                log("warning", f"cannot set mode and owner of {bind.address.path}: {error}")
+                log("warning", f"cannot set mode and owner of {bind.address.path}: {error}", event=Event.FILE_FAILED)
 
 
 def equip(
+    configured: Config,
     config: Config,
     inheritance: Inheritance,
     *,
@@ -95,18 +111,23 @@ def equip(
     replace: bool,
     patience: float,
 ) -> Equipment:
-    """Match, open, map and fork; accept nothing yet. Raises SystemRefused with every problem; nothing stays behind."""
+    """Match, open, map and fork; accept nothing yet. `config` is what the files say, `configured`, with what operators
+    have changed. Raises SystemRefused with every problem; nothing stays behind."""
     workers = config.global_.workers or len(os.sched_getaffinity(0))
     wanted = [Wanted(frontend.name, bind) for frontend in config.frontends for bind in frontend.binds]
     stats = _stats_sockets(config)
+    metrics = config.global_.metrics_binds
     wanted_runtime = [Wanted("", _bind_of(each)) for each in stats]
+    wanted_metrics = [Wanted("", _bind_of(each)) for each in metrics]
     # In one go: what was a frontend's may become the runtime API's.
     held = inheritance.listeners + inheritance.runtime
-    matched, missing, unwanted = assign(wanted + wanted_runtime, held)
+    matched, missing, unwanted = assign(wanted + wanted_runtime + wanted_metrics, held)
     _refuse_strays(unwanted)
     taken = sum(1 for want, _ in matched if want.frontend)
     bound = sum(1 for want in missing if want.frontend)
-    limits = plan(config, workers, taken + bound, raise_soft_limit(), inheritance.sessions)
+    planned = limits = plan(configured, workers, taken + bound, raise_soft_limit(), inheritance.sessions)
+    if config.global_.maxconn != configured.global_.maxconn:
+        limits = lowered(planned, config.global_.maxconn, workers)
     opened: list[Listener] = []
     try:
         every = matched + _open(missing, held, opened, replace)
@@ -114,7 +135,7 @@ def equip(
         by_bind = {id(want): listener for want, listener in every if not want.frontend}
         table = _table(config, workers, generation, inheritance.ancestors)
         sockets = [(want.frontend, want.bind, listener.sock) for want, listener in pairs]
-        parks = _parks(config, log, store, generation, limits)
+        parks = _parks(config, log, store, generation, planned)
         pool = Pool(loop, log, config, sockets, table, limits.share, parks)
         try:
             pool.start()
@@ -131,11 +152,13 @@ def equip(
         config,
         pairs,
         [(each, by_bind[id(want)]) for each, want in zip(stats, wanted_runtime, strict=True)],
+        [(each, by_bind[id(want)]) for each, want in zip(metrics, wanted_metrics, strict=True)],
         unwanted,
         opened,
         table,
         pool,
         parks,
+        planned,
         limits,
         taken=taken,
         bound=bound,
@@ -147,7 +170,8 @@ def _parks(config: Config, log: Logger, store: Store, generation: int, limits: L
     """Room for more connections than a worker is meant to have: those that move are not spread evenly."""
     problem = self_test() if config.global_.crash_proof else ""
     if problem:
-        log("err", f"cannot be crash-proof: {problem}; connections outlive a restart, but no crash")
+        text = f"cannot be crash-proof: {problem}; connections outlive a restart, but no crash"
+        log("err", text, event=Event.CRASH_PROOF_OFF)
     slots = min(limits.parked, 4 * limits.share + 64)
     return Parks(log, store, generation, slots, limits.parked, not problem)
 
@@ -162,11 +186,13 @@ def _stats_sockets(config: Config) -> list[StatsSocket]:
     return stats
 
 
-def _bind_of(stats: StatsSocket) -> Bind:
-    mode = stats.mode
-    if mode is None and isinstance(stats.address, UnixAddress) and not stats.address.abstract:
+def _bind_of(ours: StatsSocket | MetricsBind) -> Bind:
+    """The socket of something that main itself answers."""
+    mode = ours.mode
+    commands = isinstance(ours, StatsSocket)
+    if commands and mode is None and isinstance(ours.address, UnixAddress) and not ours.address.abstract:
         mode = 0o600  # whoever may connect may command
-    return Bind(stats.address, stats.where, mode=mode, user=stats.user, group=stats.group)
+    return Bind(ours.address, ours.where, mode=mode, user=ours.user, group=ours.group)
 
 
 def _refuse_strays(unwanted: Sequence[Listener]) -> None:
@@ -194,7 +220,7 @@ def _open(
         opened.append(listener)
         pairs.append((want, listener))
     if problems:
-        raise SystemRefused("\n".join(problems))
+        raise ListenerRefused("\n".join(problems))
     return pairs
 
 
@@ -218,7 +244,8 @@ def _table(config: Config, workers: int, generation: int, ancestors: Sequence[An
                 table.set_state(table.index[key], old.state(row), old.weight(row), old.since(row))
     for backend in config.backends:
         for server in backend.servers:
-            state = ServerState.MAINT if server.disabled else ServerState.READY
+            state = ServerState.DRAIN if server.drain else ServerState.READY
+            state = ServerState.MAINT if server.disabled else state
             key = RowKey("server", backend.name, server.name)
             before = next(((old, old.index[key]) for old in older if key in old.index), None)
             since = before[0].since(before[1]) if before and before[0].state(before[1]) is state else 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hitlessd.events import Event
 from hitlessd.log import Logger
 from hitlessd.loop import Loop
 from hitlessd.main.parks import Parks, settle
@@ -136,6 +137,7 @@ class Homecoming:
             self._log(
                 "notice",
                 f"resumed {event.resumed} connections in {took:.0f} ms{ended}",
+                event=Event.CONNECTIONS_RESUMED,
                 resumed=event.resumed,
                 ended=event.ended,
             )
@@ -149,7 +151,8 @@ class Homecoming:
         if number:
             self._table.add(PROCESS, Column.LOST, number)
             reasons = ", ".join(f"{count}: {why}" for why, count in lost.items() if count)
-            self._log("err", f"{number} connections are lost ({reasons})", lost=number)
+            text = f"{number} connections are lost ({reasons})"
+            self._log("err", text, event=Event.CONNECTIONS_LOST, lost=number, reason=reasons)
 
 
 def _moving(parks: Sequence[Park]) -> list[tuple[Park, int]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError, SystemRefused
+from hitlessd.events import Event
 from hitlessd.handover.getsocks import take
 from hitlessd.handover.process import PeerProcess
 from hitlessd.handover.successor import Offered, Successor, Summons, TakeoverRefused, hello
@@ -65,9 +66,13 @@ class Inheritance:
     runtime: list[Listener] = field(default_factory=list)
     ancestors: list[Ancestor] = field(default_factory=list)
     reloads: dict[str, Any] = field(default_factory=dict)
+    changes: list[Any] = field(default_factory=list)  # of operators, see Changes.export()
+    changes_name: str = ""  # of their entry in systemd's store
+    memories: dict[str, Any] = field(default_factory=dict)  # what else it knew, for pages that are open
     offered: dict[int, int] = field(default_factory=dict)
     foreign: bool = False  # taken from a haproxy
     sessions: int = 0  # connections that may come from the predecessor
+    state: str = ""  # the name of its state in the store
 
 
 def from_store(stored: Stored) -> Inheritance:
@@ -81,6 +86,8 @@ def from_store(stored: Stored) -> Inheritance:
         runtime=stored.runtime,
         ancestors=[Ancestor(table.generation, 0, table) for table in stored.tables],
         reloads=dict(state.reloads) if state else {},
+        changes=stored.changes,
+        changes_name=stored.changes_name,
     )
 
 
@@ -92,6 +99,10 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
             generation=int(facts.get("generation", 0)),
             reloads=dict(facts.get("reloads", {})),
             sessions=int(facts.get("sessions", 0)),
+            memories=dict(facts.get("memories", {})),
+            state=str(facts.get("state", "")),
+            changes=list(facts.get("changes", ())),
+            changes_name=str(facts.get("changes_name", "")),
         )
     except (TypeError, ValueError, ArithmeticError):
         raise PeerError("cannot take over: the predecessor's offer makes no sense") from None
@@ -100,7 +111,7 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
         try:
             match record.get("kind"):
                 case "listener" | "runtime" as kind:
-                    listener = Listener.adopt(fd, record)
+                    listener = Listener.adopt(fd, record, idle=True)
                     (result.listeners if kind == "listener" else result.runtime).append(listener)
                     result.offered[id(listener)] = index
                 case "table":
@@ -120,7 +131,7 @@ def from_offer(offered: Offered, log: Logger) -> Inheritance:
                 case _:
                     os.close(fd)  # something that a later version passes
         except (PeerError, SystemRefused, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            log("warning", f"cannot use what the predecessor passed: {error}")
+            log("warning", f"cannot use what the predecessor passed: {error}", event=Event.PASSED_UNUSABLE)
     for (generation, name), parts in parks.items():
         _give_park(result.ancestors, generation, name, parts, log)
     return result
@@ -133,7 +144,7 @@ def _give_park(ancestors: list[Ancestor], generation: int, name: str, parts: dic
     try:
         park = Park.adopt(name, parts)
     except PeerError as error:
-        return log("warning", f"cannot use what the predecessor passed: {error}")
+        return log("warning", f"cannot use what the predecessor passed: {error}", event=Event.PASSED_UNUSABLE)
     park.stored = True
     owner.parks.append(park)
 
@@ -177,6 +188,7 @@ def take_foreign(path: str, timeout: float, log: Logger) -> Inheritance:
         except SystemRefused as error:
             # UDP sockets, and listeners of families that we do not serve, come along.
             log("debug", f"left out: {error}")
+    log("notice", f"{len(result.listeners)} listeners taken from {path}", event=Event.LISTENERS_TAKEN)
     return result
 
 

@@ -4,12 +4,12 @@ parked, which nothing depends on but their survival."""
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hitlessd.errors import SystemRefused
 from hitlessd.model import Config
 
-__all__ = ["Limits", "plan", "raise_soft_limit", "store_entries", "store_problem"]
+__all__ = ["Limits", "lowered", "plan", "raise_soft_limit", "store_entries", "store_problem"]
 
 #: In each process: standard streams, epoll, channels, journal, runtime clients, a handover's sockets.
 _RESERVE = 128
@@ -83,6 +83,12 @@ def plan(config: Config, workers: int, listeners: int, nofile: int, arriving: in
     return Limits(maxconn, share, nofile, parked, needed, _shortage(maxconn, workers, nofile, parked, needed))
 
 
+def lowered(limits: Limits, maxconn: int, workers: int) -> Limits:
+    """With another maxconn, which is not more than what plan() has allowed; 0: what that was."""
+    allowed = min(maxconn, limits.maxconn) if maxconn else limits.maxconn
+    return replace(limits, maxconn=allowed, share=-(-allowed // workers))
+
+
 def _shortage(maxconn: int, workers: int, nofile: int, parked: int, needed: int) -> str:
     fit = workers * max(0, (parked - _PIPES) // 2)
     if fit >= maxconn:
@@ -96,13 +102,14 @@ def _shortage(maxconn: int, workers: int, nofile: int, parked: int, needed: int)
 
 def store_entries(listeners: int, runtime: int, workers: int) -> int:
     """How many entries of systemd's descriptor store a reload may take for a moment: what the old generation and the
-    new one need. `listeners` are those that we bind ourselves, `runtime` those of the runtime API.
+    new one need. `listeners` are those that we bind ourselves, `runtime` those of the runtime API and of
+    metrics.
 
     A reload that changes every address has the old and the new listeners in the store. An older generation that keeps
     its connections (`no option migrate`) needs more.
     """
-    table = state = 1
-    return 2 * (listeners + runtime + table + state + _PARK_ENTRIES * workers)
+    table = state = changes = 1
+    return 2 * (listeners + runtime + table + state + changes + _PARK_ENTRIES * workers)
 
 
 def store_problem(entries: int, maximum: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
 from hitlessd.log import Logger
 from hitlessd.main.store import Store
 from hitlessd.parking.book import SlotState
@@ -43,7 +44,8 @@ class Parks:
         try:
             park = Park.create(name, self._slots, self._generation)
         except OSError as error:
-            self._log("err", f"cannot park connections: {error.strerror}; they will not outlive their worker")
+            text = f"cannot park connections: {error.strerror}; they will not outlive their worker"
+            self._log("err", text, event=Event.PARKING_FAILED)
             return None
         self._parks[name] = park
         if self._storing:
@@ -59,9 +61,8 @@ class Parks:
     def _keep(self, park: Park) -> None:
         self._store.keep_park(park)
         if self._store.open and not park.stored:
-            self._log(
-                "err", "cannot have systemd keep parked connections: too many descriptors are in flight (LimitNOFILE=)"
-            )
+            text = "cannot have systemd keep parked connections: too many descriptors are in flight (LimitNOFILE=)"
+            self._log("err", text, event=Event.PARKING_FAILED)
 
     def adopt(self, parks: Sequence[Park]) -> None:
         """Those of workers of another generation that is dead."""
@@ -94,7 +95,7 @@ def settle(parks: Sequence[Park], log: Logger) -> None:
         try:
             queued[park.name] = {(r.number, r.slot) for _, records in park.messages(_ignore) for r in records}
         except PeerError as error:
-            log("warning", str(error))
+            log("warning", str(error), event=Event.PARK_UNUSABLE)
             queued[park.name] = set()
     order = {park.name: place for place, park in enumerate(sorted(parks, key=_age))}
     for number, found in twice.items():

@@ -6,6 +6,7 @@ import errno
 import os
 
 from hitlessd.errors import SystemRefused
+from hitlessd.events import Event
 from hitlessd.log import Logger
 
 __all__ = ["Pidfile"]
@@ -39,7 +40,7 @@ class Pidfile:
                 file.write(f"{os.getpid()}\n")
             os.rename(self._temporary, self._path)
         except OSError as error:
-            log("err", f"cannot write {self._path}: {error.strerror}")
+            log("err", f"cannot write {self._path}: {error.strerror}", event=Event.FILE_FAILED)
 
     def remove(self) -> None:
         """Unless it names somebody else by now."""

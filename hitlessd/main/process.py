@@ -7,20 +7,22 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from hitlessd import __version__
 from hitlessd.changes import Change, Changes
 from hitlessd.errors import ConfigError, HitlessdError, PeerError, SystemRefused
+from hitlessd.events import Event
 from hitlessd.handover.successor import Summons
 from hitlessd.listeners import close_unwanted
 from hitlessd.log import Log
 from hitlessd.loop import Loop
 from hitlessd.main import status
+from hitlessd.main.administration import Administration
 from hitlessd.main.arrival import Arrival
-from hitlessd.main.birth import Birth, Born, Options
+from hitlessd.main.birth import Birth, Born, Options, failure
 from hitlessd.main.checks import Checks
 from hitlessd.main.departure import Departure
 from hitlessd.main.equipment import Equipment
@@ -31,14 +33,19 @@ from hitlessd.main.office import Office, send_signal
 from hitlessd.main.pidfile import Pidfile
 from hitlessd.main.reloads import Reloads
 from hitlessd.main.sessions import LineServer, Sessions
+from hitlessd.main.site import page_of, responders
+from hitlessd.main.standing import Forced, Standing, limited
 from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
+from hitlessd.main.trends import Trends
+from hitlessd.main.visitors import Visitors
 from hitlessd.model import Config, LogTarget, StatsSocket
 from hitlessd.parking.park import Park
 from hitlessd.runtime.control import Credentials, GenerationInfo, ReloadOutcome
 from hitlessd.runtime.server import RuntimeServer
 from hitlessd.systemd import Manager, leave_no_trace
 from hitlessd.table import PROCESS, Column, RowKey, Table, sum_over
+from hitlessd.web.server import WebServer
 
 __all__ = ["EXIT_CONFIG", "EXIT_REPLACED", "Main", "Options"]
 
@@ -51,6 +58,10 @@ EXIT_REPLACED = 79
 _ARRIVAL_PATIENCE = 10.0
 #: Seconds that a start waits, at most, for connections that were parked.
 _HOMECOMING_PATIENCE = 5.0
+#: The part of the watchdog's time after which a silence is worth a word.
+_NEAR = 2 / 3
+#: Listeners of a reload that are named in the log, opened and closed ones each.
+_MOST_LISTENERS = 100
 _STATUS_EVERY = 5  # ticks between two STATUS lines, so that PID 1 is not kept busy
 
 
@@ -70,19 +81,28 @@ class Main:
         self.started = self.loop.time()
         self._manager = Manager(dict(os.environ))
         self._store = Store(self._manager)
-        self._reloads = Reloads(self.loop, lambda number: self._succession.begin(number))
+        self._reloads = Reloads(
+            self.loop,
+            lambda number: self._succession.begin(number),
+            lambda: self._store.keep_reloads(self._reloads.export()),
+        )
         self._rates = status.Rates()
         self._request_rates = status.Rates(Column.REQ_TOT, ("frontend",))
+        self._trends = Trends()
+        self.secret = os.urandom(32)
         self._stop_next = False
         self._succeeded = False  # another generation serves
         self._arrival: Arrival | None = None
         self._predecessor = 0  # its pid
+        self._petted = 0.0  # when systemd's watchdog last heard of us
         self._office: Office | None = None
         self._succession: Succession
         self._departure: Departure
         self._sessions: Sessions
         self._homecoming: Homecoming
         self._checks: Checks
+        self._visitors: Visitors
+        self._administration: Administration
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -109,7 +129,7 @@ class Main:
             if not isinstance(error, HitlessdError):
                 raise
             for line in str(error).splitlines():
-                self.log("alert", line)
+                self.log("alert", line, event=failure(error))
             return EXIT_CONFIG if isinstance(error, ConfigError | SystemRefused) else 1
         self.loop.run()
         return self._exit_status
@@ -125,6 +145,7 @@ class Main:
             born.generation,
             equipment,
             RuntimeServer(self.loop, self, self.log),
+            WebServer(self.loop, self.log, responders(self, self.loop), lambda proxy: page_of(self.config, proxy)),
             Pidfile(self._options.pidfile),
             born.config_error,
             born.inheritance.ancestors,
@@ -141,26 +162,47 @@ class Main:
             self._store,
             self._reloads,
             office,
-            lambda: self._checks.retire(True),
+            self._committing,
             self._handover_ended,
+            lambda: self._administration.facts(),
+            self._memories,
         )
-        self._checks = Checks(
-            self.loop,
-            self.log,
-            office.config,
+        standing = Standing(
+            limited(self.loop, self.log),
             equipment.table,
             office.tables,
             lambda backend, server: self.shut_down(0, (backend, server), lambda _result: None),
         )
+        self._checks = Checks(self.loop, office.config, equipment.table, office.tables, standing)
+        self._administration = Administration(
+            self.loop,
+            self.log,
+            self._store,
+            office,
+            born.configured,
+            born.changes,
+            self._checks,
+            standing,
+            lambda: self._reloads.running,
+            lambda everything, done: self._sessions.clear_maxima(everything, done),
+        )
         equipment.pool.when_observed(self._checks.observed)
+        self._visitors = Visitors(lambda: self.config, office.web)
+        equipment.pool.when_visited(self._visitors.came)
+        self._sessions.when_visited(self._visitors.came)
+        self._sessions.listen()
         self._checks.start()
         self._reloads.restore(born.inheritance.reloads)
+        self._remember(born.inheritance.memories)
         office.pidfile.write(self.log)
         self._predecessor = office.ancestors[-1].pid if office.ancestors else 0
         dead = [ancestor.table for ancestor in office.ancestors if not ancestor.pid]
         lost, parked = status.unparked(dead), sum_over(dead, PROCESS, Column.PARKED)
         # Our table goes into the store before it gets the totals of others, which die with us else.
         self._keep(born)
+        late = born.successor.late if born.successor else {}
+        name = str(late.get("changes_name", born.inheritance.changes_name))
+        self._administration.begin(late.get("changes"), name, born.dropped)
         for ancestor in list(office.ancestors):
             self._watch(ancestor)
         if not born.successor:
@@ -177,7 +219,7 @@ class Main:
         office.open_runtime()
         for listener in equipment.unwanted:
             close_unwanted(listener)
-        outcome = self._outcome(born)
+        outcome, number = self._outcome(born), self._reloads.number
         # Whoever waits for it is answered when the predecessor's connections have come.
         self._reloads.running = bool(outcome)
         self._manager.notify("READY=1", f"STATUS={self._status()}")
@@ -186,9 +228,10 @@ class Main:
         equipment.pool.tell("sweep")
         for state, fd in born.clients:
             try:
-                office.server.import_client(socket.socket(fileno=fd), state)
-            except (PeerError, OSError) as error:
-                self.log("warning", f"cannot serve a client of the predecessor's runtime API: {error}")
+                office.import_client(fd, state)
+            except PeerError as error:
+                text = f"cannot serve a client of the predecessor: {error}"
+                self.log("warning", text, event=Event.RUNTIME_CLIENT_DROPPED)
         if born.successor:
             arrival = self._arrival = Arrival(
                 self.loop,
@@ -196,12 +239,18 @@ class Main:
                 equipment.pool,
                 office.ancestors[-1] if office.ancestors else None,
                 min(_ARRIVAL_PATIENCE, office.config.global_.reload_timeout),
-                lambda: self._arrived(outcome),
+                lambda: self._arrived(outcome, born),
+                lambda: self._reloads.amend(number, phases=self._phases(born), **arrival.counts()),
             )
-            if predecessor := born.successor.committed(arrival.adopt, arrival.ended):
+
+            def adopt(fds: list[int]) -> None:
+                arrival.adopt(fds)
+                self._sessions.listen()
+
+            if predecessor := born.successor.committed(adopt, arrival.ended):
                 predecessor.close()
         else:
-            self._arrived(outcome)
+            self._arrived(outcome, born)
         # Only now: the predecessor would take the signal of -sf for a wish to call the handover off.
         for pids, number in ((self._options.finish, signal.SIGUSR1), (self._options.terminate, signal.SIGTERM)):
             for pid in pids:
@@ -215,30 +264,42 @@ class Main:
         """Put into systemd's store what a restart needs, and drop what it does not need any more."""
         equipment = born.equipment
         self._store.keep(
-            State(born.generation, born.config.files, born.config.resolved, {}, self._reloads.export()),
+            State(born.generation, born.configured.files, born.configured.resolved, {}, self._reloads.export()),
             equipment.table,
             [listener for _, listener in equipment.listeners],
-            [listener for _, listener in equipment.runtime],
+            equipment.mains,
         )
         equipment.parks.store()
         self._store.forget(born.stored.useless)
         self._store.forget(listener.name for listener in equipment.unwanted if listener.name)
         before = born.stored.state.generation if born.stored.state else born.inheritance.generation
         if before:
-            self._store.forget_state(before)
+            self._store.forget_state(before, born.stored.state_name or born.inheritance.state)
 
-    def _arrived(self, outcome: ReloadOutcome | None) -> None:
+    def _arrived(self, outcome: ReloadOutcome | None, born: Born) -> None:
         """The reload is over, if there was one."""
         office = self._serving
         if outcome:
             first, *rest = outcome.reason.splitlines()
-            if self._arrival and (moved := self._arrival.summary):
-                first += f"; {moved}"
-            outcome = replace(outcome, reason="\n".join([first, *rest]), at=time.time())
+            counts: dict[str, Any] = {}
+            if self._arrival:
+                counts = self._arrival.counts()
+                first += f"; {self._arrival.summary}" if self._arrival.summary else ""
+            outcome = replace(
+                outcome,
+                reason="\n".join([first, *rest]),
+                duration=time.monotonic() - born.inheritance.reloads["began"],
+                at=time.time(),
+                phases=self._phases(born),
+                **counts,
+            )
         self._say_ready(office, outcome)
         if outcome:
             self._reloads.finished(outcome)
             self._tell_status()
+
+    def _phases(self, born: Born) -> tuple[tuple[str, float], ...]:
+        return born.phases.all(born.inheritance.reloads.get("began")) if born.phases else ()
 
     def _outcome(self, born: Born) -> ReloadOutcome | None:
         began = born.inheritance.reloads.get("began")
@@ -251,12 +312,26 @@ class Main:
             f" listeners: {equipment.taken} taken, {equipment.bound} bound, {len(equipment.unwanted)} closed"
         )
         summary = "\n".join([summary, *born.config.warnings])
-        return ReloadOutcome(self._reloads.number, True, summary, duration, time.time())
+        return ReloadOutcome(
+            self._reloads.number,
+            True,
+            summary,
+            duration,
+            time.time(),
+            born.generation,
+            taken=equipment.taken,
+            bound=equipment.bound,
+            closed=len(equipment.unwanted),
+        )
 
     def _say_ready(self, office: Office, outcome: ReloadOutcome | None) -> None:
         equipment = office.equipment
-        for warning in (*office.config.warnings, *self._shortages(equipment)):
-            self.log("warning", warning)
+        for warning in office.config.warnings:
+            self.log("warning", warning, event=Event.CONFIGURATION_WARNING)
+        if equipment.limits.shortage:
+            self.log("warning", equipment.limits.shortage, event=Event.DESCRIPTORS_SHORT)
+        if problem := self._store_problem(equipment):
+            self.log("warning", problem, event=Event.STORE_SMALL)
         fields = {
             "pid": self.pid,
             "workers": equipment.table.workers,
@@ -265,31 +340,60 @@ class Main:
             "closed": len(equipment.unwanted),
         }
         if outcome:
+            told = ",".join(f"{what.replace(' ', '-')}:{took * 1000:.1f}" for what, took in outcome.phases)
+            phases = {"phases": told} if told else {}
             self.log(
                 "notice",
                 f"reload {outcome.number} done: {outcome.reason.splitlines()[0]}",
+                event=Event.RELOAD_DONE,
                 **fields,
+                reload=outcome.number,
                 predecessor=self._predecessor,
                 moved=self._arrival.moved if self._arrival else 0,
                 duration_ms=round(outcome.duration * 1000),
+                **phases,
             )
+            self._say_listeners(equipment)
         else:
             self.log(
                 "notice",
                 f"hitlessd {self.version} serves: generation {office.generation}, {len(equipment.listeners)} listeners"
                 f" ({equipment.taken} taken, {equipment.bound} bound), {equipment.table.workers} workers,"
                 f" maxconn {equipment.limits.maxconn}",
+                event=Event.STARTED,
                 **fields,
             )
 
-    def _shortages(self, equipment: Equipment) -> list[str]:
+    def _say_listeners(self, equipment: Equipment) -> None:
+        """Which ones a reload has opened and closed."""
+        names = {id(listener): want.frontend for want, listener in equipment.listeners}
+        for listener in equipment.opened[:_MOST_LISTENERS]:
+            frontend = names.get(id(listener), "")
+            text = f"listening on {listener.identity} for {frontend or 'the runtime API'}"
+            self.log("info", text, event=Event.LISTENER_ADDED, address=listener.identity, frontend=frontend)
+        for listener in equipment.unwanted[:_MOST_LISTENERS]:
+            text = f"no longer listening on {listener.identity}"
+            self.log("info", text, event=Event.LISTENER_REMOVED, address=listener.identity)
+
+    def _store_problem(self, equipment: Equipment) -> str:
         """What the unit does not grant, and what comes of it."""
-        found = [equipment.limits.shortage]
-        if self._manager.store_limit is not None and self._manager.has_store:
-            own = sum(1 for _, listener in equipment.listeners if listener.origin != "systemd")
-            entries = store_entries(own, len(equipment.runtime), equipment.table.workers)
-            found.append(store_problem(entries, self._manager.store_limit))
-        return [problem for problem in found if problem]
+        if self._manager.store_limit is None or not self._manager.has_store:
+            return ""
+        own = sum(1 for _, listener in equipment.listeners if listener.origin != "systemd")
+        entries = store_entries(own, len(equipment.mains), equipment.table.workers)
+        return store_problem(entries, self._manager.store_limit)
+
+    # --- what goes from generation to generation
+
+    def _memories(self) -> dict[str, Any]:
+        return {"secret": self.secret.hex(), "trends": self._trends.export()}
+
+    def _remember(self, memories: dict[str, Any]) -> None:
+        try:
+            self.secret = bytes.fromhex(memories["secret"]) or self.secret
+            self._trends.restore(memories["trends"])
+        except (KeyError, TypeError, ValueError):
+            return  # a version before ours has none
 
     # --- being asked (Control)
 
@@ -331,15 +435,37 @@ class Main:
         return self._reloads.history
 
     @property
+    def reload_histogram(self) -> Mapping[str, tuple[Sequence[int], float]]:
+        return self._reloads.histogram
+
+    @property
     def configured(self) -> Config:
-        return self._serving.config
+        return self._administration.configured
 
     @property
     def changes(self) -> Changes:
-        return Changes()
+        return self._administration.changes
 
     def administer(self, change: Change, done: Callable[[str], object]) -> None:
-        done(f"cannot change {change.item.kind}: not at run time")
+        self._administration.administer(change, done)
+
+    def force_health(self, backend: str, server: str, how: Forced, done: Callable[[str], object]) -> None:
+        self._administration.force_health(backend, server, how, done)
+
+    def may_check(self, backend: str, server: str) -> bool:
+        return self._administration.may_check(backend, server)
+
+    @property
+    def most_connections(self) -> int:
+        return self._serving.equipment.planned.maxconn
+
+    def shut_frontend(self, name: str, done: Callable[[str], object]) -> None:
+        self._administration.shut_frontend(name, done)
+
+    def clear_counters(self, everything: bool, done: Callable[[str], object]) -> None:
+        for rates in (self._rates, self._request_rates):
+            rates.clear()
+        self._administration.clear_counters(everything, done)
 
     @property
     def startup_logs(self) -> str:
@@ -347,7 +473,7 @@ class Main:
 
     @property
     def listeners(self) -> int:
-        return len(self._serving.equipment.listeners)
+        return sum(listener.open for _, listener in self._serving.equipment.listeners)
 
     @property
     def maxconn(self) -> int:
@@ -364,6 +490,9 @@ class Main:
 
     def request_rates(self, key: RowKey) -> tuple[int, int]:
         return self._request_rates.of(key)
+
+    def trend(self, key: RowKey) -> Sequence[int]:
+        return self._trends.of(key)
 
     def request_reload(self, done: Callable[[ReloadOutcome], None]) -> int:
         return self._reloads.request(done)
@@ -389,22 +518,35 @@ class Main:
 
     # --- being told (signals), being replaced
 
+    def _committing(self) -> None:
+        """The successor becomes the main process."""
+        self._retire(True)
+        self._visitors.hold()
+        # What older generations say is for the successor's ears: it listens from now on.
+        self._sessions.close()
+
+    def _retire(self, retired: bool) -> None:
+        """A successor is the main process from here on, or not after all."""
+        self._checks.retire(retired)
+        self._administration.retire(retired)
+
     def _handover_ended(self, handed_over: bool, by_hand: bool) -> None:
         if handed_over:
             self._succeeded = True
             outside = by_hand and self._manager.present
             self._exit_status = EXIT_REPLACED if outside else 0
             # The lines of older generations are the successor's, as is the one to us.
-            self._sessions.close()
             for ancestor in self._serving.ancestors:
                 if ancestor.line:
                     ancestor.line.close()
                     ancestor.line = None
-            if line := self._succession.take_line():
-                LineServer(self.loop, self._serving.equipment.pool, line)
+            line = self._succession.take_line()
+            self._visitors.leave_to(LineServer(self.loop, self._serving.equipment.pool, line) if line else None)
             self._departure.drain(awaits_ancestors=outside, kept=self._succession.kept)
         else:
-            self._checks.retire(False)
+            self._retire(False)
+            self._visitors.stay()
+            self._sessions.listen()
             self._tell_status()
         if self._stop_next:
             self._stop()
@@ -432,7 +574,8 @@ class Main:
         if not self._office or self._office.stopping:
             return
         paused = order == "pause"
-        self.log("notice", "paused: listeners stay open, nothing is accepted" if paused else "accepting again")
+        what = "paused: listeners stay open, nothing is accepted" if paused else "accepting again"
+        self.log("notice", what, event=Event.ACCEPTING_PAUSED if paused else Event.ACCEPTING_RESUMED)
         self._office.equipment.pool.tell(order)
 
     def _reload_by_signal(self) -> None:
@@ -451,14 +594,21 @@ class Main:
         office.equipment.pool.tick()
         self._rates.tick(office.tables())
         self._request_rates.tick(office.tables())
+        self._trends.tick(status.busy(office.config, self._rates, self._request_rates))
         if self._rates.ticks % _STATUS_EVERY == 0:
             self._tell_status()
 
     def _pet_watchdog(self) -> None:
         # Also while finishing: we are the main process until we end.
-        assert self._manager.watchdog
+        watchdog = self._manager.watchdog
+        assert watchdog
+        since = self.loop.time() - (self._petted or self.loop.time())
+        self._petted = self.loop.time()
         self._manager.notify("WATCHDOG=1")
-        self.loop.call_later(self._manager.watchdog / 3, self._pet_watchdog)
+        if since > watchdog * _NEAR:
+            text = f"the main process was held up for {since:.1f} s; after {watchdog:g} s, systemd kills it"
+            self.log("warning", text, event=Event.WATCHDOG_NEAR, duration_ms=round(since * 1000))
+        self.loop.call_later(watchdog / 3, self._pet_watchdog)
 
     def _status(self) -> str:
         return status.line(self, self._serving.equipment, self._reloads, self._serving.ancestors, self._arrival)
@@ -488,7 +638,8 @@ class Main:
         if not office.stopping:
             held = sum(park.book.held() for park in ancestor.parks)
             if left and ancestor.pid:
-                self.log("err", f"generation {ancestor.generation} ended with {left} connections, {held} are parked")
+                text = f"generation {ancestor.generation} ended with {left} connections, {held} are parked"
+                self.log("err", text, event=Event.GENERATION_LOST, pid=ancestor.pid, parked=held)
             if ancestor.pid:
                 self._homecoming.begin(ancestor.parks, lost=lost)
         self._departure.ancestor_ended()
@@ -512,4 +663,6 @@ class Main:
         import traceback  # in hand for a bug only; its import would slow every reload
 
         text = "".join(traceback.format_exception(error))
-        self.log("crit", f"a callback of {what} failed, which is a bug in hitlessd; it goes on\n{text}")
+        self.log(
+            "crit", f"a callback of {what} failed, which is a bug in hitlessd; it goes on\n{text}", event=Event.BUG
+        )

@@ -12,18 +12,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hitlessd import channel
+from hitlessd.descriptors import ShortOfDescriptors, close_all
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
 from hitlessd.log import Logger
 from hitlessd.loop import READ, Loop, Timer
 from hitlessd.main.inheritance import Ancestor
-from hitlessd.main.workers import Answer, Pool
+from hitlessd.main.workers import Answer, Pool, Visited
 
 __all__ = ["LineServer", "Sessions"]
 
 #: Seconds that an older generation may take to answer.
 _PATIENCE = 3.0
 #: What these orders may carry.
-_ASKED = {"show-sessions": ("after", "only", "room"), "shutdown-session": ("only", "server")}
+_ASKED = {
+    "show-sessions": ("after", "only", "room"),
+    "shutdown-session": ("only", "server"),
+    "clear-maxima": ("all",),
+}
 
 Done = Callable[[dict[str, Any]], object]
 
@@ -55,6 +61,14 @@ class LineServer:
         if self._sock.fileno() >= 0:
             self._loop.remove(self._sock.fileno())
             self._sock.close()
+
+    def pass_on(self, message: dict[str, Any], fd: int) -> bool:
+        """Give the current generation a client of ours; False if it does not take it now."""
+        try:
+            channel.send(self._sock, message, [fd])
+        except (OSError, ValueError):
+            return False
+        return True
 
     def _ready(self, _events: int) -> None:
         try:
@@ -107,6 +121,19 @@ class Sessions:
         self._numbers = itertools.count(1)
         self._lines: dict[socket.socket, int] = {}  # that we listen to; their generation
         self._asked: dict[int, tuple[_Asked, socket.socket]] = {}
+        self._when_visited: Visited = lambda sock, _message: sock.close()
+
+    def when_visited(self, callback: Visited) -> None:
+        """Call back with each client that an older generation passes on."""
+        self._when_visited = callback
+
+    def listen(self) -> None:
+        """Listen to every line that there is."""
+        for ancestor in self._ancestors:
+            if ancestor.line is not None and ancestor.line not in self._lines:
+                line = ancestor.line
+                self._lines[line] = ancestor.generation
+                self._loop.add(line.fileno(), READ, lambda _events, line=line: self._heard(line))  # type: ignore[misc]
 
     def page(self, after: int, only: int, done: Done) -> None:
         """The next sessions behind a number, or the only one of that number: "sessions" and "more"."""
@@ -115,6 +142,10 @@ class Sessions:
     def shut_down(self, only: int, server: Sequence[str], done: Done) -> None:
         """End one, or those of a server: "closed" tells how many."""
         self._ask("shutdown-session", {"only": only, "server": list(server)}, done)
+
+    def clear_maxima(self, everything: bool, done: Done) -> None:
+        """Have all workers forget how much there was at once; with `everything` when the latest session was, too."""
+        self._ask("clear-maxima", {"all": everything}, done)
 
     def forget(self, line: socket.socket) -> None:
         """Its generation has ended, or is another's to ask now."""
@@ -132,13 +163,8 @@ class Sessions:
     def _ask(self, order: str, more: dict[str, Any], done: Done) -> None:
         asked = _Asked(done)
         asked.waiting.add(0)
-        for ancestor in self._ancestors:
-            line = ancestor.line
-            if line is None:
-                continue
-            if line not in self._lines:
-                self._lines[line] = ancestor.generation
-                self._loop.add(line.fileno(), READ, lambda _events, line=line: self._heard(line))  # type: ignore[misc]
+        self.listen()
+        for line in list(self._lines):
             number = next(self._numbers)
             try:
                 channel.send(line, {"do": order, "r": number, **more})
@@ -150,14 +176,22 @@ class Sessions:
         self._pool.ask(order, lambda answers: self._settle(0, asked, merge(answers)), **more)
 
     def _heard(self, line: socket.socket) -> None:
+        fds: list[int] = []
         try:
-            answer = channel.receive(line)
+            answer, fds = channel.receive_with(line)
         except BlockingIOError:
+            return
+        except ShortOfDescriptors as error:
+            text = f"a client that generation {self._lines[line]} has passed on is lost: {error}"
+            self._log("err", text, event=Event.WEB_CLIENT_DROPPED)
             return
         except (OSError, PeerError):
             answer = None
         if answer is None:
             return self.forget(line)
+        if answer.get("did") == "web" and fds:
+            self._when_visited(socket.socket(fileno=fds.pop(0)), answer)
+        close_all(fds)
         number = answer.get("r")
         if isinstance(number, int) and number in self._asked:
             self._settle(number, self._asked[number][0], answer)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from hitlessd.main.arrival import Arrival
 from hitlessd.main.equipment import Equipment
 from hitlessd.main.inheritance import Ancestor
 from hitlessd.main.reloads import Reloads
+from hitlessd.model import Config
 from hitlessd.runtime.control import Control, GenerationInfo
 from hitlessd.table import PROCESS, Column, RowKey, ServerState, Table, sum_over
 
-__all__ = ["Rates", "generations", "line", "retired", "sessions", "unparked"]
+__all__ = ["Rates", "busy", "generations", "line", "retired", "sessions", "unparked"]
 
 
 _ALL = ("process", "frontend", "backend", "server")
@@ -35,8 +36,24 @@ class Rates:
             self._now[key] = (new, max(new, self._now.get(key, (0, 0))[1]))
         self._before = totals
 
+    def clear(self) -> None:
+        """Forget the most there ever were; totals may begin anew, too."""
+        self._before = {}
+        self._now = {key: (now, now) for key, (now, _) in self._now.items()}
+
     def of(self, key: RowKey) -> tuple[int, int]:
         return self._now.get(key, (0, 0))
+
+
+def busy(config: Config, sessions: Rates, requests: Rates) -> Iterator[tuple[RowKey, int]]:
+    """What the process, frontends and backends had in the last second: sessions, or requests of HTTP frontends."""
+    yield PROCESS, sessions.of(PROCESS)[0]
+    for frontend in config.frontends:
+        key = RowKey("frontend", frontend.name)
+        yield key, (requests if frontend.mode == "http" else sessions).of(key)[0]
+    for backend in config.backends:
+        key = RowKey("backend", backend.name)
+        yield key, sessions.of(key)[0]
 
 
 def sessions(tables: Sequence[Table]) -> int:
@@ -108,7 +125,10 @@ def line(
 ) -> str:
     """One line for `systemctl status`."""
     table = equipment.table
-    servers = [row for key, row in table.index.items() if key.kind == "server" and row < _configured(equipment)]
+    keys = [
+        RowKey("server", backend.name, server.name) for backend in main.config.backends for server in backend.servers
+    ]
+    servers = [table.index[key] for key in keys if key in table.index]
     up = sum(1 for row in servers if table.state(row) is ServerState.READY and table.running(row))
     parts = [
         f"generation {main.generation}",
@@ -136,9 +156,3 @@ def line(
         else:
             parts.append(f"LAST RELOAD REFUSED {at}: {last.reason.splitlines()[0]}")
     return ", ".join(parts)
-
-
-def _configured(equipment: Equipment) -> int:
-    """Rows before this one belong to the configuration; later ones are kept for those that may come back."""
-    config = equipment.config
-    return 1 + len(config.frontends) + sum(1 + len(backend.servers) for backend in config.backends)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hitlessd.descriptors import close_all
 from hitlessd.errors import HitlessdError, PeerError
+from hitlessd.events import Event
 from hitlessd.handover.getsocks import Giver
 from hitlessd.handover.predecessor import Offer, Predecessor
 from hitlessd.handover.process import PeerProcess
@@ -39,7 +41,7 @@ class _Passage:
 
 class Succession:
     """At most one handover at a time. `committing()` is called when the successor becomes the main process, and
-    `ended(handed_over, by_hand)` at the end of each."""
+    `ended(handed_over, by_hand)` at the end of each; `memories()` are facts for the successor."""
 
     def __init__(
         self,
@@ -51,7 +53,11 @@ class Succession:
         office: Office,
         committing: Callable[[], object],
         ended: Callable[[bool, bool], object],
+        facts: Callable[[], dict[str, Any]],
+        memories: Callable[[], dict[str, Any]],
     ) -> None:
+        """`facts()` are more that the successor gets, when it asks and again as they are in the end; `memories()` what
+        it may do without."""
         self._loop = loop
         self._log = log
         self._manager = manager
@@ -60,8 +66,11 @@ class Succession:
         self._office = office
         self._committing = committing
         self._ended = ended
+        self._facts = facts
+        self._memories = memories
+        self._places: list[int] = []  # of the listeners in the offer, among ours
         self._handover: Predecessor | None = None
-        self._exported: list[tuple[socket.socket, dict[str, Any]]] = []
+        self._exported: list[tuple[int, dict[str, Any]]] = []
         self._by_hand = False
         self._began = 0.0
         self._again = False
@@ -82,8 +91,10 @@ class Succession:
             process, sock = spawn(nonce, command_line(sys.orig_argv))
         except (HitlessdError, OSError) as error:
             return self.refused(str(error))
-        self._log("info", f"reload {number}: started process {process.pid}")
-        self._handover = Predecessor(self._loop, self, sock, process, nonce, self._office.config.global_.reload_timeout)
+        text = f"reload {number}: started process {process.pid}"
+        self._log("info", text, event=Event.RELOAD_STARTED, reload=number, pid=process.pid)
+        timeout = self._office.config.global_.reload_timeout
+        self._handover = Predecessor(self._loop, self, sock, process, nonce, timeout, began=self._began)
 
     def again(self) -> None:
         """Somebody who waits for no answer wants one more reload than the running one."""
@@ -96,7 +107,7 @@ class Succession:
     def give(self, sock: socket.socket, credentials: Credentials | None) -> None:
         """Answer `_getsocks`."""
         # Copies: a reload meanwhile closes ours, and their numbers must not come to mean something else.
-        fds = [os.dup(listener.sock.fileno()) for _, listener in self._office.equipment.listeners]
+        fds = [os.dup(x.sock.fileno()) for _, x in self._office.equipment.listeners if x.listening and x.open]
 
         def done(ok: bool) -> None:
             for fd in fds:
@@ -104,7 +115,7 @@ class Succession:
             self._office.given |= ok
             who = f" by process {credentials.pid}" if credentials else ""
             how = "were taken" if ok else "were asked for, but not taken,"
-            self._log("notice", f"{len(fds)} listeners {how}{who}")
+            self._log("notice", f"{len(fds)} listeners {how}{who}", event=Event.LISTENERS_GIVEN)
 
         Giver(self._loop, sock, fds, done)
 
@@ -125,6 +136,8 @@ class Succession:
                 raise PeerError(problem)
             process = PeerProcess(credentials.pid)
         except PeerError as error:
+            text = f"cannot be taken over by process {credentials.pid}: {error}"
+            self._log("warning", text, event=Event.TAKEOVER_REFUSED, pid=credentials.pid)
             with sock:
                 sock.setblocking(False)
                 try:
@@ -136,8 +149,10 @@ class Succession:
         self._reloads.running = True
         self._reloads.number += 1
         self._began = time.monotonic()
+        text = f"process {process.pid} takes over"
+        self._log("notice", text, event=Event.TAKEOVER_STARTED, reload=self._reloads.number, pid=process.pid)
         self._handover = Predecessor(
-            self._loop, self, sock, process, "", self._office.config.global_.reload_timeout, already
+            self._loop, self, sock, process, "", self._office.config.global_.reload_timeout, already, self._began
         )
 
     # What follows is Host, for Predecessor.
@@ -150,11 +165,16 @@ class Succession:
                 "pid": office.pid,
                 "sessions": status.sessions([office.equipment.table]),
                 "reloads": {**self._reloads.export(), "began": self._began},
+                "memories": self._memories(),
+                "state": self._store.state,
+                **self._facts(),
             }
         )
-        for _, listener in office.equipment.listeners:
+        self._places = [place for place, (_, listener) in enumerate(office.equipment.listeners) if listener.open]
+        for place in self._places:
+            listener = office.equipment.listeners[place][1]
             offer.add("listener", listener.sock.fileno(), listener.record())
-        for _, listener in office.equipment.runtime:
+        for listener in office.equipment.mains:
             offer.add("runtime", listener.sock.fileno(), listener.record())
         for ancestor in [*office.ancestors, office.as_ancestor()]:
             offer.add("table", ancestor.table.fd, ancestor.record())
@@ -166,6 +186,9 @@ class Succession:
             for part, fd in park.parts().items():
                 offer.add("park", fd, {"generation": generation, "name": park.name, "part": part})
         return offer
+
+    def late(self) -> dict[str, Any]:
+        return self._facts()
 
     def stop_accepting(self, done: Callable[[], object]) -> None:
         self._office.equipment.pool.stop_accepting(done)
@@ -179,8 +202,8 @@ class Succession:
     def announce(self, successor: int, kept: Sequence[int]) -> None:
         equipment = self._office.equipment
         self._committing()
-        self.kept = [index for index in kept if index < len(equipment.listeners)]
-        ours = [listener for _, listener in (*equipment.listeners, *equipment.runtime)]
+        self.kept = [self._places[index] for index in kept if index < len(self._places)]
+        ours = [equipment.listeners[place][1] for place in self._places] + equipment.mains
         keep = set(kept)
         self._store.forget(x.name for i, x in enumerate(ours) if i not in keep and x.origin == "own" and x.name)
         if not self._by_hand:
@@ -191,12 +214,17 @@ class Succession:
     def export_clients(self) -> tuple[list[dict[str, Any]], list[int]]:
         # No new ones from here on: they are the successor's.
         self._office.close_runtime()
-        self._exported = self._office.server.export_clients()
-        return [state for _, state in self._exported], [sock.fileno() for sock, _ in self._exported]
+        self._exported = self._office.export_clients()
+        return [state for _, state in self._exported], [fd for fd, _ in self._exported]
 
     def migrate(self, workers: int, done: Callable[[dict[str, Any]], object]) -> list[int]:
         def moved(report: dict[str, Any]) -> None:
-            self._office.equipment.table.add(PROCESS, Column.LOST, report["lost"])
+            for column, number in (
+                (Column.LOST, report["lost"]),
+                (Column.MOVED, report["moved"]),
+                (Column.KEPT, sum(report["kept"].values())),
+            ):
+                self._office.equipment.table.add(PROCESS, column, number)
             passage.moved = report["moved"]
             if passage.failed:
                 self._report_lost(passage)
@@ -212,12 +240,12 @@ class Succession:
         """The successor has failed: what had moved to it is gone."""
         lost, passage.moved = passage.moved, 0
         if lost:
-            self._log("err", f"{lost} connections had moved to the successor, and are lost with it", lost=lost)
+            text = f"{lost} connections had moved to the successor, and are lost with it"
+            self._log("err", text, event=Event.CONNECTIONS_LOST, lost=lost)
 
     def handed_over(self, successor: PeerProcess, report: dict[str, Any]) -> None:
         self._handover = None
-        for sock, _ in self._exported:
-            sock.close()
+        close_all(fd for fd, _ in self._exported)
         self._exported.clear()
         if self._again and not self._by_hand:
             successor.signal(signal.SIGHUP)
@@ -226,6 +254,10 @@ class Succession:
             f"generation {self._office.generation} has handed over to process {successor.pid}:"
             f" {report.get('moved', 0)} connections moved,"
             f" {status.sessions([self._office.equipment.table])} to be drained",
+            event=Event.HANDED_OVER,
+            pid=successor.pid,
+            moved=report.get("moved", 0),
+            sessions=status.sessions([self._office.equipment.table]),
         )
         successor.close()
         self._ended(True, self._by_hand)
@@ -236,23 +268,41 @@ class Succession:
         return line
 
     def refused(self, reason: str) -> None:
-        self._handover = None
+        handover, self._handover = self._handover, None
+        if handover and handover.lost:
+            text = f"the successor, process {handover.pid}, is lost"
+            self._log("err", text, event=Event.SUCCESSOR_LOST, pid=handover.pid)
         if self._line:
             self._line.close()
             self._line = None
         self._manager.replaced = False
         if not self._by_hand:
             self._manager.notify("READY=1")
-        outcome = ReloadOutcome(self._reloads.number, False, reason, time.monotonic() - self._began, time.time())
+        took = time.monotonic() - self._began
+        outcome = ReloadOutcome(
+            self._reloads.number,
+            False,
+            reason,
+            took,
+            time.time(),
+            self._office.generation,
+            lost=self._passage.moved,
+            phases=handover.phases if handover else (("start", took),),
+        )
         for line in reason.splitlines():
-            self._log("err", f"reload {outcome.number} refused: {line}")
+            text = f"reload {outcome.number} refused: {line}"
+            self._log("err", text, event=Event.RELOAD_REFUSED, reload=outcome.number)
         # Those who had moved before it failed; whoever is still on the way is reported when that is known.
         self._passage.failed = True
         self._report_lost(self._passage)
         self._passage = _Passage()
         self._reloads.finished(outcome)
         # Clients that were on their way to the successor come back, and find the outcome there.
-        for sock, state in self._exported:
-            self._office.server.import_client(sock, state)
+        for fd, state in self._exported:
+            try:
+                self._office.import_client(fd, state)
+            except PeerError as error:
+                text = f"cannot take a client back: {error}"
+                self._log("warning", text, event=Event.RUNTIME_CLIENT_DROPPED)
         self._exported.clear()
         self._ended(False, self._by_hand)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hitlessd.health import STALE, STALE_CHECKS, Result, identity, interval, top
+from hitlessd.health import STALE, STALE_CHECKS, Result, forced_identity, identity, interval, top
 from hitlessd.model import Backend, Check, Config
 from hitlessd.table import Health, HealthRecord, RowKey, Table
 
@@ -26,6 +26,7 @@ def carry_over(config: Config, table: Table, older: Sequence[Table], now: float)
     for backend in config.backends:
         for server in backend.servers:
             if server.check is None:
+                _carry_over_forced(RowKey("server", backend.name, server.name), forced_identity(server), table, older)
                 continue
             key = RowKey("server", backend.name, server.name)
             row, mark = table.index[key], identity(backend, server)
@@ -44,6 +45,16 @@ def carry_over(config: Config, table: Table, older: Sequence[Table], now: float)
                 table.set_health(row, found)
                 table.set_check_text(row, text)
         _carry_over_backend(backend, table, older, now)
+
+
+def _carry_over_forced(key: RowKey, mark: int, table: Table, older: Sequence[Table]) -> None:
+    """What an operator has said of a server that nobody checks."""
+    for old in older:
+        at = old.index.get(key)
+        if at is not None:
+            if (theirs := old.health(at)).identity == mark:
+                table.set_health(table.index[key], theirs)
+            return
 
 
 def usable(backend: Backend, table: Table) -> tuple[int, int]:
@@ -78,7 +89,7 @@ def _fresh(check: Check, record: HealthRecord, now: float) -> bool:
 
 def _fitted(check: Check, record: HealthRecord) -> HealthRecord:
     """Rise and fall may have changed: the state stays, and so does the counter where it can."""
-    if record.health == Health.UP:
+    if record.health != Health.DOWN:
         counter = min(max(record.counter, check.rise), top(check))
     else:
         counter = min(record.counter, check.rise - 1)

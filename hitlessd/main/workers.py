@@ -15,17 +15,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hitlessd import channel, worker
-from hitlessd.descriptors import close_all
+from hitlessd.descriptors import ShortOfDescriptors, close_all
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
 from hitlessd.handover.process import PeerProcess
 from hitlessd.log import Log
 from hitlessd.loop import READ, Loop, Timer
 from hitlessd.main.parks import Parks
 from hitlessd.model import Bind, Config
 from hitlessd.parking.park import PARTS, Park
-from hitlessd.table import Table
+from hitlessd.table import PROCESS, Column, Table
 
-__all__ = ["Pool"]
+__all__ = ["Answer", "Pool", "Visited"]
 
 #: Pings that a worker may leave unanswered; they go out once a second, so that a stopped machine costs no worker.
 _PATIENCE = 5
@@ -50,6 +51,8 @@ _MAINS_SIGNALS = (
 
 #: What a worker answered to an order; None when it died first.
 Answer = dict[str, Any] | None
+#: Called with a client's socket, from then on the callee's, and the message that came with it.
+Visited = Callable[[socket.socket, dict[str, Any]], object]
 
 
 def die_with(parent: int) -> None:
@@ -97,6 +100,8 @@ class Pool:
         self._when_bereaved: Callable[[Park, int, int], object] = lambda _park, _index, _lost: None
         self._when_replaced: Callable[[], object] = lambda: None
         self._when_observed: Callable[[str, str, str], object] = lambda _backend, _server, _text: None
+        self._visits: list[tuple[socket.socket, dict[str, Any]]] = []  # before anybody wants to hear of them
+        self._when_visited: Visited = lambda sock, message: self._visits.append((sock, message))
         self._wake = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(table.workers)]
         self._workers: dict[int, _Worker] = {}
         self._back_off = [0.0] * table.workers
@@ -106,6 +111,11 @@ class Pool:
         self._requests = 0
         self.state = "idle"
         self.deaths = 0
+
+    def reconfigure(self, config: Config, share: int) -> None:
+        """Workers that are forked from now on begin with this; `share` is each one's part of the global maxconn."""
+        self._config = config
+        self._share = share
 
     def start(self) -> None:
         """Fork them all. Raises OSError."""
@@ -226,6 +236,12 @@ class Pool:
         """Call back with a backend, a server of it, and a text, when workers have seen too many errors of it."""
         self._when_observed = callback
 
+    def when_visited(self, callback: Visited) -> None:
+        """Call back with each client that a worker passes on to main, those included that are here already."""
+        self._when_visited = callback
+        while self._visits:
+            callback(*self._visits.pop(0))
+
     def resume_parked(self, park: Park, index: int, cold: bool, done: Callable[[Answer], object]) -> bool:
         """Have worker `index` go on with what is parked there, or another one, if there will be none of that index;
         False when there is nobody just now. `done` gets its report; None when it died first."""
@@ -250,7 +266,8 @@ class Pool:
         """Once a second: ask for a sign of life, and end who has given none for long."""
         for member in list(self._workers.values()):
             if member.unanswered >= _PATIENCE:
-                self._log("err", f"worker {member.index} (pid {member.pid}) does not answer: killing it")
+                text = f"worker {member.index} (pid {member.pid}) does not answer: killing it"
+                self._log("err", text, event=Event.WORKER_SILENT, worker=member.index, pid=member.pid)
                 self._kill(member)
             else:
                 member.unanswered += 1
@@ -318,7 +335,7 @@ class Pool:
             import traceback
 
             with contextlib.suppress(Exception):
-                self._log("crit", f"worker {index} ends: {traceback.format_exc()}")
+                self._log("crit", f"worker {index} ends: {traceback.format_exc()}", event=Event.BUG)
         finally:
             os._exit(1)
 
@@ -346,7 +363,8 @@ class Pool:
                 again = [os.dup(fd) for fd in fds]
                 self._loop.call_later(_AGAIN, lambda: self._send_again(member, message, again, tries - 1))
             elif error.errno == errno.ETOOMANYREFS:
-                self._log("err", f"cannot {message['do']}: too many descriptors are in flight (LimitNOFILE=)")
+                text = f"cannot {message['do']}: too many descriptors are in flight (LimitNOFILE=)"
+                self._log("err", text, event=Event.DESCRIPTORS_SHORT)
                 _, done = member.waiting.pop(message.get("r", 0), ("", None))
                 if done:
                     done(None)
@@ -361,10 +379,15 @@ class Pool:
 
     def _heard(self, member: _Worker) -> bool:
         """Take one message; False if there was none."""
+        fds: list[int] = []
         try:
-            message = channel.receive(member.sock)
+            message, fds = channel.receive_with(member.sock)
         except BlockingIOError:
             return False
+        except ShortOfDescriptors as error:
+            text = f"a client that worker {member.index} has passed on is lost: {error}"
+            self._log("err", text, event=Event.WEB_CLIENT_DROPPED)
+            return True
         except (OSError, PeerError):
             message = None
         if message is None:
@@ -376,6 +399,9 @@ class Pool:
             member.unanswered = 0
         elif message.get("did") == "observed":
             self._when_observed(*(str(message.get(name, "")) for name in ("backend", "server", "text")))
+        elif message.get("did") == "web" and fds:
+            self._when_visited(socket.socket(fileno=fds.pop(0)), message)
+        close_all(fds)
         _, done = member.waiting.pop(message.get("r", 0), ("", None))
         if done:
             done(message)
@@ -384,7 +410,8 @@ class Pool:
     def _kill_silent(self, members: Sequence[_Worker], order: str) -> None:
         for member in members:
             if any(waiting == order for waiting, _ in member.waiting.values()):
-                self._log("err", f"worker {member.index} (pid {member.pid}) does not {order}: killing it")
+                text = f"worker {member.index} (pid {member.pid}) does not {order}: killing it"
+                self._log("err", text, event=Event.WORKER_SILENT, worker=member.index, pid=member.pid)
                 self._kill(member)
 
     def _kill(self, member: _Worker) -> None:
@@ -406,11 +433,15 @@ class Pool:
         parked = member.park.book.held() if member.park else 0
         if code or not leaving:
             self.deaths += 1
+            self._table.add(PROCESS, Column.DEATHS, 1)
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             self._log(
                 "err",
                 f"worker {member.index} (pid {member.pid}) {how}; {parked} connections of it are parked,"
                 f" {lost} are lost",
+                event=Event.WORKER_DIED,
+                worker=member.index,
+                pid=member.pid,
                 parked=parked,
             )
         for _, done in member.waiting.values():
@@ -438,7 +469,8 @@ class Pool:
         try:
             self._fork(index)
         except OSError as error:
-            self._log("crit", f"cannot fork worker {index}: {error.strerror}; trying again in {_LONGEST_BACK_OFF:g} s")
+            text = f"cannot fork worker {index}: {error.strerror}; trying again in {_LONGEST_BACK_OFF:g} s"
+            self._log("crit", text, event=Event.WORKER_MISSING, worker=index)
             self._loop.call_later(_LONGEST_BACK_OFF, lambda: self._replace(index))
         else:
             self._when_replaced()

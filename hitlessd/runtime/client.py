@@ -10,12 +10,22 @@ from collections import deque
 from typing import Any
 
 from hitlessd.model import InetAddress, StatsSocket, UnixAddress
-from hitlessd.runtime.commands import LEVELS, Pieces, Session, address_text
+from hitlessd.runtime.command import LEVELS, Pieces, Session, address_text
 from hitlessd.runtime.control import Credentials
 
-__all__ = ["EXPORT_LIMIT", "EXPORT_TOTAL", "LINE_LIMIT", "Client", "is_privileged", "restored", "takeover_refusal"]
+__all__ = [
+    "EXPORT_CLIENTS",
+    "EXPORT_LIMIT",
+    "EXPORT_TOTAL",
+    "LINE_LIMIT",
+    "Client",
+    "is_privileged",
+    "restored",
+    "takeover_refusal",
+]
 
 LINE_LIMIT = 16384  # bytes of a line with its newline; HAProxy's tune.bufsize
+EXPORT_CLIENTS = 224  # that go to a successor; a frame of the handover has room for 252 descriptors
 EXPORT_LIMIT = 65536  # bytes of unread answers that go to a successor
 EXPORT_TOTAL = 2 << 20  # bytes of everything that goes to a successor, before its encoding
 _FORMAT = 1  # of an exported client
@@ -67,6 +77,8 @@ class Client:
             "level": session.level,
             "privileged": session.privileged,
             "prompt": session.prompt,
+            "timed": session.timed,
+            "target": session.target,
             "timeout": session.timeout,
             "input": _text(self.input),
             "commands": _text(b"\0".join(self.commands)) if self.commands else None,
@@ -120,7 +132,9 @@ def restored(sock: socket.socket, state: dict[str, Any], now: float) -> tuple[Cl
     where = state["address"]
     address = UnixAddress(where) if isinstance(where, str) else InetAddress(str(where[0]), int(where[1]))
     stats = StatsSocket(address, level=socket_level, expose_fd_listeners=state["expose_fd_listeners"] is True)
-    session = Session(level, state["privileged"] is True, state["prompt"] is True, timeout)
+    session = Session(level, state["privileged"] is True, state["prompt"] is True, timeout=timeout)
+    # What earlier versions do not say.
+    session.timed, session.target = state.get("timed") is True, int(state.get("target", 0))
     client = Client(sock, stats, session, now - float(state["idle"]))
     client.input += _bytes(state["input"], LINE_LIMIT)
     if state["commands"] is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -11,7 +11,10 @@ from hitlessd.changes import Change, Changes
 from hitlessd.model import Config, StatsSocket
 from hitlessd.table import RowKey, Table
 
-__all__ = ["Control", "Credentials", "GenerationInfo", "LoopLike", "ReloadOutcome", "TimerLike"]
+__all__ = ["RELOAD_BUCKETS", "Control", "Credentials", "GenerationInfo", "LoopLike", "ReloadOutcome", "TimerLike"]
+
+#: Upper bounds, in seconds, of the buckets in which phases of reloads are counted; one without a bound follows them.
+RELOAD_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class Credentials(NamedTuple):
@@ -44,7 +47,7 @@ class ReloadOutcome:
     number: int  # counted from 1 over all generations, failures included
     ok: bool
     reason: str = ""  # what a person wants to read: the errors, or a summary of the success; may have several lines
-    duration: float = 0.0  # seconds
+    duration: float = 0.0  # seconds, from the request to the outcome
     at: float = 0.0  # CLOCK_REALTIME seconds when it ended
     generation: int = 0  # that it brought up; of a refused one: that serves on
     moved: int = 0  # connections that went over
@@ -93,6 +96,14 @@ class Control(Protocol):
         ...
 
     @property
+    def reload_histogram(self) -> Mapping[str, tuple[Sequence[int], float]]:
+        """Of the reloads that were done since the first start: by phase, how many took at most as long as each of
+        RELOAD_BUCKETS and how many there were in all, and the seconds that they took together. The phase "total" is
+        the whole. Never goes back.
+        """
+        ...
+
+    @property
     def configured(self) -> Config:
         """What the files say; `config` is that with what operators have changed since, see changes.py."""
         ...
@@ -106,6 +117,30 @@ class Control(Protocol):
         """Change something at run time. `done`, called once and maybe at once, gets "" when every worker has it, or the
         reason why it is refused, one line for a person.
         """
+        ...
+
+    def force_health(
+        self, backend: str, server: str, how: Literal["up", "stopping", "down"], done: Callable[[str], object]
+    ) -> None:
+        """Say how a server is, until a check says otherwise. `done` as for administer()."""
+        ...
+
+    def may_check(self, backend: str, server: str) -> bool:
+        """Whether that server has a health check, switched on or not."""
+        ...
+
+    @property
+    def most_connections(self) -> int:
+        """What the global limit may be set to at most."""
+        ...
+
+    def shut_frontend(self, name: str, done: Callable[[str], object]) -> None:
+        """Close a frontend's listeners until the next reload. `done` as for administer()."""
+        ...
+
+    def clear_counters(self, everything: bool, done: Callable[[str], object]) -> None:
+        """Forget the most there ever was at once or in a second; or `everything` that was counted. `done` as for
+        administer()."""
         ...
 
     @property
@@ -152,6 +187,17 @@ class Control(Protocol):
 
     def request_rates(self, key: RowKey) -> tuple[int, int]:
         """The same of a frontend's HTTP requests."""
+        ...
+
+    def trend(self, key: RowKey) -> Sequence[int]:
+        """Sessions of the process, a frontend or a backend in each five seconds of the latest five minutes, the oldest
+        first; of a frontend in HTTP mode requests.
+        """
+        ...
+
+    @property
+    def secret(self) -> bytes:
+        """Known to this service's generations only, and the same in all of them, as long as none is started afresh."""
         ...
 
     def request_reload(self, done: Callable[[ReloadOutcome], None]) -> int:

@@ -11,9 +11,13 @@ import time
 from collections.abc import Iterable, Sequence
 
 from hitlessd.runtime.control import Control, GenerationInfo
-from hitlessd.table import PROCESS, Column, Table, sum_over
+from hitlessd.table import PROCESS, Column, Table, totals
 
-__all__ = ["event_date", "show_info", "show_proc", "uptime_text"]
+__all__ = ["event_date", "info_fields", "show_info", "show_proc", "uptime_text"]
+
+
+#: Of this version; HAProxy's form.
+_RELEASED = "2026/11/28"
 
 
 def uptime_text(seconds: float) -> str:
@@ -22,58 +26,76 @@ def uptime_text(seconds: float) -> str:
     return f"{whole // 86400}d {whole // 3600 % 24}h{whole // 60 % 60:02}m{whole % 60:02}s"
 
 
-def show_info(control: Control, monotonic: float) -> str:
-    """The lines of `show info`: HAProxy's fields in its order, then our own. `monotonic` is the loop's time now."""
+def show_info(fields: Sequence[tuple[str, object]], desc: bool = False) -> str:
+    """`show info`, a field a line; with `desc` each says what it is."""
+    if not desc:
+        return "".join(f"{name}: {value}\n" for name, value in fields)
+    from hitlessd.runtime.descriptions import describe
+
+    return "".join(f'{name}: {value}:"{describe(name)}"\n' for name, value in fields)
+
+
+def info_fields(control: Control, monotonic: float, floating: bool = False) -> list[tuple[str, object]]:
+    """HAProxy's fields in its order, then our own. `monotonic` is the loop's time now.
+
+    `floating`: some have more digits. What can only be zero here is 0, as tools ask for it.
+    """
     tables = control.tables()
-    uptime = monotonic - control.started
+    uptime = max(0.0, monotonic - control.started)
     rate, rate_max = control.rates(PROCESS)
-    sessions, total, bytes_out, spliced = (
-        sum_over(tables, PROCESS, column) for column in (Column.SCUR, Column.STOT, Column.BOUT, Column.SPLICED)
-    )
-    parked, resumed, lost = (
-        sum_over(tables, PROCESS, column) for column in (Column.PARKED, Column.RESUMED, Column.LOST)
-    )
+    counted = totals(tables, PROCESS)
+    sessions = counted[Column.SCUR]
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     generations = control.generations()
     workers = len(generations[0].workers) if generations else 0
     completed, refused = control.reloads
     last = control.last_reload
-    fields: list[tuple[str, object]] = [
-        ("Name", "hitlessd"),
+    return [
+        # Clients look for this name before they believe the rest; who we are is said by Product.
+        ("Name", "HAProxy"),
         ("Version", control.version),
+        ("Release_date", _RELEASED),
         ("Nbthread", 1),
         ("Nbproc", workers),
         ("Process_num", 1),
         ("Pid", control.pid),
         ("Uptime", uptime_text(uptime)),
-        ("Uptime_sec", max(0, int(uptime))),
+        ("Uptime_sec", f"{uptime:.6f}" if floating else int(uptime)),
         ("Memmax_MB", 0),
         ("Ulimit-n", descriptors),
         ("Maxsock", descriptors),
         ("Maxconn", control.maxconn),
         ("Hard_maxconn", control.maxconn),
         ("CurrConns", sessions),
-        ("CumConns", total),
+        ("CumConns", counted[Column.STOT]),
         ("CumReq", _requests(control, tables)),
-        ("MaxSslConns", 0),
-        ("CurrSslConns", 0),
-        ("CumSslConns", 0),
+        *_zeroes("MaxSslConns CurrSslConns CumSslConns Maxpipes PipesUsed PipesFree"),
         ("ConnRate", rate),
         ("ConnRateLimit", 0),
         ("MaxConnRate", rate_max),
         ("SessRate", rate),
         ("SessRateLimit", 0),
         ("MaxSessRate", rate_max),
+        *_zeroes("SslRate SslRateLimit MaxSslRate SslFrontendKeyRate SslFrontendMaxKeyRate"),
+        *_zeroes("SslFrontendSessionReuse_pct SslBackendKeyRate SslBackendMaxKeyRate SslCacheLookups SslCacheMisses"),
+        *_zeroes("CompressBpsIn CompressBpsOut CompressBpsRateLim ZlibMemUsage MaxZlibMemUsage"),
+        ("Tasks", sessions + control.listeners),
+        ("Run_queue", 0),
+        ("Idle_pct", _idle(generations[0].workers if generations else ())),
         ("node", os.uname().nodename),
         ("Stopping", int(control.stopping)),
         ("Jobs", sessions + control.listeners),
         ("Unstoppable Jobs", 0),
         ("Listeners", control.listeners),
-        ("TotalBytesOut", bytes_out),
-        ("TotalSplicdedBytesOut", spliced),  # HAProxy's spelling
+        *_zeroes("ActivePeers ConnectedPeers BusyPolling FailedResolutions"),
+        ("TotalBytesOut", counted[Column.BOUT]),
+        ("TotalSplicdedBytesOut", counted[Column.SPLICED]),  # HAProxy's spelling
+        *_zeroes("DebugCommandsIssued CumRecvLogs"),
         ("Build info", control.version),
         ("Memmax_bytes", 0),
-        ("Start_time_sec", int(control.started_at)),
+        ("Start_time_sec", f"{control.started_at:.6f}" if floating else int(control.started_at)),
+        ("Tainted", 0),
+        ("Product", "hitlessd"),
         ("Generation", control.generation),
         ("Generations", len(generations)),
         ("Workers", workers),
@@ -83,13 +105,31 @@ def show_info(control: Control, monotonic: float) -> str:
         ("LastReload_time_sec", int(last.at) if last else 0),
         ("LastReload_duration_ms", round(last.duration * 1000) if last else 0),
         ("ConfigState", "stored" if control.warm else "file"),
-        ("CurrParked", parked),
-        ("CumResumed", resumed),
-        ("CumLost", lost),
+        ("CurrParked", counted[Column.PARKED]),
+        ("CumResumed", counted[Column.RESUMED]),
+        ("CumLost", counted[Column.LOST]),
         ("Start_monotonic_usec", int(control.started * 1e6)),
         ("Now_monotonic_usec", int(monotonic * 1e6)),
     ]
-    return "".join(f"{name}: {value}\n" for name, value in fields)
+
+
+def _idle(workers: Sequence[tuple[int, int]]) -> int:
+    """The percentage of its life for which the busiest worker has waited; 100 if nothing is known (proc(5))."""
+    ticks, idle = os.sysconf("SC_CLK_TCK"), 100.0
+    for pid, _ in workers:
+        try:
+            with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+            used, began = int(fields[11]) + int(fields[12]), int(fields[19])
+        except (OSError, ValueError, IndexError):
+            continue  # it has just ended
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) * ticks - began
+        idle = min(idle, 100.0 * (1.0 - used / age)) if age > 0 else idle
+    return max(0, round(idle))
+
+
+def _zeroes(names: str) -> list[tuple[str, object]]:
+    return [(name, 0) for name in names.split()]
 
 
 def _requests(control: Control, tables: Sequence[Table]) -> int:
@@ -97,9 +137,10 @@ def _requests(control: Control, tables: Sequence[Table]) -> int:
     http = {frontend.name for frontend in control.config.frontends if frontend.mode == "http"}
     total = 0
     for key in {key for table in tables for key in table.keys if key.kind == "frontend"}:
-        requests = sum_over(tables, key, Column.REQ_TOT)
+        counted = totals(tables, key)
+        requests = counted[Column.REQ_TOT]
         # One that is no longer configured has had requests, if it was one of HTTP.
-        total += requests if requests or key.proxy in http else sum_over(tables, key, Column.STOT)
+        total += requests if requests or key.proxy in http else counted[Column.STOT]
     return total
 
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
+from hitlessd.log import Logger
 from hitlessd.model import StatsSocket, UnixAddress
+from hitlessd.quota import Quota
 from hitlessd.runtime.client import (
+    EXPORT_CLIENTS,
     EXPORT_LIMIT,
     EXPORT_TOTAL,
     LINE_LIMIT,
@@ -23,13 +27,14 @@ from hitlessd.runtime.client import (
     restored,
     takeover_refusal,
 )
-from hitlessd.runtime.commands import Call, Pieces, Session, execute, reload_answer, split_line
+from hitlessd.runtime.command import Call, Pieces, Session
 from hitlessd.runtime.control import Control, LoopLike, ReloadOutcome, TimerLike
+from hitlessd.runtime.reloading import reload_answer
+from hitlessd.runtime.words import split_line
 
 __all__ = ["RuntimeServer"]
 
-CLIENTS = 10  # HAProxy's `stats maxconn`; for peers that are neither root nor of our uid
-PRIVILEGED_CLIENTS = 100  # for those that are
+PRIVILEGED_CLIENTS = 512  # peers that are root or of our uid; for others `stats maxconn` counts
 UNREAD_PAUSE = 65536  # bytes of unread answers from which on a client's next command waits
 UNREAD_LIMIT = 32 << 20  # bytes of unread answers, all clients together
 
@@ -42,9 +47,9 @@ _READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
 
 
 class RuntimeServer:
-    """Serves the runtime API on any number of listening sockets. `log(severity, message, **fields)`."""
+    """Serves the runtime API on any number of listening sockets."""
 
-    def __init__(self, loop: LoopLike, control: Control, log: Callable[..., None]) -> None:
+    def __init__(self, loop: LoopLike, control: Control, log: Logger) -> None:
         self._loop = loop
         self._control = control
         self._log = log
@@ -53,8 +58,7 @@ class RuntimeServer:
         self._clock: TimerLike | None = None
         self._due = 0.0  # loop time at which the clock rings
         self._retry: TimerLike | None = None
-        self._logged = float("-inf")
-        self._unlogged = 0
+        self._quota = Quota(log, loop.time, lambda when: loop.call_later(when - loop.time(), self._quota.settle))
 
     # Listeners
 
@@ -116,7 +120,8 @@ class RuntimeServer:
         """See to it that idle clients cannot lock others out, and ordinary ones never the operator."""
         privileged = newcomer.session.privileged
         peers = [client for client in self._clients if client.session.privileged == privileged]
-        if len(peers) < (PRIVILEGED_CLIENTS if privileged else CLIENTS):
+        most = PRIVILEGED_CLIENTS if privileged else self._control.config.global_.stats_maxconn
+        if len(peers) < most:
             return True
         if victim := self._longest_idle(peers):
             self._limited_log("notice", f"dropping the {victim}: too many clients, and it is idle longest")
@@ -260,6 +265,8 @@ class RuntimeServer:
         return True
 
     def _execute(self, client: Client, command: bytes) -> None:
+        from hitlessd.runtime.commands import execute  # at the first command, not when we start
+
         def call(words: Sequence[str]) -> Call:
             sockets = tuple(dict.fromkeys(self._listeners.values()))
             promise = lambda number: setattr(client, "waiting", number)  # noqa: E731
@@ -272,7 +279,8 @@ class RuntimeServer:
             answer = execute(command, call)
         except Exception as error:
             # Main must outlive any mistake in here.
-            self._log("err", f"cannot execute a runtime API command: {type(error).__name__}: {error}")
+            text = f"cannot execute a runtime API command: {type(error).__name__}: {error}"
+            self._log("err", text, event=Event.BUG)
             answer = "cannot execute the command: internal error\n"
             client.waiting = None
         if isinstance(answer, Pieces):
@@ -310,12 +318,14 @@ class RuntimeServer:
 
     def _answer(self, client: Client, text: str) -> None:
         client.output += text.encode("utf-8", "replace")
-        client.output += b"\n> " if client.session.prompt else b"\n"
+        age = self._loop.time() - self._control.started
+        client.output += client.session.ending(age).encode()
         self._flush(client)
         unread = sum(len(each.output) for each in self._clients)
         if unread > UNREAD_LIMIT:
             worst = max(self._clients, key=lambda each: len(each.output))
-            self._log("warning", f"dropping the {worst}: it does not read, and {len(worst.output)} bytes are waiting")
+            text = f"dropping the {worst}: it does not read, and {len(worst.output)} bytes are waiting"
+            self._limited_log("warning", text)
             self._drop(worst)
 
     def _reloaded(self, client: Client, outcome: ReloadOutcome) -> None:
@@ -351,7 +361,7 @@ class RuntimeServer:
                 self._drop(client)
                 return
         elif refusal := takeover_refusal(stats, credentials):
-            self._log("warning", f"refusing a {client}: {refusal}")
+            self._quota("warning", f"refusing a {client}: {refusal}", event=Event.TAKEOVER_REFUSED)
             client.output += refusal.encode("utf-8", "replace") + b"\n"
             client.closing = True
             return
@@ -372,20 +382,23 @@ class RuntimeServer:
     def export_clients(self) -> list[tuple[socket.socket, dict[str, Any]]]:
         """Give every client away, for a successor: the socket, and what import_client() needs (JSON).
 
-        All together is less than 4 MiB as JSON text; whoever does not fit, for not reading, is dropped.
+        There are at most EXPORT_CLIENTS, and all together is less than 4 MiB as JSON text; whoever does not fit, for
+        not reading or because there are too many, is dropped.
         """
-        exported, total = [], 0
-        # Callers that wait for the outcome of a reload first: they matter most.
-        for client in sorted(self._clients, key=lambda each: each.waiting is None):
+        exported: list[tuple[socket.socket, dict[str, Any]]] = []
+        total = 0
+        # Callers that wait for the outcome of a reload first: they matter most; then whoever has lately been heard of.
+        for client in sorted(self._clients, key=lambda each: (each.waiting is None, -each.active)):
             self._flush(client)
             # A listing that has begun cannot go on elsewhere.
             if not client.alive or client.pieces is not None or (client.closing and not client.output):
                 self._drop(client)
                 continue
             total += client.size
-            if len(client.output) > EXPORT_LIMIT or total > EXPORT_TOTAL:
+            if len(client.output) > EXPORT_LIMIT or total > EXPORT_TOTAL or len(exported) >= EXPORT_CLIENTS:
                 total -= client.size
-                self._limited_log("notice", f"dropping the {client}: it does not read, and a successor takes over")
+                why = "there are too many" if len(exported) >= EXPORT_CLIENTS else "it does not read"
+                self._limited_log("notice", f"dropping the {client}: {why}, and a successor takes over")
                 self._drop(client)
             else:
                 self._release(client)
@@ -413,20 +426,15 @@ class RuntimeServer:
         for client in list(self._clients):
             self._flush(client)
             self._drop(client)
+        self._quota.close()
         for timer in (self._clock, self._retry):
             if timer is not None:
                 timer.cancel()
         self._clock = self._retry = None
 
     def _limited_log(self, severity: str, message: str) -> None:
-        """At most one line a second: what is logged here, a hostile client can make happen as often as it likes."""
-        now = self._loop.time()
-        if now - self._logged < 1.0:
-            self._unlogged += 1
-            return
-        suffix = f" ({self._unlogged} similar messages suppressed)" if self._unlogged else ""
-        self._logged, self._unlogged = now, 0
-        self._log(severity, message + suffix)
+        """For what a hostile client can make happen as often as it likes."""
+        self._quota(severity, message, event=Event.RUNTIME_CLIENT_DROPPED)
 
 
 def _pending(listener: socket.socket) -> bool:

@@ -27,10 +27,10 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A whole request. Names of headers are in small letters."""
+    """A whole request. Names of headers are in small letters. HEAD comes as GET, its answer loses its body later."""
 
-    method: str
-    target: str  # as it was sent: path, and what is behind `?`
+    method: str  # GET or POST
+    target: str  # path, and what is behind `?`, as they were sent
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
 
@@ -67,6 +67,9 @@ Responder = Callable[[Request, Grant], "Reply | Feed | Waiting"]
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An answer that comes later: `begin(done)` is called once, done(reply) once, maybe at once."""
+    """An answer that comes later: `begin(done)` is called once, done(reply) once, maybe at once.
+
+    If a successor takes over meanwhile, its responder is asked the same again.
+    """
 
     begin: Callable[[Callable[[Reply], object]], object]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,6 +31,8 @@ _RECHECK = 0.1
 #: Steps of `slowstart`; it begins at the second, which is a tenth.
 _STEPS = 20
 _FIRST_STEP = 2
+#: What no set of usable servers is made of.
+_NOTHING = [(-1, 0)]
 
 
 def _since(head: tuple[Connection, object]) -> float:
@@ -82,34 +85,55 @@ class LiveServer(Tally):
         super().__init__(worker.ledger, worker.ledger.row(RowKey("server", backend.name, server.name)), [])
         self.backend = backend
         self.name = server.name
-        self.config: Server = server
-        self.maxconn = server.maxconn
+        self._worker = worker
+        self.configure(server)
         self.state = ServerState.READY
-        #: Of failures to connect; of connections, too, where only these count as successes; of HTTP.
-        self.observer: Observation | None = None
-        self.observer4: Observation | None = None
-        self.observer7: Observation | None = None
-        if server.observe and server.check:
-            self.observer = Observation(worker, backend.name, server)
-            if server.observe == "layer4":
-                self.observer4 = self.observer
-            else:
-                self.observer7 = self.observer
         self.weight = server.weight
         self.usable = server.weight > 0  # balancing may choose it
         self.running = True  # those who belong to it may go there, though it drains
         self._up_since = 0
         self._up_at = -NEVER
-        self.family = int(server.address.family)
-        self.inet = isinstance(server.address, InetAddress)
-        self.address = server.address.sockaddr
-        self.send_proxy = server.send_proxy
-        self.any_port = isinstance(server.address, InetAddress) and server.address.port == 0
         self.pool = Pool(worker, self) if backend.config.mode == "http" else None
         self.codes = [0] * 10 if self.pool is not None else None
         self._slots = worker.slots
         self._slot = self.row.slot
         self._scur_at = self.row.start + _SCUR
+
+    def configure(self, server: Server) -> None:
+        """Take what the configuration says of it. Later than at its birth, the backend is to be arrange()d then."""
+        self.config = server
+        self.maxconn = server.maxconn
+        self.family = int(server.address.family)
+        self.inet = isinstance(server.address, InetAddress)
+        self.address = server.address.sockaddr
+        self.any_port = isinstance(server.address, InetAddress) and server.address.port == 0
+        self.send_proxy = server.send_proxy
+        #: Of failures to connect; of connections, too, where only these count as successes; of HTTP.
+        self.observer: Observation | None = None
+        self.observer4: Observation | None = None
+        self.observer7: Observation | None = None
+        if server.observe and server.check:
+            self.observer = Observation(self._worker, self.backend.name, server)
+            if server.observe == "layer4":
+                self.observer4 = self.observer
+            else:
+                self.observer7 = self.observer
+
+    def sit_on(self, row: Row) -> None:
+        """Count there from now on, those included that are connected now."""
+        if row is not self.row:
+            self.row = row
+            self.counted = 0
+            self._slot = row.slot
+            self._scur_at = row.start + _SCUR
+            self.count(0)
+
+    def retire(self) -> None:
+        """It is no server of its backend any more, and nobody's: who has it in a cookie gets another one."""
+        self.usable = self.running = False
+        if self.pool is not None:
+            self.pool.open(False)
+            self._worker.wheel.remove(self.pool)
 
     def look(self, table: Table, now: float, wall: float) -> None:
         """Bring state and weight up to date. `now` is of the worker's clock, `wall` the CLOCK_REALTIME of it."""
@@ -208,9 +232,6 @@ class LiveBackend(Tally):
         self.policy = Policy(config)
         self.servers = [LiveServer(worker, self, server) for server in config.servers]
         self.by_cookie: dict[bytes, list[LiveServer]] = {}  # see from_client() in http/cookies.py
-        for server in self.servers:
-            if server.config.cookie:
-                self.by_cookie.setdefault(server.config.cookie.encode(), []).append(server)
         self.usable: list[LiveServer] = []
         self.only: LiveServer | None = None  # the one to choose, when there is no choice
         self.limited = False  # a usable server has a maxconn
@@ -226,7 +247,17 @@ class LiveBackend(Tally):
         self._handed = 0
         self._warming = _Warming(self)
         self._chooser: Chooser | None = None
-        self._made_of: list[tuple[int, int]] = []
+        self._made_of: list[tuple[int, int]] = []  # positions and weights
+        self.arrange()
+
+    def arrange(self) -> None:
+        """The servers are others, or their configuration is another one."""
+        self.config = replace(self.config, servers=tuple(server.config for server in self.servers))
+        self.by_cookie.clear()
+        for server in self.servers:
+            if server.config.cookie:
+                self.by_cookie.setdefault(server.config.cookie.encode(), []).append(server)
+        self._made_of = _NOTHING  # positions may mean other servers than before
         self.refresh()
 
     def refresh(self) -> None:
@@ -274,7 +305,7 @@ class LiveBackend(Tally):
 
     def _weights(self, usable: list[LiveServer], now: float) -> list[int]:
         if self._static:
-            return unscaled(self.config, [server.config.weight or server.weight for server in usable])
+            return unscaled(self.config, [server.config.initial_weight or server.weight for server in usable])
         steps = [server.warmth(now) for server in usable]
         if min(steps, default=_STEPS) == _STEPS:
             return [server.weight for server in usable]

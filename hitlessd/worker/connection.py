@@ -15,6 +15,7 @@ import termios
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hitlessd.events import Event
 from hitlessd.proxyprotocol import Header, build
 from hitlessd.worker.logline import ConnectionRecord
 from hitlessd.worker.observation import L4_ERROR
@@ -176,7 +177,8 @@ class Connection:
         try:
             worker.epoll.register(fd, EVENTS)
         except OSError as error:
-            worker.complain(f"cannot serve a client of {frontend.name}: {_explain(error.errno or errno.EIO)}")
+            text = f"cannot serve a client of {frontend.name}: {_explain(error.errno or errno.EIO)}"
+            worker.complain(text, event=Event.CLIENT_FAILED, frontend=frontend.name)
             self.cause = "RC"
             self.close()
             return
@@ -356,7 +358,8 @@ class Connection:
             row.econ += 1
             backend.row.econ += 1
             if error in _RESOURCE:
-                worker.complain(f"cannot connect to server {backend.name}/{target.name}: {_explain(error)}")
+                text = f"cannot connect to server {backend.name}/{target.name}: {_explain(error)}"
+                worker.complain(text, event=Event.CONNECT_FAILED, backend=backend.name, server=target.name)
                 self.cause = "RC"
             else:
                 self.cause = "sC" if timeout else "SC"

@@ -8,6 +8,7 @@ backend's QCUR) is written at once by those who change it.
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 
 from hitlessd.table import Column, RowKey, Table
 
@@ -247,6 +248,7 @@ class Ledger:
 
     def __init__(self, table: Table, worker: int) -> None:
         self.slot = table.slot(worker)
+        self._worker = worker
         self.changed: list[Row] = []
         self.dirty: list[Tally] = []
         self.accounts: list[Account] = []
@@ -257,7 +259,7 @@ class Ledger:
         """The row of that key. Where the table has none, which happens to proxies that are no longer configured, one
         that nobody else sees."""
         row = self._rows.get(key)
-        if row is None:
+        if row is None or (row.number < 0 and key in self._table.index):  # it may have got one since
             number = self._table.index.get(key, -1)
             if number < 0:
                 unseen = memoryview(bytearray(self._table.columns * 8)).cast("Q")
@@ -266,6 +268,14 @@ class Ledger:
                 row = Row(self, self.slot, number, number * self._table.columns)
             self._rows[key] = row
         return row
+
+    def clear_maxima(self, columns: Collection[Column]) -> None:
+        """Forget MAXIMA; to be called when all is written."""
+        self._table.clear_maxima(self._worker, columns)
+        for row in self._rows.values():
+            for column in columns:
+                setattr(row, column.name.lower(), 0)
+                row.slot[row.start + column] = 0
 
     def write(self, now: float) -> None:
         """Write what has changed since the last time; `now` is CLOCK_REALTIME in seconds."""

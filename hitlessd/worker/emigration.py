@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hitlessd import channel
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
 from hitlessd.handover.faults import striker
 from hitlessd.worker.batch import ROOM, Batch, descriptors_of
 from hitlessd.worker.connection import Connection, State
@@ -200,7 +201,9 @@ class Emigration:
             try:
                 conn = resume(self._worker, frozen)
             except Exception as error:
-                self._worker.log("err", f"a connection is lost: cannot go on with it: {error}", lost=1)
+                self._worker.complain(
+                    f"a connection is lost: cannot go on with it: {error}", event=Event.CONNECTIONS_LOST, lost=1
+                )
                 self._lost += 1
                 frozen.reset()
                 self._worker.parking.gone(frozen.ticket)

@@ -9,12 +9,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hitlessd.accesslog import access_log, plain_writer
+from hitlessd.events import Event
 from hitlessd.model import Frontend
 from hitlessd.table import RowKey
 from hitlessd.worker.connection import Connection
 from hitlessd.worker.counters import Account, Tally
 from hitlessd.worker.gate import Rate, Rules
-from hitlessd.worker.http.connection import HttpConnection
+from hitlessd.worker.http.connection import HostConnection, HttpConnection
 from hitlessd.worker.http.policy import Policy
 from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import ignore
@@ -140,6 +141,7 @@ class LiveListener:
         while accepted < end:
             if rate is not None and most and rate.full():
                 worker.arm()
+                worker.limited(frontend, rate.limit)
                 break
             try:
                 sock, address = accept()
@@ -147,7 +149,7 @@ class LiveListener:
                 break
             except OSError as error:
                 if error.errno in _CAPACITY:
-                    worker.exhausted(f"cannot accept on {frontend.name}: {error.strerror}")
+                    worker.exhausted(f"cannot accept on {frontend.name}: {error.strerror}", frontend=frontend.name)
                     break
                 if error.errno in _UNUSABLE:
                     self._give_up(error)
@@ -168,6 +170,7 @@ class LiveListener:
             if len(connections) >= worker.limit or frontend.sessions >= frontend.limit:
                 worker.throttled = True
                 worker.arm()
+                worker.limited(frontend)
                 if most:
                     break
         return accepted
@@ -176,7 +179,9 @@ class LiveListener:
         """Level-triggered, it would wake us for ever: let it be for a while."""
         worker = self.worker
         worker.complain(
-            f"cannot accept on {self.frontend.name}: {error.strerror}; somebody may have shut its socket down"
+            f"cannot accept on {self.frontend.name}: {error.strerror}; somebody may have shut its socket down",
+            event=Event.ACCEPT_FAILED,
+            frontend=self.frontend.name,
         )
         if not self.bucket:
             self._unusable_until = worker.now + _RETRY
@@ -210,16 +215,11 @@ class LiveFrontend(Tally):
         self.codes = [0] * 10 if config.mode == "http" else None
         self.config = config
         self.policy = Policy(config)
-        #: Of HTTP: requests need no more than to be passed on to the one backend.
-        self.direct = (
-            config.mode == "http"
-            and self.policy.idle
-            and backend.policy.idle
-            and not (config.use_backend or backend.config.cookie or backend.config.http_reuse == "never")
-            and not any(server.send_proxy for server in backend.servers)
-        )
         self.first_is_fresh = backend.config.http_reuse != "always"  # connect() knows what `aggressive` means
-        self.connection = HttpConnection if config.mode == "http" else Connection
+        #: How the targets of requests begin that main answers.
+        self.pages = tuple(policy.page.prefix for policy in (self.policy, backend.policy) if policy.page is not None)
+        http = HostConnection if self.pages else HttpConnection
+        self.connection = http if config.mode == "http" else Connection
         #: What a connection does as soon as its client is known.
         self.first: Callable[[Any], None] = self.connection.start
         self.router: Router | None = None
@@ -239,13 +239,37 @@ class LiveFrontend(Tally):
         self.bucket: dict[Timed, None] = {}
         self.backend: LiveBackend = backend
         self.retired = False  # the configuration has it no more: its connections end as soon as they can
+        self.direct = False
+        self.find_way()
         self.route: Route = Route.of(config, backend.config)
         self._routes = {backend: self.route}
         #: Of HTTP: by server, what direct exchanges add up to.
         self.accounts: dict[LiveServer, Account] = {}
-        # The configured limit is for all workers together.
-        self.limit = -(-config.maxconn // worker.table.workers) if config.maxconn else 1 << 60
+        self._workers = worker.table.workers
+        self.limit = self.share()
         self.listeners: list[LiveListener] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether it accepts anybody."""
+        return not self.config.disabled
+
+    def share(self) -> int:
+        """This worker's part of its maxconn."""
+        # The configured limit is for all workers together.
+        return -(-self.config.maxconn // self._workers) if self.config.maxconn else 1 << 60
+
+    def find_way(self) -> None:
+        """Of HTTP: whether requests need no more than to be passed on to the one backend."""
+        config, backend = self.config, self.backend
+        self.direct = (
+            config.mode == "http"
+            and not self.retired
+            and self.policy.idle
+            and backend.policy.idle
+            and not (config.use_backend or backend.config.cookie or backend.config.http_reuse == "never")
+            and not any(server.send_proxy for server in backend.servers)
+        )
 
     def account_with(self, server: LiveServer) -> Account:
         """Where the exchanges with that server are counted."""

@@ -89,7 +89,7 @@ class Rate:
     def __init__(self, worker: Worker, row: Row, limit: int) -> None:
         self._worker = worker
         self._row = row
-        self._limit = limit
+        self.limit = limit
         self._at = row.start + _RATE
         self.bucket = 0
         #: Until when nobody is accepted, by our clock.
@@ -113,7 +113,7 @@ class Rate:
         part = worker.now - second
         counts = [_at(word, second & _SECONDS) for word in self._words()]
         before, now = sum(count for count, _ in counts), sum(count for _, count in counts)
-        wait = pause(self._limit, before, now, part)
+        wait = pause(self.limit, before, now, part)
         if not wait:
             return False
         self.until = worker.now + wait

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hitlessd import channel
 from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
 from hitlessd.handover.faults import striker
 from hitlessd.worker.batch import Batch
 from hitlessd.worker.connection import Connection, State
@@ -84,7 +85,9 @@ class Immigration:
                     continue
                 conn = resume(worker, frozen, batch.frontends, batch.backends, batch.elapsed)
             except Exception as error:
-                worker.log("err", f"a connection is lost: cannot take it over: {error}", lost=1)
+                worker.complain(
+                    f"a connection is lost: cannot take it over: {error}", event=Event.CONNECTIONS_LOST, lost=1
+                )
                 frozen.reset()
                 continue
             taken.append((position, conn))
@@ -105,7 +108,7 @@ class Immigration:
 
     def _refuse(self, why: str) -> None:
         """Nothing of this batch is claimed. Say why, so that the operator learns it."""
-        self._worker.log("err", f"cannot take over connections: {why}")
+        self._worker.log("err", f"cannot take over connections: {why}", event=Event.MOVING_FAILED, reason=why)
         try:
             channel.send(self._sock, {"is": "refused", "why": why})
         except OSError:

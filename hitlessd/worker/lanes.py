@@ -7,11 +7,13 @@ along as a record: unknown fields are ignored, missing ones have the model's def
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, get_args
 
 from hitlessd.errors import PeerError
-from hitlessd.model import Backend, Balance, Frontend, InetAddress, Server, Timeouts, UnixAddress
+from hitlessd.model import Backend, Balance, Frontend, Server, Timeouts
+from hitlessd.records import dump_address, load_address
 from hitlessd.worker.backend import LiveBackend, LiveServer
 from hitlessd.worker.connection import UNDECIDED
 from hitlessd.worker.frontend import LiveFrontend
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from hitlessd.worker.loop import Worker
     from hitlessd.worker.serial import SerialConnection
 
-__all__ = ["Lanes", "Proxies", "backend_record", "frontend_record"]
+__all__ = ["Lanes", "Proxies", "backend_record", "frontend_record", "server_record"]
 
 #: Records by name, of frontends and of backends.
 Proxies = dict[str, dict[str, Any]]
@@ -51,18 +53,15 @@ def frontend_record(frontend: Frontend) -> dict[str, Any]:
 
 def backend_record(backend: Backend) -> dict[str, Any]:
     """What a connection needs to know of its backend, and of the servers that it may still be sent to."""
-    servers = [
-        {name: getattr(server, name) for name in _SERVER}
-        | {
-            "address": [server.address.host, server.address.port]
-            if isinstance(server.address, InetAddress)
-            else server.address.path
-        }
-        for server in backend.servers
-    ]
+    servers = [server_record(server) for server in backend.servers]
     return {"timeouts": asdict(backend.timeouts), "servers": servers} | {
         name: getattr(backend, name) for name in _BACKEND
     }
+
+
+def server_record(server: Server) -> dict[str, Any]:
+    """One of "servers" in a backend's record."""
+    return {name: getattr(server, name) for name in _SERVER} | {"address": dump_address(server.address)}
 
 
 def _known(record: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -81,9 +80,7 @@ def _frontend(name: str, backend: str, record: dict[str, Any]) -> Frontend:
 
 
 def _server(record: dict[str, Any]) -> Server:
-    address = record["address"]
-    where = UnixAddress(str(address)) if isinstance(address, str) else InetAddress(str(address[0]), int(address[1]))
-    return Server(address=where, **_known(record, _SERVER))
+    return Server(address=load_address(record["address"]), **_known(record, _SERVER))
 
 
 def _backend(name: str, record: dict[str, Any]) -> Backend:
@@ -135,7 +132,7 @@ class Lanes:
                 config = live.config if live is not None else _frontend(frontend, backend, frontends[frontend])
                 pair = LiveFrontend(self._worker, config, target)
                 pair.retired = live is None
-                pair.direct = pair.direct and not pair.retired
+                pair.find_way()
             except _NONSENSE as error:
                 raise _unknown(serial, error) from None
             self._pairs[frontend, backend] = pair
@@ -167,3 +164,11 @@ class Lanes:
             except (StopIteration, KeyError, TypeError, ValueError, IndexError):
                 return None
         return live
+
+    def reclaim(self, backend: LiveBackend, name: str) -> LiveServer | None:
+        """The server of that name that server() has made, if any: it is one of the backend's again."""
+        return self._servers.pop((backend.name, name), None)
+
+    def frontends(self) -> Iterable[LiveFrontend]:
+        """Those of pairs."""
+        return self._pairs.values()

@@ -17,7 +17,9 @@ from collections import deque
 from collections.abc import Callable, Container, Sequence
 from typing import NoReturn
 
+from hitlessd.events import Event
 from hitlessd.model import Backend, Frontend
+from hitlessd.quota import Quota
 from hitlessd.table import PROCESS
 from hitlessd.worker.backend import LiveBackend
 from hitlessd.worker.connection import UNDECIDED, Connection, State
@@ -43,7 +45,7 @@ _IDLE = UNDECIDED | {State.WAITING}
 #: Seconds without accepting after accept(2) failed for want of something.
 _REST = 0.1
 #: Seconds between two log lines of the same kind.
-_COMPLAINT = 1.0
+_PERIOD = 30.0
 _MANY = 1 << 60
 
 
@@ -70,15 +72,39 @@ class _Rest:
         self.worker.arm()
 
 
+class _Settlement:
+    """What holds messages back, as a member of the wheel."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.quota = Quota(worker.log, lambda: worker.now, self._wake, 1, _PERIOD)
+        self.bucket = 0
+        self._worker = worker
+        self._at = NEVER
+
+    def _wake(self, when: float) -> None:
+        self._at = when
+        self._worker.wheel.remove(self)
+        self._worker.wheel.add(self, when)
+
+    def deadline(self) -> float:
+        return self._at
+
+    looked_at = deadline
+
+    def expired(self) -> None:
+        self._at = NEVER
+        self.quota.settle()
+
+
 class Worker:
     """One worker. `run()` is its process; tests call turn() and pass a clock."""
 
     # More attributes than a class without slots keeps fast ones of.
     __slots__ = (
-        "_complained",
         "_epoch",
         "_offset",
         "_rest",
+        "_settlement",
         "_wake_fd",
         "accepting",
         "arrivals",
@@ -147,7 +173,7 @@ class Worker:
         self.resting = False
         self.draining = False
         self._rest = _Rest(self)
-        self._complained: dict[str, float] = {}
+        self._settlement = _Settlement(self)
         self.slots = [self.table.slot(index) for index in range(self.table.workers)]
         general = setup.config.global_
         self.parking = Parking(self, park, setup.exact and general.crash_proof, general.park_after, setup.park_limit)
@@ -161,6 +187,8 @@ class Worker:
             frontend.name: LiveFrontend(self, frontend, self._default(frontend)) for frontend in setup.config.frontends
         }
         for number, (name, bind, sock) in enumerate(setup.listeners):
+            if sock.fileno() < 0:
+                continue  # closed for good by `shutdown frontend`
             frontend = self.frontends[name]
             frontend.listeners.append(LiveListener(self, frontend, sock, number, bind.accept_proxy))
         self.orders = Orders(self, setup.channel)
@@ -248,7 +276,8 @@ class Worker:
 
     def crashed(self, owner: object) -> None:
         """A bug met one connection: say so, close that one, go on. To be called while the exception is handled."""
-        self.log("err", f"cannot go on with a connection because of a bug in hitlessd: {traceback.format_exc()}")
+        text = f"cannot go on with a connection because of a bug in hitlessd: {traceback.format_exc()}"
+        self.log("err", text, event=Event.BUG)
         conn = owner.conn if isinstance(owner, Side) else owner
         if not isinstance(conn, Connection):
             return
@@ -256,7 +285,8 @@ class Worker:
             conn.cause = conn.cause or "ID"
             conn.close()
         except Exception:
-            self.log("crit", f"cannot close a connection because of a bug in hitlessd: {traceback.format_exc()}")
+            text = f"cannot close a connection because of a bug in hitlessd: {traceback.format_exc()}"
+            self.log("crit", text, event=Event.BUG)
 
     def _refresh(self) -> None:
         """Main has changed the state or weight of a server."""
@@ -269,14 +299,28 @@ class Worker:
         """CLOCK_REALTIME of a time of our clock."""
         return time.time() - (self.clock() - at)
 
-    def complain(self, message: str) -> None:
-        """Log an error that may come in thousands: each text once a second at most."""
-        if self.now < self._complained.get(message, -NEVER):
-            return
-        if len(self._complained) > 100:
-            self._complained.clear()
-        self._complained[message] = self.now + _COMPLAINT
-        self.log("err", message)
+    def complain(self, message: str, event: Event | None = None, **fields: object) -> None:
+        """Log an error that may come in thousands: each text once in 30 seconds at most."""
+        self._settlement.quota("err", message, event=event, about=message, **fields)
+
+    def limited(self, frontend: LiveFrontend, rate: int = 0) -> None:
+        """Whoever connects now waits: `rate` new sessions a second have come, or there are as many as may be."""
+        if rate:
+            limit, what = rate, f"frontend {frontend.name} lets in no more than {rate} sessions a second"
+        elif len(self.connections) >= self.limit:
+            limit, what = self.limit, f"worker {self.index} serves no more than {self.limit} connections"
+        else:
+            limit = frontend.limit
+            what = f"worker {self.index} serves no more than {limit} connections of frontend {frontend.name}"
+        self._settlement.quota(
+            "warning",
+            f"{what}: new clients wait",
+            event=Event.LIMIT_REACHED,
+            about=what,
+            worker=self.index,
+            frontend=frontend.name,
+            limit=limit,
+        )
 
     # -- accepting ---------------------------------------------------------------------------------------------------
 
@@ -287,13 +331,21 @@ class Worker:
         for frontend in self.frontends.values():
             below = frontend.sessions < frontend.limit
             throttled = throttled or (self.accepting and not below)
+            ready = wanted and below and frontend.open
             for listener in frontend.listeners:
-                listener.arm(wanted and below and (frontend.rate is None or frontend.rate.until <= self.now))
+                listener.arm(ready and (frontend.rate is None or frontend.rate.until <= self.now))
         self.throttled = throttled
 
-    def exhausted(self, message: str) -> None:
+    def limit_to(self, share: int) -> None:
+        """So many connections from now on, 0 for any number; nobody is cut off."""
+        self.limit = share or _MANY
+        for _ in range(min(self.idle, self.idle + len(self.connections) - self.limit)):
+            self.spare_idle()
+        self.arm()
+
+    def exhausted(self, message: str, **fields: object) -> None:
         """accept(2) lacks descriptors or memory: level-triggered listeners would spin, so pause."""
-        self.complain(message)
+        self.complain(message, event=Event.ACCEPT_FAILED, **fields)
         if not self.resting:
             self.resting = True
             self._rest.until = self.now + _REST
@@ -311,7 +363,7 @@ class Worker:
         self.accept(False)
         for frontend in self.frontends.values():
             for listener in frontend.listeners:
-                if listener.number not in leave:
+                if listener.number not in leave and frontend.open:
                     listener.accept()
 
     def drain(self, leave: Container[int]) -> None:
@@ -348,6 +400,10 @@ class Worker:
                 for listener in frontend.listeners:
                     if listener.armed:
                         listener.accept(max(1, listener.waiting()))
+
+    def every_frontend(self) -> list[LiveFrontend]:
+        """Those of the configuration, and those that connections have come with."""
+        return [*self.frontends.values(), *self.lanes.frontends()]
 
     def idle_sides(self, backends: Callable[[LiveBackend], bool]) -> list[HttpSide]:
         """The connections that wait in the pools of these backends."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hitlessd import channel
 from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError
-from hitlessd.worker import sessions
+from hitlessd.events import Event
+from hitlessd.worker import changes, sessions
 from hitlessd.worker.emigration import Emigration
 from hitlessd.worker.immigration import Immigration
 from hitlessd.worker.resumption import Resumption
@@ -52,13 +53,13 @@ class Orders:
         except BlockingIOError:
             return
         except PeerError as error:
-            self._worker.log("err", str(error))
+            self._worker.log("err", str(error), event=Event.BUG)
             return
         except OSError:
             message, fds = None, []
         if message is None:
             # Main is gone. What would be left of us nobody could stop.
-            self._worker.log("crit", "the main process is gone: this worker ends")
+            self._worker.log("crit", "the main process is gone: this worker ends", event=Event.MAIN_LOST)
             os._exit(1)
         self._follow(message, fds)
 
@@ -66,6 +67,16 @@ class Orders:
         """Tell main what it did not ask for."""
         self._outbox.append({"did": what, **more})
         self._post()
+
+    def pass_on(self, message: dict[str, Any], fd: int) -> bool:
+        """Give main a descriptor, of which ours stays ours; False if it does not take it now."""
+        if self._outbox:
+            return False
+        try:
+            channel.send(self._sock, message, [fd])
+        except OSError:
+            return False
+        return True
 
     def answer(self, order: dict[str, Any], **more: Any) -> None:
         """Tell main that the order is carried out."""
@@ -112,12 +123,18 @@ class Orders:
                 wanted = frozenset(message.get("numbers", ()))
                 found = [conn.number for conn in worker.connections if conn.number in wanted]
                 more = {"have": found, "arriving": bool(worker.arrivals)}
+            case "change":
+                more = changes.change(worker, message)
+            case "shut-frontend":
+                more = changes.shut_frontend(worker, message)
+            case "clear-maxima":
+                more = changes.clear_maxima(worker, message)
             case "show-sessions":
                 more = sessions.show(worker, message)
             case "shutdown-session":
                 more = sessions.shut_down(worker, message)
             case _:
-                worker.log("err", f"cannot follow the order {order!r}: unknown")
+                worker.log("err", f"cannot follow the order {order!r}: unknown", event=Event.BUG)
                 close_all(fds)
                 return
         close_all(fds)
@@ -155,5 +172,6 @@ class Orders:
                 worker.crashed(conn)
         worker.settle()
         if order == "hurry":
-            worker.log("warning", f"{count} connections were closed because the time to drain was over", sessions=count)
+            text = f"{count} connections were closed because the time to drain was over"
+            worker.log("warning", text, event=Event.HARD_STOP, closed=count)
         os._exit(0)

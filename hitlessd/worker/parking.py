@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hitlessd.events import Event
 from hitlessd.handover.faults import striker
 from hitlessd.parking import counters
 from hitlessd.parking.book import LABEL_MARK, SlotState, mark_of
@@ -20,7 +21,7 @@ from hitlessd.worker.connection import UNPARKED, Connection, State
 from hitlessd.worker.http.serial import http_form
 from hitlessd.worker.http.side import HttpSide
 from hitlessd.worker.http.state import HttpState
-from hitlessd.worker.lanes import backend_record, frontend_record
+from hitlessd.worker.lanes import backend_record, frontend_record, server_record
 from hitlessd.worker.parkpipes import ParkedPipes
 from hitlessd.worker.parkqueue import Queue
 from hitlessd.worker.pipes import Pipe
@@ -46,6 +47,8 @@ _BURST = 252
 _TICK, _BEAT = 0.25, 1.0
 #: Seconds to wait after the kernel has refused to take more.
 _REST = 2.0
+#: Why a connection cannot be parked whose counters do not add up.
+_UNSOUND = "cannot park a connection: the kernel's counters are not what went through it"
 
 
 class Parking:
@@ -72,7 +75,8 @@ class Parking:
         self._slots = park.book.slots if park else 0
         self._departing: dict[int, tuple[list[int], list[int]]] = {}  # by slot: blocks and places
         self._lanes: dict[tuple[str, str, str], int] = {}
-        self._noted: set[tuple[str, str]] = set()
+        #: By kind and name, whose record the notes have; of a backend, the servers in it.
+        self._noted: dict[tuple[str, str], frozenset[str]] = {}
         self._rest_until = 0.0
         self._complained_of = ""
         self._strike = striker("parking", os.environ)
@@ -175,7 +179,7 @@ class Parking:
         except OSError as error:
             if error.errno:  # else it is merely too busy just now
                 self._reject(conn)
-                self._worker.complain(f"cannot park a connection: {error.strerror}")
+                self._worker.complain(f"cannot park a connection: {error.strerror}", event=Event.PARKING_FAILED)
             return False
         if one.closed or other.closed:
             return False  # we shall soon hear of it
@@ -190,7 +194,7 @@ class Parking:
         )
         if not conn.counted:
             self._reject(conn)
-            self._worker.complain("cannot park a connection: the kernel's counters are not what went through it")
+            self._worker.complain(_UNSOUND, event=Event.PARKING_FAILED)
         return conn.counted
 
     def _fit_http(self, conn: HttpState, one: counters.Counters, other: counters.Counters) -> bool:
@@ -206,7 +210,7 @@ class Parking:
             fits = True
         if not fits:
             self._reject(conn)
-            self._worker.complain("cannot park a connection: the kernel's counters are not what went through it")
+            self._worker.complain(_UNSOUND, event=Event.PARKING_FAILED)
         return fits
 
     def _reject(self, conn: Connection) -> None:
@@ -264,7 +268,8 @@ class Parking:
         if why != self._complained_of:
             self._complained_of = why
             number = len(self._connections)
-            self._worker.log("warning", f"cannot park more than {number} connections of this worker: {why}")
+            text = f"cannot park more than {number} connections of this worker: {why}"
+            self._worker.log("warning", text, event=Event.PARKING_FAILED, parked=number, reason=why)
         self._rest_until = self._worker.now + _REST
 
     def _write(self, conn: Connection, state: SlotState) -> bool:
@@ -331,7 +336,8 @@ class Parking:
             text = json.dumps(form, separators=(",", ":")).encode()
         if len(text) > room:
             self._worker.complain(
-                f"cannot park a connection: its record has {len(text)} bytes, there is room for {room}"
+                f"cannot park a connection: its record has {len(text)} bytes, there is room for {room}",
+                event=Event.PARKING_FAILED,
             )
             return False
         stands = state if queued else SlotState.FREE
@@ -372,13 +378,18 @@ class Parking:
         if lane is None:
             assert self._park
             note: dict[str, Any] = {"lane": names}
+            servers = self._noted.get(("backend", backend.name))
             if ("frontend", frontend.name) not in self._noted:
                 note["frontend"] = frontend_record(frontend)
-            if ("backend", backend.name) not in self._noted:
+            if servers is None:
                 note["backend"] = backend_record(backend)
+                servers = frozenset(server.name for server in backend.servers)
+            elif conn.target is not None and names[2] not in servers:
+                note["server"] = server_record(conn.target.config)  # added since
             if not self._park.book.add_note(note):
                 return -1
-            self._noted |= {("frontend", frontend.name), ("backend", backend.name)}
+            self._noted[("frontend", frontend.name)] = frozenset()
+            self._noted[("backend", backend.name)] = servers
             lane = self._lanes[names] = len(self._lanes)
         return lane
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from hitlessd.descriptors import ShortOfDescriptors, close_all
 from hitlessd.errors import PeerError
+from hitlessd.events import Event
 from hitlessd.handover.faults import striker
 from hitlessd.parking import counters
 from hitlessd.parking.arithmetic import Buffers, Fate, Hole, fate, rest
@@ -135,7 +136,7 @@ class Resumption:
                 self._finish()
         except Exception as error:
             # A connection that cannot be read must not cost the others.
-            self._worker.log("err", f"cannot go on with parked connections: {error}")
+            self._worker.log("err", f"cannot go on with parked connections: {error}", event=Event.PARK_UNUSABLE)
             self._report.lose("what was parked makes no sense", self._left())
             self._end()
 
@@ -179,9 +180,11 @@ class Resumption:
                 self._frontends[frontend] = note["frontend"]
             if "backend" in note:
                 self._backends[backend] = note["backend"]
+            if "server" in note:
+                self._backends[backend]["servers"].append(note["server"])
         self._kept = book.kept()
         self._label = (book.words[LABEL_MARK], book.words[LABEL_AT])
-        messages = self._park.messages(self._worker.complain)
+        messages = self._park.messages(lambda text: self._worker.complain(text, event=Event.PARK_UNUSABLE))
         self._open_pipes(messages)
         self._messages = messages
 
@@ -265,7 +268,8 @@ class Resumption:
         except Hole as hole:
             self._lose(str(hole))
         except (PeerError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            self._worker.complain(f"cannot go on with a parked connection: {error}")
+            text = f"cannot go on with a parked connection: {error}"
+            self._worker.complain(text, event=Event.PARK_UNUSABLE)
             self._lose("what was parked of them makes no sense")
         else:
             self._report.ended += 1

@@ -22,7 +22,7 @@ from tests.support.origin import Origin, Seen
 from tests.support.processes import Lines, Process, free_port, poll_until
 from tests.support.restartable import Restartable
 
-__all__ = ["Client", "Line", "Pair", "Reply", "Side", "beside"]
+__all__ = ["Client", "Line", "Pair", "Reply", "Side", "beside", "for_haproxy"]
 
 _DEFAULTS = """
 [defaults]
@@ -259,7 +259,8 @@ def _message(seen: Seen) -> tuple[object, ...]:
     return seen.line, fields, seen.body
 
 
-def _for_haproxy(text: str) -> str:
+def for_haproxy(text: str) -> str:
+    """A configuration in haproxy's syntax."""
     lines, key = [], ""
     for line in text.splitlines():
         if line.startswith("["):
@@ -289,7 +290,7 @@ def beside(directory: Path, text: str, *, defaults: str = _DEFAULTS, workers: in
                 head = f"[global]\nstats socket = {directory}/h.sock level admin\nworkers = {workers}\nlog = stderr\n"
                 side.service = stack.enter_context(Restartable(directory, config=head + own))
             else:
-                stack.enter_context(_haproxy(directory, _for_haproxy(own), side))
+                stack.enter_context(_haproxy(directory, for_haproxy(own), side))
         yield Pair(*sides)
 
 

@@ -25,13 +25,13 @@ from hitlessd.worker.counters import CONNECTS, OTHER, REQUESTS
 from hitlessd.worker.http.exchange import Exchange
 from hitlessd.worker.http.sample import LiveSample
 from hitlessd.worker.http.side import NOTHING, HttpSide
-from hitlessd.worker.http.trouble import Trouble
+from hitlessd.worker.http.visits import HostSide, Visits
 from hitlessd.worker.relay import READABLE, TROUBLE, WRITABLE
 
 if TYPE_CHECKING:
     from hitlessd.worker.backend import LiveServer
 
-__all__ = ["HttpConnection"]
+__all__ = ["HostConnection", "HttpConnection"]
 
 _EPOLLIN = int(select.EPOLLIN)
 _WAITING, _EXCHANGING = State.WAITING, State.EXCHANGING
@@ -40,7 +40,7 @@ _SOL_SOCKET, _SO_ERROR = int(socket.SOL_SOCKET), int(socket.SO_ERROR)
 _RDHUP = select.EPOLLRDHUP
 
 
-class HttpConnection(Trouble):
+class HttpConnection(Visits):
     """The way of an exchange."""
 
     __slots__ = ()
@@ -117,7 +117,7 @@ class HttpConnection(Trouble):
 
     def begin_exchange(self, request: Request, rest: bytes) -> None:
         """A request: find out what is to be done with it."""
-        client = self.client
+        client, came = self.client, rest
         client.held = True
         if self.slot >= 0:
             self.worker.parking.busy[self] = None
@@ -149,7 +149,7 @@ class HttpConnection(Trouble):
             client.body = NOTHING
             self.buffer = rest
             rest = b""
-        head = self.decide(request)
+        head = self.decide(request, came)
         if not head:
             return
         if client.ready & _RDHUP and client.body.done and self.backend.config.abortonclose:
@@ -159,8 +159,9 @@ class HttpConnection(Trouble):
         self.outgoing = head + rest
         self.assign()
 
-    def decide(self, request: Request) -> bytes:
-        """Apply the rules and find the backend: the head that its server shall get; b"" when we have answered."""
+    def decide(self, request: Request, came: bytes) -> bytes:
+        """Apply the rules and find the backend: the head that its server shall get; b"" when we have answered, or main
+        does. `came` is what lies behind the head."""
         frontend, exchange = self.frontend, self.exchange
         assert exchange is not None
         front = frontend.policy
@@ -170,8 +171,11 @@ class HttpConnection(Trouble):
             verdict = front.request.apply(sample)
             edits = verdict.edits
             if verdict.answer is not None:
-                self.rule_answers(verdict.answer)
+                self.rule_answers(verdict.answer, came)
                 return b""
+        if front.page is not None and front.page.wanted(request):
+            self.visit("page", came, front.page, seen_through(sample, edits) if edits else sample)
+            return b""
         backend = frontend.backend
         if frontend.router is not None:
             backend = frontend.router.choose(seen_through(sample, edits) if edits else sample)
@@ -181,8 +185,11 @@ class HttpConnection(Trouble):
             verdict = back.request.apply(sample, edits)
             edits += verdict.edits
             if verdict.answer is not None:
-                self.rule_answers(verdict.answer)
+                self.rule_answers(verdict.answer, came)
                 return b""
+        if back.page is not None and back.page.wanted(request):
+            self.visit("page", came, back.page, seen_through(sample, edits) if edits else sample)
+            return b""
         cookies: Sequence[tuple[str, bytes, bytes, int]] = ()
         cookie = backend.config.cookie
         if cookie is not None:
@@ -202,8 +209,11 @@ class HttpConnection(Trouble):
         head = renewed(forward_request(request, keep), cookies)
         return edited(head, edits) if edits else head
 
-    def rule_answers(self, answer: Answer) -> None:
-        """A rule wants us to answer."""
+    def rule_answers(self, answer: Answer, came: bytes) -> None:
+        """A rule wants us, or main, to answer."""
+        if answer.kind == "service":
+            self.visit("metrics", came)
+            return
         if answer.kind != "deny" and not self.entered:
             row = self.frontend.row
             row.slot[row.start + _INTERCEPTED] += 1
@@ -553,3 +563,11 @@ class HttpConnection(Trouble):
             client.resume()
         if self.server is server and not server.held:
             server.resume()
+
+
+class HostConnection(HttpConnection):
+    """Of a frontend with a page, where requests may go the direct way nevertheless."""
+
+    __slots__ = ()
+
+    client_side = HostSide

@@ -9,6 +9,7 @@ from hitlessd.http.edit import ADD, Edit
 from hitlessd.http.rules import compile_rules
 from hitlessd.matching import matcher
 from hitlessd.model import Backend, Frontend
+from hitlessd.worker.http.page import Page
 
 if TYPE_CHECKING:
     from hitlessd.http.heads import Request
@@ -24,6 +25,7 @@ class Policy:
         self.response = compile_rules(config.http_response, response=True)
         self.httpclose = config.httpclose
         self.forwardfor = config.forwardfor
+        self.page = Page(config.stats) if config.stats is not None else None
         self._except = None
         if config.forwardfor is not None and config.forwardfor.unless_from:
             self._except = matcher("ip", [config.forwardfor.unless_from], False)

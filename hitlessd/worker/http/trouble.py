@@ -6,6 +6,7 @@ from __future__ import annotations
 import select
 import socket
 
+from hitlessd.events import Event
 from hitlessd.http import answers
 from hitlessd.http.grammar import CLOSE, Refused
 from hitlessd.parking.park import reset
@@ -138,7 +139,8 @@ class Trouble(HttpState):
         self.client.held = True
         self.unsound()
         self.cause = "PR"
-        self.worker.complain(f"refused a request to {self.frontend.name}: {refused.reason}")
+        text = f"refused a request to {self.frontend.name}: {refused.reason}"
+        self.worker.complain(text, event=Event.REQUEST_REFUSED, frontend=self.frontend.name)
         self.answer(refused.status)
 
     def garbled(self, side: HttpSide, refused: Refused) -> None:
@@ -147,7 +149,10 @@ class Trouble(HttpState):
         assert exchange is not None
         by_client = side is self.client
         what = "request to" if by_client else "response of"
-        self.worker.complain(f"refused a {what} {self.backend.name}: {refused.reason}")
+        text = f"refused a {what} {self.backend.name}: {refused.reason}"
+        self.worker.complain(
+            text, event=Event.REQUEST_REFUSED if by_client else Event.RESPONSE_REFUSED, backend=self.backend.name
+        )
         if by_client:
             self.frontend.row.ereq += 1
             self.frontend.row.change()
