@@ -16,12 +16,16 @@ TEST_PACKAGES = bash-completion chromium-headless-shell fish fonts-dejavu-core h
 	nginx prometheus prometheus-haproxy-exporter python3-pyte slowhttptest systemd wrk zsh
 VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-linux e2fsprogs qemu-system-x86
 
-.PHONY: help demo test lint vm-test bench clean
+# What builds the package, see debian/control, and what criticises it.
+DEB_PACKAGES = build-essential debhelper dh-python lintian pybuild-plugin-pyproject python3-all python3-setuptools
+
+.PHONY: help deb demo test lint vm-test bench clean
 
 help:
 	@echo 'make demo     watch hitlessd being reloaded under load'
 	@echo 'make test     linters and all tests but those that boot machines'
 	@echo 'make vm-test  tests on booted Debian 12 and 13 (root)'
+	@echo 'make deb      the Debian package, in dist/'
 	@echo 'make bench    side by side with haproxy'
 	@echo 'make lint     ruff and mypy alone'
 
@@ -57,8 +61,12 @@ lint: $(VENV)/.test
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest
 
+deb:
+	@$(call need,$(DEB_PACKAGES))
+	$(PYTHON) vm-tests/package.py dist
+
 vm-test: $(VENV)/.test
-	@$(call need,$(VM_PACKAGES))
+	@$(call need,$(VM_PACKAGES) $(DEB_PACKAGES))
 	$(SUDO) $(BIN)/python vm-tests/image.py
 	$(SUDO) $(BIN)/python -m pytest vm-tests
 

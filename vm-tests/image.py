@@ -42,6 +42,7 @@ PACKAGES = (
     "python3-hypothesis",
     "python3-prometheus-client",
     "python3-pytest",
+    "python3-rich",
     "python3-systemd",
     "redis-server",
     "redis-tools",
