@@ -265,6 +265,10 @@ class Worker:
             backend.refresh()
             self.dispatch.add(backend)
 
+    def follow_clock(self) -> None:
+        """CLOCK_REALTIME may have been set; what we write into the table is only so right as when we last looked."""
+        self._offset = time.time() - self.clock()
+
     def realtime(self, at: float) -> float:
         """CLOCK_REALTIME of a time of our clock."""
         return time.time() - (self.clock() - at)
