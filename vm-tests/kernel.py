@@ -67,8 +67,9 @@ _refused: set[str] = set()
 class Kernel:
     """The image `name`, a key of SUITES, booted with a source tree and with the Debian package made of it.
 
-    The package comes as apt installs it: its service and socket are enabled and have been started. All times are in seconds. Entering the with-block boots as far as multi-user.target; leaving it ends the machine at
-    once, as a power cut would. Leaving by an exception keeps the console. Not safe for use by several threads at once.
+    The package comes as apt installs it: its service and socket are enabled and have been started. All times are in
+    seconds. Entering the with-block boots as far as multi-user.target; leaving it ends the machine at once, as a power
+    cut would. Leaving by an exception keeps the console. Not safe for use by several threads at once.
     """
 
     def __init__(self, name: str, tree: Path, configuration: str, package: Path, artefacts: Path = ARTEFACTS) -> None:

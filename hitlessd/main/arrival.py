@@ -60,7 +60,7 @@ class Arrival:
             self._log("warning", "cannot understand what the predecessor says of its connections")
         if self._ancestor:
             self._ancestor.moved, self._ancestor.kept = self.moved, self.kept
-        if not self._done:
+        if not self._done and self.summary:
             self._log("notice", f"late: {self.summary}", moved=self.moved, lost=self.lost)
         self.finish()
 

@@ -21,7 +21,8 @@ def carry_over(config: Config, table: Table, older: Sequence[Table], now: float)
     """Fill in the health of our servers: what the youngest of the `older` tables (the youngest comes first) says about
     the same server, at the same address, checked in the same way; else they are unknown.
 
-    `now` is CLOCK_REALTIME. May be called again as long as our own checks have not begun: what has been found meanwhile comes over, too.
+    `now` is CLOCK_REALTIME. May be called again as long as our own checks have not begun: what has been found meanwhile
+    comes over, too.
     """
     for backend in config.backends:
         for server in backend.servers:

@@ -298,6 +298,10 @@ class Worker:
     def exhausted(self, message: str) -> None:
         """accept(2) lacks descriptors or memory: level-triggered listeners would spin, so pause."""
         self.complain(message)
+        self.rest()
+
+    def rest(self) -> None:
+        """Accept nobody for a moment."""
         if not self.resting:
             self.resting = True
             self._rest.until = self.now + _REST
