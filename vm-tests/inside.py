@@ -99,8 +99,8 @@ def serves(old: int, parked: int) -> bool:
     return new != old and told.get("CurrParked") == str(parked) and new == main_pid()
 
 
-def wait_served(old: int, parked: int) -> None:
-    poll_until(lambda: serves(old, parked), PATIENCE, f"another than {old} serves, with {parked} parked", 0.1)
+def wait_served(old: int, parked: int, patience: float = PATIENCE) -> None:
+    poll_until(lambda: serves(old, parked), patience, f"another than {old} serves, with {parked} parked", 0.1)
 
 
 def journal() -> list[str]:

@@ -133,7 +133,8 @@ class Kernel:
     def reboot(self) -> None:
         """Reboot in order, and return at multi-user.target. The disk stays, what was in memory does not."""
         self._tell("systemctl --no-block reboot; exit\n")
-        self._read("ready", DEADLINES["tcg"])
+        # It has to go down as well.
+        self._read("ready", 2 * DEADLINES["tcg"])
 
     def keep(self, label: str) -> Path:
         """Keep the console's output in the directory LABEL of `artefacts`, and return its path."""

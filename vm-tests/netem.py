@@ -18,7 +18,7 @@ from wires import BALANCER, SERVERS, SWITCH, switch
 from tests.support.crowd import Population
 from tests.support.processes import ROOT
 
-IDLE, PINGPONG, BULK, RELOADS = 10, 10, 2, 10
+IDLE, PINGPONG, RELOADS = 10, 5, 3
 BAD = "netem delay 20ms 5ms loss 2%"
 ECHO = f"python3 -m tests.support.backend --listen {SERVERS[0]}:9003"
 
@@ -30,8 +30,8 @@ def shell(script: str) -> None:
 def crowd() -> None:
     """In the clients' namespace."""
     target = f"{BALANCER}:8001"
-    with Population(target, idle=IDLE, pingpong=PINGPONG, bulk=BULK, timeout=PATIENCE) as crowd:
-        wait_served(0, IDLE + PINGPONG + BULK)
+    with Population(target, idle=IDLE, pingpong=PINGPONG, timeout=PATIENCE) as crowd:
+        wait_served(0, IDLE + PINGPONG)
         before, took = int(info()["CumConns"]), []
         for _ in range(RELOADS):
             began = time.monotonic()
