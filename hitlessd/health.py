@@ -8,6 +8,7 @@ check.c).
 
 from __future__ import annotations
 
+import time
 import zlib
 from enum import IntEnum
 from typing import NamedTuple
@@ -25,6 +26,7 @@ __all__ = [
     "forced_identity",
     "identity",
     "interval",
+    "moment",
     "shortest_interval",
     "status",
     "struck",
@@ -37,6 +39,12 @@ STALE = 60.0
 STALE_CHECKS = 3
 #: Seconds over which the first checks are spread at least (HAProxy's SRV_CHK_INTER_THRES).
 _LEAST_SPREAD = 1.0
+
+
+def moment() -> float:
+    """Seconds of CLOCK_BOOTTIME: what generations tell each other the times of checks by. Nobody sets it, all processes
+    have the same, and it goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Result(IntEnum):

@@ -35,17 +35,22 @@ def _entry(fields: Iterable[tuple[str, str]]) -> bytes:
 
 
 class Journal:
-    """A connection to journald, opened when it is first needed."""
+    """A connection to journald, opened when it is first needed, or before."""
 
     def __init__(self, path: str = SOCKET) -> None:
         self._path = path
         self._socket: socket.socket | None = None
 
-    def send(self, fields: Iterable[tuple[str, str]]) -> bool:
-        """Whether journald has it; False when it takes nothing now. Raises OSError only for want of descriptors."""
+    def open(self) -> None:
+        """Raises OSError for want of descriptors."""
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+
+    def send(self, fields: Iterable[tuple[str, str]]) -> bool:
+        """Whether journald has it; False when it takes nothing now. Raises OSError only for want of descriptors."""
+        self.open()
+        assert self._socket is not None
         entry = _entry(fields)
         try:
             # Not connected: journald may be restarted and then has another socket at that path.

@@ -6,6 +6,7 @@ lines, which are counted and told later, but no time: a worker that waits for it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -62,8 +63,9 @@ def _write_at_once(fd: int, data: bytes) -> bool:
 
 
 class _Sink(Protocol):
-    """Somewhere to write to. Both methods tell whether it was taken; they may raise OSError or ValueError."""
+    """Somewhere to write to. message() and access() tell whether it was taken. All may raise OSError or ValueError."""
 
+    def open(self) -> None: ...
     def message(
         self, priority: int, text: str, event: Event | None, fields: dict[str, object], generation: int
     ) -> bool: ...
@@ -79,6 +81,9 @@ class _Stream:
         self._name = name
         self._second = -1
         self._stamp = ""
+
+    def open(self) -> None:
+        """The stream is there."""
 
     def message(
         self, priority: int, text: str, event: Event | None, fields: dict[str, object], generation: int
@@ -122,6 +127,9 @@ class _Journal:
         self._journal = Journal(path)
         self._name = name
 
+    def open(self) -> None:
+        self._journal.open()
+
     def message(
         self, priority: int, text: str, event: Event | None, fields: dict[str, object], generation: int
     ) -> bool:
@@ -153,6 +161,9 @@ class _Syslog:
 
     def __init__(self, server: Syslog) -> None:
         self._server = server
+
+    def open(self) -> None:
+        """It was, when it was made."""
 
     def message(
         self, priority: int, text: str, event: Event | None, fields: dict[str, object], generation: int
@@ -197,6 +208,12 @@ class Log:
         if target.target == "syslog" and target.address is not None:
             return _Syslog(Syslog(target.address, target.facility, self.name))
         return _Stream(sys.stdout if target.target == "stdout" else sys.stderr, self.name)
+
+    def open(self) -> None:
+        """Have the descriptor that a line wants, which may be the very thing that it has to tell is missing."""
+        if self._sink is not None:
+            with contextlib.suppress(OSError):
+                self._sink.open()
 
     def __call__(self, severity: str, message: str, /, *, event: Event | None = None, **fields: object) -> None:
         priority = SEVERITIES.index(severity)

@@ -155,7 +155,8 @@ class Health(IntEnum):
 
 
 class HealthRecord(NamedTuple):
-    """All that checks know of a server; times are CLOCK_REALTIME. A word each, in this order, behind the first three.
+    """All that checks know of a server. A word each, in this order, behind the first three. Since when something is so
+    is CLOCK_REALTIME, to be shown; when checks were and will be is health.moment().
 
     `counter` and `result` are explained in health.py.
     """

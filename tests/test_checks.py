@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from hitlessd.health import Result, identity
+from hitlessd.health import Result, identity, moment
 from hitlessd.loop import Loop
 from hitlessd.main.attempt import Attempt, OutOfMeans
 from hitlessd.main.checks import Checks
@@ -406,7 +406,7 @@ def older(one: Backend, record: HealthRecord, text: str = "why") -> Table:
 
 
 def identified(one: Backend, **more: int) -> HealthRecord:
-    now = round(time.time() * 1000)
+    now = round(moment() * 1000)
     fields = {"health": Health.DOWN, "since": 77, "result": Result.L4CON, "checked_at": now, "next_at": now + 500}
     return HealthRecord(**{**fields, **more}, identity=identity(one, one.servers[0]))
 
@@ -430,7 +430,7 @@ def identified(one: Backend, **more: int) -> HealthRecord:
 def test_what_is_known_of_the_same_server_is_known_on(changed: dict[str, Any], age: int, known: bool) -> None:
     before = backend(server())
     after = backend(replace(server(), **changed))
-    then = round((time.time() - age) * 1000)
+    then = round((moment() - age) * 1000)
     old = older(before, identified(before, checked_at=then, next_at=then))
     table = Table.create(row_keys(Config(backends=(after,))), 1, 2)
     row = table.index[RowKey("server", "b", after.servers[0].name)]
@@ -448,10 +448,21 @@ def test_what_is_known_of_the_same_server_is_known_on(changed: dict[str, Any], a
     table.close()
 
 
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_setting_the_clock_makes_nothing_older_or_younger(hours: int) -> None:
+    one = backend(server())
+    old = older(one, identified(one))
+    table = Table.create(row_keys(Config(backends=(one,))), 1, 2)
+    carry_over(Config(backends=(one,)), table, [old], time.time() + hours * 3600)
+    assert table.health(table.index[RowKey("server", "b", "s")]).health == Health.DOWN
+    old.close()
+    table.close()
+
+
 def test_the_youngest_that_knows_something_is_asked_and_later_news_come_too() -> None:
     one = backend(server())
     config = Config(backends=(one,))
-    now = round(time.time() * 1000)
+    now = round(moment() * 1000)
     young = older(one, identified(one, health=Health.UP, counter=4, checked_at=now - 1000))
     old = older(one, identified(one, checked_at=now - 2000))
     table = Table.create(row_keys(config), 1, 3)
@@ -482,18 +493,18 @@ def test_counters_fit_another_rise_and_fall() -> None:
 def test_checks_go_on_where_they_were() -> None:
     slow = Check(inter=30)
     one = backend(server(check=slow), server("t", 2, slow))
-    due = round(time.time() * 1000) + 20_000
+    due = round(moment() * 1000) + 20_000
     with Bench(one, older=(older(one, identified(one, next_at=due)),)) as bench:
         assert abs(bench.health().next_at - due) < 100
         assert bench.health().counter == 0
-        assert bench.health("t").next_at <= time.time() * 1000 + 15_100  # another address: unknown, in its turn
+        assert bench.health("t").next_at <= moment() * 1000 + 15_100  # another address: unknown, in its turn
 
 
 def test_who_was_not_checked_yet_keeps_its_turn() -> None:
     """Or reloads that come faster than checks would put them off for ever."""
     one = backend(server(check=Check(inter=30)), server("t", 1, Check(inter=30)))
     unchecked = identified(one, health=Health.UP, counter=2, result=Result.INI, checked_at=0, next_at=1)
-    soon = round(time.time() * 1000) + 700
+    soon = round(moment() * 1000) + 700
     with Bench(one, older=(older(one, unchecked._replace(next_at=soon)),)) as bench:
         assert abs(bench.health("t").next_at - soon) < 100
 

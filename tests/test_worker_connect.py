@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -340,30 +341,59 @@ def test_source_keeps_a_client_with_its_server(farm: Farm) -> None:
         assert len(Counter(name for names in by_host.values() for name in names)) > 1
 
 
+@contextlib.contextmanager
+def room_for(count: int) -> Iterator[None]:
+    """So many descriptors more, and no gaps."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(name) for name in os.listdir("/proc/self/fd")}
+    fill = []
+    while (fd := os.dup(2)) < max(used):
+        fill.append(fd)
+    os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fd + count, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        for each in fill:
+            os.close(each)
+
+
+MISSING = "cannot connect to server app/s1: too many open files (LimitNOFILE=, maxconn)"
+
+
 def test_out_of_descriptors_for_a_server(farm: Farm) -> None:
+    """Whoever was accepted tries again, and nobody else is accepted meanwhile, to share that fate."""
     with Lab(make_config(farm.servers()[:1], timeouts=TIMES, retries=3)) as lab:
+        client, other = lab.connect(), lab.connect()
+        client.send(b"x")
+        with room_for(1):
+            (conn,) = lab.until(lambda: [c for c in lab.worker.connections if c.state == "paused"])
+            assert (conn.retries, lab.worker.resting) == (1, True)
+            assert lab.logged[0] == ("err", MISSING)
+        lab.pass_time(1.1)
+        server = lab.until(lambda: farm.accept(0))
+        lab.until(lambda: server.read() == b"x")
+        assert lab.until(lambda: farm.accept(0)) and not other.eof
+        assert lab.value("s1", Column.ECON) == 0
+
+
+def test_out_of_descriptors_for_a_server_for_good(farm: Farm) -> None:
+    with Lab(make_config(farm.servers()[:2], timeouts=TIMES, retries=2, redispatch=True)) as lab:
         client = lab.connect()
         client.send(b"x")
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        used = {int(name) for name in os.listdir("/proc/self/fd")}
-        lowest = next(n for n in range(3, 10_000) if n not in used)
-        fill = []
-        while (fd := os.dup(2)) < max(used):
-            fill.append(fd)
-        os.close(fd)
-        # Room for exactly one more: the accepted socket.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (fd + 1, limit[1]))
-        try:
-            gone(lab, client)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-            for each in fill:
-                os.close(each)
-        assert lowest
+        with room_for(1):
+            (conn,) = lab.until(lambda: list(lab.worker.connections))
+            for retries in (1, 2):
+                # On no other server, where it would be the same.
+                assert (conn.state, conn.retries) == ("paused", retries)
+                lab.pass_time(1.1)
+        gone(lab, client)
+        lab.pass_time(30.0)  # what the log says once only is held back so long
         clean(lab)
-        assert fields(lab)[4] == "RC"
-        errors = [text for severity, text in lab.logged if severity == "err"]
-        assert errors == ["cannot connect to server app/s1: too many open files (LimitNOFILE=, maxconn)"]
+        assert fields(lab)[1] == "app/s1" and fields(lab)[4] == "RC"
+        said = [text for severity, text in lab.logged if severity == "err"]
+        assert said[0] == MISSING and all(text.startswith(MISSING) for text in said)
 
 
 def test_a_server_whose_unix_backlog_is_full_is_retried(tmp_path: Path) -> None:

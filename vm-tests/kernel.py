@@ -1,6 +1,6 @@
 r"""A Debian machine on its suite's own kernel, booted by QEMU for the length of a with-block, and root's shell in it.
 
-    with Kernel("debian-12", tree, "[global]\n...") as kernel:
+    with Kernel("debian-12", tree, "[global]\n...", package) as kernel:
         kernel.run("cd /opt/hitlessd && python3 -m pytest tests/test_relay_flow.py", timeout=100)
 
 machine.py is ten times as fast, but its machines share the host's kernel. Here KVM is used where it works; it may be
@@ -28,9 +28,8 @@ from image import SUITES, disk_path, image_path
 from machine import (
     ARTEFACTS,
     ENVIRONMENT,
-    INSTALL_COMMANDS,
     MachineError,
-    add_hitlessd,
+    add_text,
     artefacts_directory,
     owned_source,
 )
@@ -45,8 +44,8 @@ COMMAND_LINE = (
 )
 
 QEMU = (
-    *("qemu-system-x86_64", "-nodefaults", "-no-reboot", "-display", "none"),
-    *("-cpu", "max", "-smp", str(CPUS), "-m", "1G", "-append", COMMAND_LINE),
+    *("qemu-system-x86_64", "-nodefaults", "-display", "none"),
+    *("-cpu", "max", "-smp", str(CPUS), "-m", "2G", "-append", COMMAND_LINE),
     *("-chardev", "stdio,id=shell,signal=off", "-serial", "chardev:console", "-serial", "chardev:shell"),
 )
 
@@ -57,20 +56,26 @@ one; what an earlier one did not boot in time is not tried again."""
 SOURCES = ("hitlessd", "tests", "vm-tests", "pyproject.toml")
 """What of the source tree is in /opt/hitlessd, beside what is installed."""
 
+PACKAGE = "root/hitlessd.deb"
+INSTALL_PACKAGE = ("dpkg", "--force-confold", "--install", f"/{PACKAGE}")
+"""As apt does when nothing else is missing; with our configuration, which is there already."""
+
 _marks = itertools.count(1)
 _refused: set[str] = set()
 
 
 class Kernel:
-    """One boot of the image `name`, a key of SUITES, with hitlessd installed from a source tree, and the tree itself.
+    """The image `name`, a key of SUITES, booted with a source tree and with the Debian package made of it.
 
-    All times are in seconds. Entering the with-block boots as far as multi-user.target; leaving it ends the machine at
-    once, as a power cut would. Leaving by an exception keeps the console. Not safe for use by several threads at once.
+    The package comes as apt installs it: its service and socket are enabled and have been started. All times are in
+    seconds. Entering the with-block boots as far as multi-user.target; leaving it ends the machine at once, as a power
+    cut would. Leaving by an exception keeps the console. Not safe for use by several threads at once.
     """
 
-    def __init__(self, name: str, tree: Path, configuration: str, artefacts: Path = ARTEFACTS) -> None:
+    def __init__(self, name: str, tree: Path, configuration: str, package: Path, artefacts: Path = ARTEFACTS) -> None:
         self.name = name
         self.tree = tree
+        self.package = package
         self.configuration = configuration
         self.artefacts = artefacts
         self.accelerator = ""
@@ -87,7 +92,8 @@ class Kernel:
             self._console = self._cleanup.enter_context(tempfile.NamedTemporaryFile("a+b"))
             archive = self._cleanup.enter_context(tempfile.NamedTemporaryFile())
             with tarfile.open(fileobj=archive, mode="w") as content:
-                add_hitlessd(content, self.tree, self.configuration)
+                add_text(content, "/etc/hitlessd/hitlessd.conf", self.configuration)
+                content.add(self.package, PACKAGE)
                 for source in SOURCES:
                     content.add(self.tree / source, f"opt/hitlessd/{source}", filter=owned_source)
             archive.flush()
@@ -97,7 +103,7 @@ class Kernel:
                 if not self._boot(last, archive.name):
                     said = self._console_output()[-4000:].decode(errors="replace")
                     raise MachineError(f"cannot boot {self.name} in QEMU; the last of its console:\n{said}")
-            installed = self.run(" && ".join(map(shlex.join, INSTALL_COMMANDS)))
+            installed = self.run(shlex.join(INSTALL_PACKAGE), timeout=DEADLINES["tcg"])
             if installed.returncode:
                 raise MachineError(f"cannot install hitlessd on {self.name}: {installed.stdout}")
             # Only now is it left to __exit__.
@@ -120,10 +126,15 @@ class Kernel:
         mark = f"--- end of command {next(_marks)}, exit status "
         # In two parts, lest an echo be taken for it.
         text = f"(\n{command}\n) </dev/null 2>&1; printf '%s%s %d\\n' '{mark[:5]}' '{mark[5:-1]}' $?\n"
-        assert self._qemu.stdin is not None
-        self._qemu.stdin.write(text.encode())
+        self._tell(text)
         output, status = self._read(mark, timeout)
         return subprocess.CompletedProcess(command, int(status), output, "")
+
+    def reboot(self) -> None:
+        """Reboot in order, and return at multi-user.target. The disk stays, what was in memory does not."""
+        self._tell("systemctl --no-block reboot; exit\n")
+        # It has to go down as well.
+        self._read("ready", 2 * DEADLINES["tcg"])
 
     def keep(self, label: str) -> Path:
         """Keep the console's output in the directory LABEL of `artefacts`, and return its path."""
@@ -164,6 +175,10 @@ class Kernel:
             self._cleanup.push(attempt.pop_all())
         self.accelerator = f"{accelerator}, booted in {time.monotonic() - begin:.0f} s"
         return True
+
+    def _tell(self, text: str) -> None:
+        assert self._qemu.stdin is not None
+        self._qemu.stdin.write(text.encode())
 
     def _read(self, mark: str, timeout: float) -> tuple[str, str]:
         """Read until a line begins with `mark`: what came before, and the rest of that line."""

@@ -183,7 +183,7 @@ class Machine:
     def write(self, inside: str, text: str, mode: int = 0o644) -> None:
         """Write a file; directories are made as needed."""
         with self._unpacking() as archive:
-            _add_text(archive, inside, text, mode)
+            add_text(archive, inside, text, mode)
 
     def read(self, inside: str) -> str:
         """The text of a file."""
@@ -421,12 +421,12 @@ def add_hitlessd(archive: tarfile.TarFile, tree: Path, configuration: str) -> No
     for unit in sorted((tree / "units").iterdir()):
         if place := INSTALLED_UNITS.get(unit.suffix):
             archive.add(unit, place.format(name=unit.name, stem=unit.stem), filter=_owned_by_root)
-    _add_text(archive, "/usr/bin/hitlessd", INSTALLED_SCRIPT.format(module="cli"), 0o755)
-    _add_text(archive, "/usr/bin/hitlessctl", INSTALLED_SCRIPT.format(module="ctl"), 0o755)
-    _add_text(archive, "/etc/hitlessd/hitlessd.conf", configuration)
+    add_text(archive, "/usr/bin/hitlessd", INSTALLED_SCRIPT.format(module="cli"), 0o755)
+    add_text(archive, "/usr/bin/hitlessctl", INSTALLED_SCRIPT.format(module="ctl"), 0o755)
+    add_text(archive, "/etc/hitlessd/hitlessd.conf", configuration)
 
 
-def _add_text(archive: tarfile.TarFile, inside: str, text: str, mode: int = 0o644) -> None:
+def add_text(archive: tarfile.TarFile, inside: str, text: str, mode: int = 0o644) -> None:
     member = tarfile.TarInfo(inside.lstrip("/"))
     content = text.encode()
     member.size, member.mode, member.mtime = len(content), mode, int(time.time())

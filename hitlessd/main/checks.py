@@ -72,11 +72,10 @@ class Checks:
     def start(self) -> None:
         """Go on where those before us are; see wellbeing.py. Once more when there are other servers, or they are
         elsewhere, before any check has begun."""
-        now = self._wall()
-        carry_over(self._config, self._table, self._tables()[1:], now)
+        carry_over(self._config, self._table, self._tables()[1:], self._wall())
         for each in self._checked.values():
             record = self._table.health(each.row)
-            wait = min(record.next_at / 1000 - now, health.interval(each.check, record.counter))
+            wait = min(record.next_at / 1000 - health.moment(), health.interval(each.check, record.counter))
             if not record.next_at:
                 wait = each.patience
             elif wait <= 0:
@@ -165,7 +164,7 @@ class Checks:
         each.due_at = self._loop.time() + seconds
         each.timer = self._loop.call_later(seconds, lambda: self._is_due(each))
         record = self._table.health(each.row)
-        self._table.set_health(each.row, record._replace(next_at=round((self._wall() + seconds) * 1000)))
+        self._table.set_health(each.row, record._replace(next_at=round((health.moment() + seconds) * 1000)))
 
     def _is_due(self, each: _Checked) -> None:
         self._due.append(each)
@@ -226,7 +225,7 @@ class Checks:
         if took is None:
             record = record._replace(duration=0)
         else:
-            record = record._replace(duration=round(took * 1000), checked_at=round(now * 1000))
+            record = record._replace(duration=round(took * 1000), checked_at=round(health.moment() * 1000))
         if changed:
             record = record._replace(health=Health.UP if up else Health.DOWN, since=int(now))
             record = record._replace(up_since=int(now)) if up else record

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hitlessd.health import STALE, STALE_CHECKS, Result, forced_identity, identity, interval, top
+from hitlessd.health import STALE, STALE_CHECKS, Result, forced_identity, identity, interval, moment, top
 from hitlessd.model import Backend, Check, Config
 from hitlessd.table import Health, HealthRecord, RowKey, Table
 
@@ -21,7 +21,8 @@ def carry_over(config: Config, table: Table, older: Sequence[Table], now: float)
     """Fill in the health of our servers: what the youngest of the `older` tables (the youngest comes first) says about
     the same server, at the same address, checked in the same way; else they are unknown.
 
-    May be called again as long as our own checks have not begun: what has been found meanwhile comes over, too.
+    `now` is CLOCK_REALTIME. May be called again as long as our own checks have not begun: what has been found meanwhile
+    comes over, too.
     """
     for backend in config.backends:
         for server in backend.servers:
@@ -36,7 +37,7 @@ def carry_over(config: Config, table: Table, older: Sequence[Table], now: float)
             for old in older:
                 at = old.index.get(key)
                 theirs = old.health(at) if at is not None else None
-                if theirs is None or theirs.identity != mark or not _fresh(server.check, theirs, now):
+                if theirs is None or theirs.identity != mark or not _fresh(server.check, theirs):
                     continue
                 if theirs.checked_at >= ours.checked_at:
                     found, text = _fitted(server.check, theirs), old.check_text(at or 0)
@@ -81,10 +82,10 @@ def _carry_over_backend(backend: Backend, table: Table, older: Sequence[Table], 
         table.set_health(row, record)
 
 
-def _fresh(check: Check, record: HealthRecord, now: float) -> bool:
+def _fresh(check: Check, record: HealthRecord) -> bool:
     limit = max(STALE, STALE_CHECKS * interval(check, record.counter))
-    # Before its first check there is only when that is due. And a clock that was set back says nothing, either.
-    return abs(now - (record.checked_at or record.next_at) / 1000) <= limit
+    # Before its first check there is only when that is due.
+    return abs(moment() - (record.checked_at or record.next_at) / 1000) <= limit
 
 
 def _fitted(check: Check, record: HealthRecord) -> HealthRecord:

@@ -314,6 +314,7 @@ class Pool:
             keep.update(s.fileno() for _, _, s in self._listeners)
             keep.update(park.parts().values() if park else ())
             _close_all_but(keep)
+            self._log.open()
             worker.run(
                 worker.WorkerSetup(
                     index=index,

@@ -38,6 +38,8 @@ UNPARKED = -1
 
 #: connect(2) or socket(2) lacks something of this machine's: retrying helps nobody (HAProxy's "R").
 _RESOURCE = frozenset({errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
+#: Of those, what may be there again in a moment; until then nobody else is accepted, to be cut off in turn.
+_SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close(2) sends RST (socket(7))
 #: Seconds that the survivor of a broken connection may take to read what was buffered for it.
 _TARRY = 5.0
@@ -350,25 +352,26 @@ class Connection:
             self.abandon()
             return
         row, config = target.row, backend.config
-        if target.observer is not None and error not in _RESOURCE:
+        ours = error in _RESOURCE
+        if target.observer is not None and not ours:
             target.observer.failed(L4_ERROR)
         row.change()
         backend.row.change()
-        if error in _RESOURCE or self.retries >= config.retries:
+        if ours:
+            text = f"cannot connect to server {backend.name}/{target.name}: {_explain(error)}"
+            worker.complain(text, event=Event.CONNECT_FAILED, backend=backend.name, server=target.name)
+        if error in _SCARCE:
+            worker.rest()
+        if (ours and error not in _SCARCE) or self.retries >= config.retries:
             row.econ += 1
             backend.row.econ += 1
-            if error in _RESOURCE:
-                text = f"cannot connect to server {backend.name}/{target.name}: {_explain(error)}"
-                worker.complain(text, event=Event.CONNECT_FAILED, backend=backend.name, server=target.name)
-                self.cause = "RC"
-            else:
-                self.cause = "sC" if timeout else "SC"
+            self.cause = "RC" if ours else "sC" if timeout else "SC"
             self.give_up(503)
             return
         self.retries += 1
         # With the last attempt; at once where neither a hash nor a cookie wants this very server.
         elsewhere = config.redispatch and (self.retries == config.retries or backend.home(self) is None)
-        if elsewhere and any(s is not target for s in backend.usable):
+        if elsewhere and not ours and any(s is not target for s in backend.usable):
             row.wredis += 1
             backend.row.wredis += 1
             self.redispatched = True

@@ -295,6 +295,10 @@ class Worker:
             backend.refresh()
             self.dispatch.add(backend)
 
+    def follow_clock(self) -> None:
+        """CLOCK_REALTIME may have been set; what we write into the table is only so right as when we last looked."""
+        self._offset = time.time() - self.clock()
+
     def realtime(self, at: float) -> float:
         """CLOCK_REALTIME of a time of our clock."""
         return time.time() - (self.clock() - at)
@@ -346,6 +350,10 @@ class Worker:
     def exhausted(self, message: str, **fields: object) -> None:
         """accept(2) lacks descriptors or memory: level-triggered listeners would spin, so pause."""
         self.complain(message, event=Event.ACCEPT_FAILED, **fields)
+        self.rest()
+
+    def rest(self) -> None:
+        """Accept nobody for a moment."""
         if not self.resting:
             self.resting = True
             self._rest.until = self.now + _REST

@@ -102,6 +102,7 @@ class Orders:
             case "sweep":
                 worker.sweep()
             case "ping":
+                worker.follow_clock()
                 more = {"n": message.get("n"), "sessions": len(worker.connections)}
             case "quit" | "hurry":
                 self._end_now(str(order))
