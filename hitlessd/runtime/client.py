@@ -45,6 +45,7 @@ class Client:
         self.waiting: int | None = None
         self.pieces: Pieces | None = None  # of the answer that is being given
         self.asking = False  # for the next of them
+        self.pausing = False  # one has come: others have their turn before the next
         self.asked = False  # has sent a line
         self.ended = False  # has sent all that it will
         self.closing = False  # answer, then close

@@ -313,7 +313,8 @@ class RuntimeServer:
     def _pull(self, client: Client) -> None:
         """Ask for the next piece of an answer, if the client has read the last one."""
         pieces = client.pieces
-        if pieces is not None and client.alive and not client.asking and len(client.output) < UNREAD_PAUSE:
+        waits = client.asking or client.pausing
+        if pieces is not None and client.alive and not waits and len(client.output) < UNREAD_PAUSE:
             client.asking = True
             try:
                 pieces.next(lambda text: self._piece(client, pieces, text))
@@ -325,8 +326,9 @@ class RuntimeServer:
         if not client.alive or client.pieces is not pieces:
             return
         client.active = self._loop.time()
+        client.asking = False
         if text is None:
-            client.asking, client.pieces = False, None
+            client.pieces = None
             self._arm(client)
             self._answer(client, "")
         else:
@@ -334,12 +336,12 @@ class RuntimeServer:
             self._flush(client)
 
         def go_on() -> None:
-            if client.pieces is pieces:
-                client.asking = False
+            client.pausing = False
             if client.alive:
                 self._advance(client)
 
         # From the loop: a piece may be there at once, and the next one, too.
+        client.pausing = True
         self._loop.call_later(0.0, go_on)
 
     def _answer(self, client: Client, text: str) -> None:
@@ -416,6 +418,7 @@ class RuntimeServer:
         # Callers that wait for the outcome of a reload first: they matter most; then whoever has lately been heard of.
         for client in sorted(self._clients, key=lambda each: (each.waiting is None, -each.active)):
             while client.pieces is not None and not client.asking and len(client.output) < UNREAD_PAUSE:
+                client.pausing = False
                 self._pull(client)  # nothing may be left of it but its end
             self._flush(client)
             # A listing that has begun cannot go on elsewhere.
