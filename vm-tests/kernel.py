@@ -133,13 +133,18 @@ class Kernel:
     def reboot(self) -> None:
         """Reboot in order, and return at multi-user.target. The disk stays, what was in memory does not."""
         self._tell("systemctl --no-block reboot; exit\n")
-        self._read("ready", DEADLINES["tcg"])
+        # It has to go down as well.
+        self._read("ready", 2 * DEADLINES["tcg"])
 
     def keep(self, label: str) -> Path:
-        """Keep the console's output in the directory LABEL of `artefacts`, and return its path."""
+        """Keep the console's output and the journal in the directory LABEL of `artefacts`, and return its path."""
         directory = artefacts_directory(self.artefacts, label)
         if not self._console.closed:
             (directory / "console.log").write_bytes(self._console_output())
+        # The machine may be the very thing that failed.
+        with contextlib.suppress(AssertionError, AttributeError, MachineError, OSError):
+            said = self.run("journalctl --boot --output=short-precise --no-pager", timeout=30).stdout
+            (directory / "journal.log").write_text(said)
         return directory
 
     # Within

@@ -1,4 +1,4 @@
-"""What parking takes from the kernel, on Debian 12's and Debian 13's own: the counters of TCP above all.
+"""What the kernel and PID 1 decide, on Debian 12's and Debian 13's own: counters of TCP, memory, clocks, a reboot.
 
 Without KVM nothing here is fast. So both kernels run at the same time, and of the tests with real processes some that
 differ in what the kernel has to do; test_parking.py does the rest, on the host's kernel.
@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
+from inside import CONFIGURATION
 from kernel import SUITES, Kernel
-from restarts import CONFIGURATION
+from package import build
 from service import TREE
 
 PARTS = {
@@ -44,9 +45,10 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture(scope="module")
-def kernels(pool: ThreadPoolExecutor) -> Iterator[list[Kernel]]:
-    """All suites' kernels, booted."""
-    made = [Kernel(name, TREE, CONFIGURATION) for name in SUITES]
+def kernels(pool: ThreadPoolExecutor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Kernel]]:
+    """All suites' kernels, booted, with the Debian package installed and running."""
+    package = build(tmp_path_factory.mktemp("package"))
+    made = [Kernel(name, TREE, CONFIGURATION, package) for name in SUITES]
     booting = [pool.submit(kernel.__enter__) for kernel in made]
     wait(booting)
     try:
@@ -99,5 +101,15 @@ def test_ordinary_tests_pass(everywhere: Callable[[str], dict[str, str]], part: 
     assert all("skipped" not in text for text in said.values()), said
 
 
-def test_a_crowd_outlives_restarts_and_crashes_under_systemd(everywhere: Callable[[str], dict[str, str]]) -> None:
-    everywhere("python3 vm-tests/restarts.py")
+@pytest.mark.parametrize("program", ["restarts", "memory", "clocks", "netem", "many 5000"])
+def test_a_crowd_lives_on(everywhere: Callable[[str], dict[str, str]], program: str) -> None:
+    name, *arguments = program.split()
+    everywhere(f"python3 vm-tests/{name}.py {' '.join(arguments)}")
+
+
+def test_it_is_back_after_a_reboot(
+    everywhere: Callable[[str], dict[str, str]], kernels: list[Kernel], pool: ThreadPoolExecutor
+) -> None:
+    """The last one: all else is gone then."""
+    list(pool.map(Kernel.reboot, kernels))
+    everywhere("python3 vm-tests/rebooted.py")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from crowd import CROWDED, Crowd, Program
+from crowd import CROWDED, Crowd, Program, bad_wires
 from machine import SUITES, Machine
 from service import LOADED, PORT, TREE, UNIT, Service
 from wires import BALANCER, SERVERS, switch
@@ -200,3 +200,46 @@ def test_a_server_that_loses_power_costs_its_own_connections_only(service: Servi
         assert report["failures"]["refused"] == report["failures"]["timeout"] == report["unfinished"] == 0
         talk = crowd.stop()
     assert (talk["broken"], talk["corrupt"], talk["unfinished"]) == (had["one"], 0, 0), talk["lost"][:5]
+
+
+def test_ten_reloads_while_packets_are_lost_and_late(machine: Machine, record_property: Record) -> None:
+    service = Service(machine)
+    text = CONFIGURATION.format(down="").replace(f"{BALANCER}:", "10.9.1.2:")
+    for address in SERVERS:
+        text = text.replace(f"{address}:", "10.9.2.2:")
+    with bad_wires(machine, "--delay 0.02 --loss 0.02 --late 0.02") as wires, contextlib.ExitStack() as stack:
+        server = Program(machine, f"backend --listen 10.9.2.2:{LOADED}", "servers")
+        stack.callback(server.close)
+        machine.wait_until(lambda: server.output, PATIENCE, "the server listens")
+        service.configure(text.replace("check inter", "inter"))
+        service.start()
+        stack.callback(service.stop)
+        crowd = stack.enter_context(
+            Crowd(
+                machine,
+                idle=40,
+                pingpong=40,
+                bulk=2,
+                target=f"10.9.1.2:{PORT}",
+                listen=f"10.9.2.2:{CROWDED}",
+                netns="clients",
+                server_netns="servers",
+                options="--timeout 40",
+            )
+        )
+        command = f"load --target 10.9.1.2:{YOUNG} --rate {RATE} --timeout 40 --json --progress 60"
+        load = stack.enter_context(contextlib.closing(Program(machine, command, "clients")))
+        more(service, RATE)
+        for _ in range(10):
+            assert service.reload().returncode == 0
+            crowd.rest(0.2)
+        crowd.verify()
+        report, total = outcome(load), int(rows(service)["young", "FRONTEND"]["stot"])
+        assert int(service.info()["CurrConns"]) == crowd.size
+        talk = crowd.stop()
+        carried = [json.loads(wire.stop()) for wire in wires]
+    record_property("packets", carried)
+    record_property("young", f"{report['done']} served, longest {report['latency_ms']['max']:.0f} ms")
+    assert all(wire["lost"] for wire in carried)
+    assert (report["failed"], report["unfinished"], total) == (0, 0, report["done"]), report["errors"]
+    assert (talk["broken"], talk["corrupt"], talk["unfinished"], talk["server"]["corrupt"]) == (0, 0, 0, 0)
