@@ -19,12 +19,13 @@ VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-
 # What builds the package, see debian/control, and what criticises it.
 DEB_PACKAGES = build-essential debhelper dh-python lintian pybuild-plugin-pyproject python3-all python3-setuptools
 
-.PHONY: help deb demo test lint vm-test bench clean
+.PHONY: help deb demo test lint vm-quick vm-test bench clean
 
 help:
 	@echo 'make demo     watch hitlessd being reloaded under load'
 	@echo 'make test     linters and all tests but those that boot machines'
 	@echo 'make vm-test  tests on booted Debian 12 and 13 (root)'
+	@echo 'make vm-quick a few of those, on Debian 13 (root)'
 	@echo 'make deb      the Debian package, in dist/'
 	@echo 'make bench    side by side with haproxy'
 	@echo 'make lint     ruff and mypy alone'
@@ -69,6 +70,11 @@ vm-test: $(VENV)/.test
 	@$(call need,$(VM_PACKAGES) $(DEB_PACKAGES))
 	$(SUDO) $(BIN)/python vm-tests/image.py
 	$(SUDO) $(BIN)/python -m pytest vm-tests
+
+vm-quick: $(VENV)/.test
+	@$(call need,$(VM_PACKAGES) $(DEB_PACKAGES))
+	$(SUDO) $(BIN)/python vm-tests/image.py debian-13
+	$(SUDO) $(BIN)/python -m pytest vm-tests -m quick -k debian-13
 
 bench: $(VENV)/.test
 	@$(BIN)/python -m benchmarks

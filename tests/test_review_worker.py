@@ -86,7 +86,7 @@ def test_a_listener_that_somebody_has_shut_down_does_not_spin(farm: Farm) -> Non
         lab.turn()
         assert lab.turn() == 0
         assert lab.logged == []  # it may have been done by an operator, which main is about to tell
-        lab.pass_time(1.0)
+        lab.pass_time(2.0)
         lab.turn()
         assert [severity for severity, _ in lab.logged] == ["err"]
         (listener,) = lab.worker.frontends["www"].listeners

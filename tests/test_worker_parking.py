@@ -8,12 +8,14 @@ import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hitlessd import channel
 from hitlessd.model import Config, Server, Timeouts
 from hitlessd.parking.book import SlotState, mark_of
-from hitlessd.parking.park import Park
+from hitlessd.parking.park import PARTS, Park
 from hitlessd.table import PROCESS, Column
 from hitlessd.worker.connection import Connection, State
 from tests.support.descriptors import no_leak
@@ -163,6 +165,33 @@ def _come_and_go(death: Death, farm: Farm) -> None:
     for number, (client, server) in enumerate(stay):
         _talk(death.new, client, server, b"%d" % number)
     _end(death.new, *(peer for each in stay for peer in each))
+
+
+def test_main_is_answered_while_many_come_back(farm: Farm) -> None:
+    """Each batch brings more events than a turn takes: what else waits must not wait behind all of them."""
+    config = make_config(farm.servers(), timeouts=Timeouts(5, 3600, 3600))
+    with Death(farm, config) as death:
+        pairs = [death.old.pair(farm) for _ in range(800)]
+        for _ in range(4):
+            death.age()
+        death.old.die()
+        new = death.new
+        assert death.old.park
+        parts = death.old.park.parts()
+        order = {"do": "resume-parked", "name": death.old.park.name, "cold": False, "r": 1}
+        channel.send(new.main, order, [parts[part] for part in PARTS])
+        new.until(lambda: len(new.worker.connections) >= 3 * 126, "three batches have come")
+        channel.send(new.main, {"do": "ping", "n": 1})
+        answer = new.until(lambda: _said(new), "an answer")
+        assert answer["did"] == "ping"
+        assert len(new.worker.connections) < len(pairs)
+        assert new.until(lambda: _said(new), "the report")["resumed"] == len(pairs)
+
+
+def _said(lab: Lab) -> dict[str, Any] | None:
+    with contextlib.suppress(BlockingIOError):
+        return channel.receive(lab.main)
+    return None
 
 
 def test_beyond_its_limit_it_serves_and_says_so_once(farm: Farm) -> None:

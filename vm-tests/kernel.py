@@ -137,10 +137,14 @@ class Kernel:
         self._read("ready", 2 * DEADLINES["tcg"])
 
     def keep(self, label: str) -> Path:
-        """Keep the console's output in the directory LABEL of `artefacts`, and return its path."""
+        """Keep the console's output and the journal in the directory LABEL of `artefacts`, and return its path."""
         directory = artefacts_directory(self.artefacts, label)
         if not self._console.closed:
             (directory / "console.log").write_bytes(self._console_output())
+        # The machine may be the very thing that failed.
+        with contextlib.suppress(AssertionError, AttributeError, MachineError, OSError):
+            said = self.run("journalctl --boot --output=short-precise --no-pager", timeout=30).stdout
+            (directory / "journal.log").write_text(said)
         return directory
 
     # Within

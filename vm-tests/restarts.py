@@ -15,7 +15,7 @@ from inside import CONFIGURATION, PATIENCE, configure, do, info, main_pid, shown
 from tests.support.backend import Backend
 from tests.support.crowd import Population
 
-IDLE, PINGPONG, TIMES = 30, 10, 3
+IDLE, PINGPONG, TIMES = 30, 10, 2
 
 
 def main() -> None:

@@ -129,6 +129,7 @@ def test_the_packages_own_test_passes(machine: Machine) -> None:
     machine.run("/root/smoke")
 
 
+@pytest.mark.quick
 def test_an_installation_runs(machine: Machine, record_property: Record) -> None:
     assert page(machine).startswith("hitlessd works.")
     for unit in (UNIT, SOCKET):
@@ -149,6 +150,7 @@ def test_the_first_connection_starts_it(machine: Machine) -> None:
     assert machine.property(UNIT, "ActiveState") == "active"
 
 
+@pytest.mark.quick
 def test_upgrade_and_downgrade_are_reloads(service: Service, record_property: Record) -> None:
     machine = service.machine
     with (

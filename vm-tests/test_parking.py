@@ -187,6 +187,7 @@ def test_kills_at_random_moments_break_nobody(service: Service, record_property:
     whole(report)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("what", ["restart", "worker", "main"])
 def test_the_gap_of_one_death(service: Service, record_property: Record, what: str) -> None:
     """When nothing else happens."""

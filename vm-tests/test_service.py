@@ -158,6 +158,7 @@ def test_it_runs_unprivileged(service: Service) -> None:
     assert "NoNewPrivs:\t1" in shown
 
 
+@pytest.mark.quick
 def test_twenty_reloads_under_load(service: Service, record_property: Callable[[str, object], None]) -> None:
     service.configure(configuration(backend=LOADED))
     service.start()

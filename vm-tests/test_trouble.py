@@ -121,7 +121,7 @@ def full(machine: Machine, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        run("sh", "-c", "rm -rf /run/fill /tmp/fill /var/tmp/fill; mount -o remount,size=1G,nr_inodes=0 /run")
+        run("sh", "-c", "rm -rf /run/fill /tmp/fill /var/tmp/fill; mount -o remount,size=1G,nr_inodes=100000 /run")
 
 
 def whole(report: dict[str, object]) -> None:

@@ -109,6 +109,7 @@ class Worker:
         "accepting",
         "arrivals",
         "backends",
+        "behind",
         "clock",
         "closing",
         "connections",
@@ -155,6 +156,7 @@ class Worker:
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], object]] = {}
         self.closing: list[socket.SocketType] = []
+        self.behind = False  # for those who are `ready`: more has happened than a turn takes
         self.ready: deque[Side | Resumption] = deque()
         self.dispatch: set[LiveBackend] = set()
         # In the book of parked connections, what was read and not yet sent outlives us.
@@ -239,6 +241,7 @@ class Worker:
             except Exception:
                 self.crashed(getattr(handler, "__self__", None))
         if self.ready:
+            self.behind = len(found) == _EVENTS
             for _ in range(len(self.ready)):
                 side = self.ready.popleft()
                 try:

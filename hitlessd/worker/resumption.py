@@ -44,6 +44,9 @@ _DIED = "bytes that were on their way died with the process"
 _ATTEMPTS = 20
 #: Seconds between two looks whether the one before us is dead at last, or descriptors are free again; and how long.
 _AGAIN, _PATIENCE = 0.02, 5.0
+#: Turns of the worker in a row in which nobody is resumed because more happens than a turn takes. A batch makes two
+#: turns' events by itself; without a pause everything else, main's pings too, would wait until the last batch is here.
+_HELD = 3
 
 
 @dataclass
@@ -101,6 +104,7 @@ class Resumption:
         self._frontends: Proxies = {}
         self._backends: Proxies = {}
         self._deadline = time.monotonic() + _PATIENCE
+        self._held = 0
         self.bucket = 0
         self._due = NEVER
         worker.resumptions.add(self)
@@ -120,6 +124,11 @@ class Resumption:
                 except ShortOfDescriptors as error:
                     return self._later(str(error))
             assert self._messages is not None
+            if self._worker.behind and self._held < _HELD:
+                self._held += 1
+                self._worker.ready.append(self)
+                return
+            self._held = 0
             if self._messages:
                 at, records = self._messages[0]
                 if self._wanted(records):
