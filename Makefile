@@ -19,12 +19,13 @@ VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-
 # What builds the package, see debian/control, and what criticises it.
 DEB_PACKAGES = build-essential debhelper dh-python lintian pybuild-plugin-pyproject python3-all python3-setuptools
 
-.PHONY: help deb demo test lint vm-quick vm-test bench clean
+.PHONY: help deb demo test lint vm-quick vm-test vm-long bench clean
 
 help:
 	@echo 'make demo     watch hitlessd being reloaded under load'
 	@echo 'make test     linters and all tests but those that boot machines'
 	@echo 'make vm-test  tests on booted Debian 12 and 13 (root)'
+	@echo 'make vm-long  those of them that take minutes each (root)'
 	@echo 'make vm-quick a few of those, on Debian 13 (root)'
 	@echo 'make deb      the Debian package, in dist/'
 	@echo 'make bench    side by side with haproxy'
@@ -69,7 +70,12 @@ deb:
 vm-test: $(VENV)/.test
 	@$(call need,$(VM_PACKAGES) $(DEB_PACKAGES))
 	$(SUDO) $(BIN)/python vm-tests/image.py
-	$(SUDO) $(BIN)/python -m pytest vm-tests
+	$(SUDO) $(BIN)/python -m pytest vm-tests -m 'not long'
+
+vm-long: $(VENV)/.test
+	@$(call need,$(VM_PACKAGES) $(DEB_PACKAGES))
+	$(SUDO) $(BIN)/python vm-tests/image.py
+	$(SUDO) $(BIN)/python -m pytest vm-tests -m long
 
 vm-quick: $(VENV)/.test
 	@$(call need,$(VM_PACKAGES) $(DEB_PACKAGES))

@@ -101,7 +101,10 @@ def test_ordinary_tests_pass(everywhere: Callable[[str], dict[str, str]], part: 
     assert all("skipped" not in text for text in said.values()), said
 
 
-@pytest.mark.parametrize("program", ["restarts", "memory", "clocks", "netem", "many 3000"])
+@pytest.mark.parametrize(
+    "program",
+    ["restarts", *(pytest.param(each, marks=pytest.mark.long) for each in ("memory", "clocks", "netem", "many 3000"))],
+)
 def test_a_crowd_lives_on(everywhere: Callable[[str], dict[str, str]], program: str) -> None:
     name, *arguments = program.split()
     everywhere(f"python3 vm-tests/{name}.py {' '.join(arguments)}")
