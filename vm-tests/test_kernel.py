@@ -35,6 +35,7 @@ PARTS = {
 """Ordinary tests, as pytest's arguments."""
 
 Record = Callable[[str, object], None]
+_LONG = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,9 @@ def test_the_installed_hitlessd_checks_its_configuration(everywhere: Callable[[s
     everywhere("hitlessd -c -f /etc/hitlessd/hitlessd.conf && python3 -m hitlessd -c -f /etc/hitlessd/hitlessd.conf")
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part", ["counters", "park", *(pytest.param(each, marks=_LONG) for each in ("worker", "processes"))]
+)
 def test_ordinary_tests_pass(everywhere: Callable[[str], dict[str, str]], part: str) -> None:
     said = everywhere(f"python3 -m pytest -q -p no:cacheprovider {PARTS[part]}")
     assert all("skipped" not in text for text in said.values()), said
@@ -103,13 +106,14 @@ def test_ordinary_tests_pass(everywhere: Callable[[str], dict[str, str]], part: 
 
 @pytest.mark.parametrize(
     "program",
-    ["restarts", *(pytest.param(each, marks=pytest.mark.long) for each in ("memory", "clocks", "netem", "many 3000"))],
+    ["restarts", *(pytest.param(each, marks=_LONG) for each in ("memory", "clocks", "netem", "many 3000"))],
 )
 def test_a_crowd_lives_on(everywhere: Callable[[str], dict[str, str]], program: str) -> None:
     name, *arguments = program.split()
     everywhere(f"python3 vm-tests/{name}.py {' '.join(arguments)}")
 
 
+@pytest.mark.long
 def test_it_is_back_after_a_reboot(
     everywhere: Callable[[str], dict[str, str]], kernels: list[Kernel], pool: ThreadPoolExecutor
 ) -> None:
