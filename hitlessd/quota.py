@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hitlessd.events import Event
 from hitlessd.log import Logger
+
+if TYPE_CHECKING:
+    from hitlessd.runtime.control import LoopLike
 
 __all__ = ["Quota"]
 
@@ -45,6 +49,12 @@ class Quota:
         self._length = period
         self._periods: dict[Hashable, _Period] = {}
         self._due: float | None = None
+
+    @classmethod
+    def on(cls, loop: LoopLike, log: Logger, burst: int = 5, period: float = 10.0) -> Quota:
+        """One that an event loop wakes."""
+        quota = cls(log, loop.time, lambda when: loop.call_later(when - loop.time(), quota.settle), burst, period)
+        return quota
 
     def __call__(
         self, severity: str, message: str, /, *, event: Event | None, about: Hashable = None, **fields: object

@@ -30,8 +30,7 @@ Forced = Literal["up", "stopping", "down"]
 
 def limited(loop: Loop, log: Logger) -> Quota:
     """How often the same server's changes are said."""
-    quota = Quota(log, loop.time, lambda when: loop.call_later(when - loop.time(), quota.settle), _BURST, _PERIOD)
-    return quota
+    return Quota.on(loop, log, _BURST, _PERIOD)
 
 
 class Standing:

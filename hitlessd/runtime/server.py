@@ -6,13 +6,13 @@ answers are unread, unread answers have a limit, silence has a limit, and so has
 
 from __future__ import annotations
 
-import errno
 import re
 import select
 import socket
 from collections.abc import Sequence
 from typing import Any
 
+from hitlessd.acceptor import Acceptor
 from hitlessd.errors import PeerError
 from hitlessd.events import Event
 from hitlessd.log import Logger
@@ -40,9 +40,6 @@ UNREAD_PAUSE = 65536  # bytes of unread answers from which on a client's next co
 UNREAD_LIMIT = 32 << 20  # bytes of unread answers, all clients together
 
 _TURN = 0.01  # seconds that one client may work before others get their turn
-_ACCEPTS = 32  # connections accepted in one go
-_RETRY = 0.1  # seconds until accepting is tried again when descriptors are short
-_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 #: How a request of HTTP/1 ends its first line.
 _HTTP = re.compile(rb" HTTP/[0-9.]+\r?$")
 _GONE = select.EPOLLHUP | select.EPOLLERR
@@ -56,68 +53,39 @@ class RuntimeServer:
         self._loop = loop
         self._control = control
         self._log = log
-        self._listeners: dict[socket.socket, StatsSocket] = {}
+        self._acceptor: Acceptor[StatsSocket] = Acceptor(loop, self._accepted, self._short)
         self._clients: list[Client] = []
         self._clock: TimerLike | None = None
         self._due = 0.0  # loop time at which the clock rings
-        self._retry: TimerLike | None = None
-        self._quota = Quota(log, loop.time, lambda when: loop.call_later(when - loop.time(), self._quota.settle))
+        self._quota = Quota.on(loop, log)
 
     # Listeners
 
     def add_listener(self, stats: StatsSocket, sock: socket.socket) -> None:
         """Accept on `sock`, a non-blocking listening socket that stays the caller's to close. Raises OSError."""
-        self._loop.add(sock.fileno(), _READ, lambda _events: self._accept(sock))
-        self._listeners[sock] = stats
+        self._acceptor.add(sock, stats)
 
     def remove_listener(self, sock: socket.socket) -> None:
         """Stop accepting on `sock`, before it is closed or handed over. Its clients stay; an unknown one is ignored."""
-        if self._listeners.pop(sock, None) is not None:
-            self._loop.remove(sock.fileno())
+        self._acceptor.remove(sock)
 
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(_ACCEPTS):
-            stats = self._listeners.get(listener)
-            if stats is None:
-                return
-            try:
-                sock, _ = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _CAPACITY:
-                    # The kernel wants a descriptor before it looks whether somebody is waiting at all.
-                    if _pending(listener):
-                        self._pause(error)
-                    return
-                continue
-            sock.setblocking(False)
-            client = Client(sock, stats, Session(stats.level), self._loop.time())
-            client.session.privileged = is_privileged(client.credentials)
-            if not self._make_room(client):
-                sock.close()
-                continue
-            try:
-                self._serve(client)
-            except OSError as error:
-                sock.close()
-                self._limited_log("warning", f"cannot serve a {client}: {error.strerror}")
+    def _accepted(self, sock: socket.socket, stats: StatsSocket) -> None:
+        client = Client(sock, stats, Session(stats.level), self._loop.time())
+        client.session.privileged = is_privileged(client.credentials)
+        if not self._make_room(client):
+            sock.close()
+            return
+        try:
+            self._serve(client)
+        except OSError as error:
+            sock.close()
+            self._limited_log("warning", f"cannot serve a {client}: {error.strerror}")
 
-    def _pause(self, error: OSError) -> None:
-        """Short of descriptors: free one, and stay away from the listeners for a moment instead of spinning on them."""
-        self._limited_log("warning", f"cannot accept on the runtime API: {error.strerror}")
+    def _short(self, reason: str) -> None:
+        """Of descriptors: free one."""
+        self._limited_log("warning", f"cannot accept on the runtime API: {reason}")
         if idle := self._longest_idle(self._clients):
             self._drop(idle)
-        if self._retry is None:
-            for sock in self._listeners:
-                self._loop.remove(sock.fileno())
-            self._retry = self._loop.call_later(_RETRY, self._resume)
-
-    def _resume(self) -> None:
-        self._retry = None
-        for sock, stats in list(self._listeners.items()):
-            self._loop.remove(sock.fileno())  # one that was added meanwhile
-            self.add_listener(stats, sock)
 
     def _make_room(self, newcomer: Client) -> bool:
         """See to it that idle clients cannot lock others out, and ordinary ones never the operator."""
@@ -282,7 +250,7 @@ class RuntimeServer:
         from hitlessd.runtime.commands import execute  # at the first command, not when we start
 
         def call(words: Sequence[str]) -> Call:
-            sockets = tuple(dict.fromkeys(self._listeners.values()))
+            sockets = tuple(dict.fromkeys(self._acceptor.accepting))
             promise = lambda number: setattr(client, "waiting", number)  # noqa: E731
             return Call(words, client.session, self._control, sockets, self._loop.time(), done, promise)
 
@@ -452,24 +420,15 @@ class RuntimeServer:
 
     def close(self) -> None:
         """Forget the listeners and close every client, sending what the kernel takes at once."""
-        for sock in list(self._listeners):
-            self.remove_listener(sock)
+        self._acceptor.close()
         for client in list(self._clients):
             self._flush(client)
             self._drop(client)
         self._quota.close()
-        for timer in (self._clock, self._retry):
-            if timer is not None:
-                timer.cancel()
-        self._clock = self._retry = None
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
 
     def _limited_log(self, severity: str, message: str) -> None:
         """For what a hostile client can make happen as often as it likes."""
         self._quota(severity, message, event=Event.RUNTIME_CLIENT_DROPPED)
-
-
-def _pending(listener: socket.socket) -> bool:
-    """Whether a connection waits to be accepted."""
-    poll = select.poll()
-    poll.register(listener, select.POLLIN)
-    return bool(poll.poll(0))

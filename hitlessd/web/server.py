@@ -12,13 +12,13 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hitlessd.acceptor import Acceptor
 from hitlessd.errors import PeerError
 from hitlessd.events import Event
 from hitlessd.http.grammar import Refused
 from hitlessd.model import StatsPage
 from hitlessd.quota import Quota
 from hitlessd.runtime.control import LoopLike
-from hitlessd.web.acceptor import Acceptor
 from hitlessd.web.client import Client
 from hitlessd.web.deadlines import Deadlines
 from hitlessd.web.exchange import CONTINUE, INPUT_LIMIT, Asked, refusal, rendered
@@ -52,7 +52,7 @@ class WebServer:
     ) -> None:
         """`page_of` finds the page of a proxy, for connections that a predecessor had; None: it has none any more."""
         self._loop = loop
-        self._quota = Quota(log, loop.time, lambda when: loop.call_later(when - loop.time(), self._quota.settle))
+        self._quota = Quota.on(loop, log)
         self._responders = responders
         self._acceptor: Acceptor[Grant] = Acceptor(loop, self._accepted, self._short)
         self._feeds = Feeds(loop, self._advance, self._feed_failed)

@@ -42,6 +42,11 @@ class Acceptor(Generic[T]):
         if self._listeners.pop(sock, None) is not None:
             self._loop.remove(sock.fileno())
 
+    @property
+    def accepting(self) -> tuple[T, ...]:
+        """What the listeners were added with."""
+        return tuple(self._listeners.values())
+
     def close(self) -> None:
         """Leave all listeners."""
         for sock in list(self._listeners):
