@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from hitlessd.model import (
@@ -46,15 +47,43 @@ _SYSLOG_PORT = 514
 _UNINDENTED = "a line that is indented deeper than the one above continues it"
 
 
+@dataclass(slots=True)
+class _Owner:
+    """What the path of a unix socket is given."""
+
+    mode: int | None = None
+    user: str = ""
+    group: str = ""
+
+    def take(self, place: Place, word: str, argument: str) -> None:
+        """If it is about that."""
+        match word:
+            case "mode":
+                self.mode = values.file_mode(place, argument)
+            case "user":
+                self.user = values.user_name(place, argument) or ""
+            case "group":
+                self.group = values.group_name(place, argument) or ""
+
+
+def _address_and_words(place: Place, text: str) -> list[str] | None:
+    """The words of a line that begins with an address; None for what is another option, by its indentation."""
+    words = text.split(" ")
+    if "=" in words[0] or words[1:2] == ["="]:
+        place.refuse("use this address", text, "an address", note=_UNINDENTED)
+        return None
+    return words
+
+
 def bind_line(place: Place, text: str) -> Bind | None:
     """`ADDRESS [v4v6|v6only] [backlog N] [interface DEV] [mode M] [user U] [group G] [accept-proxy]`; None when
     the address is wrong."""
-    first, *rest = text.split(" ")
-    if "=" in first or rest[:1] == ["="]:
-        place.refuse("use this address", text, "an address", note=_UNINDENTED)
+    words = _address_and_words(place, text)
+    if words is None:
         return None
+    first, *rest = words
     address = listening_address(place, first, systemd=True)
-    backlog, interface, mode, user, group = 0, "", None, "", ""
+    backlog, interface, owner = 0, "", _Owner()
     given: list[str] = []
     for word, argument in pairs(place, rest, _BIND_WORDS, absent_bind_word, given):
         match word:
@@ -62,17 +91,15 @@ def bind_line(place: Place, text: str) -> Bind | None:
                 backlog = values.integer(place, argument, 1, _BACKLOG_LIMIT, "use this backlog") or 0
             case "interface":
                 interface = _interface(place, argument)
-            case "mode":
-                mode = values.file_mode(place, argument)
-            case "user":
-                user = values.user_name(place, argument) or ""
-            case "group":
-                group = values.group_name(place, argument) or ""
+            case _:
+                owner.take(place, word, argument)
     if address is None:
         return None
     _check_bind_words(place, address, given)
     v6only = "v4v6" not in given
-    return Bind(address, place.where, backlog, interface, v6only, mode, user, group, "accept-proxy" in given)
+    return Bind(
+        address, place.where, backlog, interface, v6only, owner.mode, owner.user, owner.group, "accept-proxy" in given
+    )
 
 
 def _check_bind_words(place: Place, address: InetAddress | UnixAddress | SystemdAddress, given: list[str]) -> None:
@@ -94,22 +121,16 @@ def _check_bind_words(place: Place, address: InetAddress | UnixAddress | Systemd
 def stats_socket_line(place: Place, text: str) -> StatsSocket | None:
     """`ADDRESS [mode M] [user U] [group G] [level user|operator|admin] [expose-fd listeners]`; None when the address is
     wrong."""
-    first, *rest = text.split(" ")
-    if "=" in first or rest[:1] == ["="]:
-        place.refuse("use this address", text, "an address", note=_UNINDENTED)
+    words = _address_and_words(place, text)
+    if words is None:
         return None
+    first, *rest = words
     address = listening_address(place, first, systemd=False)
-    mode, user, group, expose = None, "", "", False
+    owner, expose = _Owner(), False
     level: Level = "operator"
     given: list[str] = []
     for word, argument in pairs(place, rest, _STATS_WORDS, absent_bind_word, given):
         match word:
-            case "mode":
-                mode = values.file_mode(place, argument)
-            case "user":
-                user = values.user_name(place, argument) or ""
-            case "group":
-                group = values.group_name(place, argument) or ""
             case "level":
                 found = values.one_of(place, argument, _LEVELS, "use this level")
                 level = found or level
@@ -117,6 +138,8 @@ def stats_socket_line(place: Place, text: str) -> StatsSocket | None:
                 expose = argument == "listeners"
                 if not expose:
                     place.refuse("expose these descriptors", argument, "listeners", near=("listeners",))
+            case _:
+                owner.take(place, word, argument)
     if address is None or isinstance(address, SystemdAddress):
         return None
     for word in given:
@@ -124,31 +147,25 @@ def stats_socket_line(place: Place, text: str) -> StatsSocket | None:
             place.fail(f"cannot use expose-fd with {address}: expected a unix socket, for TCP carries no descriptors")
         elif word in _METRICS_WORDS:
             _check_path_word(place, address, word)
-    return StatsSocket(address, mode, user, group, level, expose, place.where)
+    return StatsSocket(address, owner.mode, owner.user, owner.group, level, expose, place.where)
 
 
 def metrics_bind_line(place: Place, text: str) -> MetricsBind | None:
     """`ADDRESS [mode M] [user U] [group G]`; None when the address is wrong."""
-    first, *rest = text.split(" ")
-    if "=" in first or rest[:1] == ["="]:
-        place.refuse("use this address", text, "an address", note=_UNINDENTED)
+    words = _address_and_words(place, text)
+    if words is None:
         return None
+    first, *rest = words
     address = listening_address(place, first, systemd=False)
-    mode, user, group = None, "", ""
+    owner = _Owner()
     given: list[str] = []
     for word, argument in pairs(place, rest, _METRICS_WORDS, absent_bind_word, given):
-        match word:
-            case "mode":
-                mode = values.file_mode(place, argument)
-            case "user":
-                user = values.user_name(place, argument) or ""
-            case "group":
-                group = values.group_name(place, argument) or ""
+        owner.take(place, word, argument)
     if address is None or isinstance(address, SystemdAddress):
         return None
     for word in given:
         _check_path_word(place, address, word)
-    return MetricsBind(address, mode, user, group, place.where)
+    return MetricsBind(address, owner.mode, owner.user, owner.group, place.where)
 
 
 def _check_path_word(place: Place, address: InetAddress | UnixAddress, word: str) -> None:
