@@ -58,6 +58,11 @@ class Client:
         return f"runtime API client of {address_text(self.stats)}{who}"
 
     @property
+    def due(self) -> float:
+        """Loop time at which it has been silent for too long; a reload may take as long as it likes."""
+        return float("inf") if self.waiting is not None else self.active + self.session.timeout
+
+    @property
     def busy(self) -> bool:
         """An answer is still to come, so that the next command has to wait."""
         return self.waiting is not None or self.pieces is not None

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hitlessd.acceptor import Acceptor
+from hitlessd.deadlines import Deadlines
 from hitlessd.errors import PeerError
 from hitlessd.events import Event
 from hitlessd.log import Logger
@@ -29,7 +30,7 @@ from hitlessd.runtime.client import (
     takeover_refusal,
 )
 from hitlessd.runtime.command import Call, Pieces, Session
-from hitlessd.runtime.control import Control, LoopLike, ReloadOutcome, TimerLike
+from hitlessd.runtime.control import Control, LoopLike, ReloadOutcome
 from hitlessd.runtime.reloading import reload_answer
 from hitlessd.runtime.words import split_line
 
@@ -55,8 +56,7 @@ class RuntimeServer:
         self._log = log
         self._acceptor: Acceptor[StatsSocket] = Acceptor(loop, self._accepted, self._short)
         self._clients: list[Client] = []
-        self._clock: TimerLike | None = None
-        self._due = 0.0  # loop time at which the clock rings
+        self._deadlines = Deadlines(loop, lambda: tuple(self._clients), self._late)
         self._quota = Quota.on(loop, log)
 
     # Listeners
@@ -113,7 +113,7 @@ class RuntimeServer:
         client.events = _READ
         self._loop.add(client.sock.fileno(), _READ, lambda events: self._ready(client, events))
         self._clients.append(client)
-        self._arm(client)
+        self._deadlines.arm(client)
 
     def _drop(self, client: Client) -> None:
         """Forget a client and close its connection."""
@@ -128,29 +128,10 @@ class RuntimeServer:
         self._loop.remove(client.sock.fileno())
         return True
 
-    def _arm(self, client: Client) -> None:
-        """Have the clock ring when this client may have been silent for too long, if it would ring later."""
-        due = client.active + client.session.timeout
-        if client.waiting is not None or (self._clock is not None and self._due <= due):
-            return
-        if self._clock is not None:
-            self._clock.cancel()
-        self._due = due
-        self._clock = self._loop.call_later(max(0.0, due - self._loop.time()), self._tick)
-
-    def _tick(self) -> None:
-        """Drop who has been silent for too long; come again when the next one may be due."""
-        self._clock = None
-        now = self._loop.time()
-        for client in list(self._clients):
-            if client.waiting is not None:
-                continue
-            if client.active + client.session.timeout > now:
-                self._arm(client)
-                continue
-            if client.output:
-                self._limited_log("notice", f"dropping the {client}: it does not read its answer")
-            self._drop(client)
+    def _late(self, client: Client) -> None:
+        if client.output:
+            self._limited_log("notice", f"dropping the {client}: it does not read its answer")
+        self._drop(client)
 
     def _ready(self, client: Client, events: int) -> None:
         if events & _READ and client.events & _READ:
@@ -265,7 +246,7 @@ class RuntimeServer:
         if isinstance(answer, Pieces):
             client.pieces = answer
             self._pull(client)
-        self._arm(client)
+        self._deadlines.arm(client)
         if client.session.closing:
             client.closing = True
             client.commands.clear()
@@ -297,7 +278,7 @@ class RuntimeServer:
         client.asking = False
         if text is None:
             client.pieces = None
-            self._arm(client)
+            self._deadlines.arm(client)
             self._answer(client, "")
         else:
             client.output += text.encode("utf-8", "replace")
@@ -329,7 +310,7 @@ class RuntimeServer:
             return
         client.waiting = None
         client.active = self._loop.time()
-        self._arm(client)
+        self._deadlines.arm(client)
         self._answer(client, reload_answer(outcome))
         if client.alive:
             self._advance(client)
@@ -425,9 +406,7 @@ class RuntimeServer:
             self._flush(client)
             self._drop(client)
         self._quota.close()
-        if self._clock is not None:
-            self._clock.cancel()
-            self._clock = None
+        self._deadlines.stop()
 
     def _limited_log(self, severity: str, message: str) -> None:
         """For what a hostile client can make happen as often as it likes."""

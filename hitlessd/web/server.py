@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hitlessd.acceptor import Acceptor
+from hitlessd.deadlines import Deadlines
 from hitlessd.errors import PeerError
 from hitlessd.events import Event
 from hitlessd.http.grammar import Refused
@@ -20,7 +21,6 @@ from hitlessd.model import StatsPage
 from hitlessd.quota import Quota
 from hitlessd.runtime.control import LoopLike
 from hitlessd.web.client import Client
-from hitlessd.web.deadlines import Deadlines
 from hitlessd.web.exchange import CONTINUE, INPUT_LIMIT, Asked, refusal, rendered
 from hitlessd.web.feeds import Feeds
 from hitlessd.web.message import Feed, Grant, Reply, Responder, Service, Waiting
