@@ -46,10 +46,11 @@ def test_listeners_are_given_whole_or_not(listeners: list[socket.socket]) -> Non
     with no_leak():
         one, other = socket.socketpair()
         with one:
-            highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-            # Room for two copies of the four.
-            free = set(range(highest)) - {int(name) for name in os.listdir("/proc/self/fd")}
-            resource.setrlimit(resource.RLIMIT_NOFILE, (sorted([*free, highest + 1, highest + 2])[2], before[1]))
+            # Room for two copies of the four: the third number that is free is the first one forbidden.
+            free = [os.dup(one.fileno()) for _ in range(3)]
+            for descriptor in free:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free[2], before[1]))
             try:
                 succession.give(other, None)
             finally:
