@@ -123,7 +123,7 @@ class Run:
 
     def parking(self) -> Iterator[Block]:
         options = self.options
-        rounds = options.rounds if options.quick else 4 * options.rounds
+        rounds = options.rounds if options.quick else 2 * options.rounds
         yield from Parking(self.directory, options.quick, rounds, self.tell).sections()
 
 
@@ -140,6 +140,9 @@ SECTIONS: Final[dict[str, Callable[[Run], Iterator[Block]]]] = {
     "parking": Run.parking,
 }
 
+SLOW: Final = frozenset({"parking"})
+"""What a quick run leaves out unless it is asked for."""
+
 _NOTES: Final = {"tcp": tcp.SETTINGS, "bulk": tcp.SETTINGS, "http": http.SETTINGS}
 
 
@@ -149,8 +152,13 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = found.add_argument
-    add("sections", nargs="*", metavar="SECTION", help=f"which of {', '.join(SECTIONS)}; all by default")
-    add("--quick", action="store_true", help="less of everything, two rounds: for a look, not for a figure")
+    add(
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help=f"which of {', '.join(SECTIONS)}; all by default, without parking if quick",
+    )
+    add("--quick", action="store_true", help="less of everything, one round: for a look, not for a figure")
     add("--rounds", type=_positive, help="turns that each proxy has (5)")
     add("--rate", type=float, help="connections a second for latency (half load) and migrate (2500)")
     add("--workers", type=_positive, default=1, help="workers or threads where reloads are measured (%(default)d)")
@@ -179,7 +187,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = set(options.sections) - set(SECTIONS)
     if unknown:
         command.error(f"unknown section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
-    options.rounds = options.rounds or (2 if options.quick else 5)
+    options.sections = options.sections or [name for name in SECTIONS if not (options.quick and name in SLOW)]
+    options.rounds = options.rounds or (1 if options.quick else 5)
     return options
 
 
@@ -206,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         run = Run(options, out, directory)
         try:
-            for section in dict.fromkeys(options.sections or SECTIONS):
+            for section in dict.fromkeys(options.sections):
                 run.section(section)
         except RuntimeError as error:
             out.erase()

@@ -19,7 +19,7 @@ from benchmarks.plot import Bar, Group, groups_of, svg
 from benchmarks.profiling import calls_of
 from benchmarks.reloads import phase_medians
 from benchmarks.report import show_comparison, show_verdict
-from benchmarks.run import SECTIONS, arguments
+from benchmarks.run import SECTIONS, SLOW, arguments
 from benchmarks.sections import Section, show
 from benchmarks.terminal import Terminal
 from benchmarks.usage import Usage, usage_of
@@ -248,7 +248,8 @@ def test_sections_are_chosen_by_name() -> None:
     options = arguments(["tcp", "--quick", "reload", "--rounds", "3"])
     assert options.sections == ["tcp", "reload"]
     assert (options.quick, options.rounds) == (True, 3)
-    assert arguments([]).sections == []
+    assert arguments([]).sections == list(SECTIONS)
+    assert set(SECTIONS) - set(arguments(["--quick"]).sections) == SLOW
     assert {"tcp", "bulk", "http", "idle", "latency", "reload", "start", "workers", "migrate"} <= set(SECTIONS)
 
 
@@ -269,7 +270,7 @@ def test_one_section_runs_and_writes_what_it_found(tmp_path: Path) -> None:
     document.write_text(f"# Results\n{BEGIN}\n{END}\n")
     files = ["--json", tmp_path / "r.json", "--plot", tmp_path / "r.svg", "--markdown", document]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", *map(str, files), "tcp"],
+        [sys.executable, "-m", "benchmarks", "--quick", *map(str, files), "tcp"],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
