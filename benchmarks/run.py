@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -214,13 +215,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 1
             return 0
         run = Run(options, out, directory)
-        try:
-            for section in dict.fromkeys(options.sections):
+        broken = False
+        for section in dict.fromkeys(options.sections):
+            try:
                 run.section(section)
-        except RuntimeError as error:
-            out.erase()
-            print(f"cannot go on: {error}", file=sys.stderr)
-            return 1
+            except (RuntimeError, AssertionError, OSError, subprocess.SubprocessError) as error:
+                # What the others find is worth having.
+                out.line("  " + out.paint(f"cannot measure {section}: {error}", "red"))
+                run.figures.setdefault(section, {})["error"] = str(error)
+                broken = True
     out.erase()
     show_verdict(out, run.targets)
     try:
@@ -228,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"cannot write the results: {error}", file=sys.stderr)
         return 1
-    return 1 if options.check and not all(target.met for target in run.targets) else 0
+    return 1 if broken or (options.check and not all(target.met for target in run.targets)) else 0
 
 
 def _write(options: argparse.Namespace, run: Run, about: dict[str, Any], title: str, told: Sequence[str]) -> None:
