@@ -80,7 +80,7 @@ class Run:
         if name in _NOTES:
             show_notes(self.out, _NOTES[name])
             self.figures[name]["settings"] = _NOTES[name]
-        self.figures[name]["seconds"] = round(time.monotonic() - began, 1)
+        self.figures.setdefault(name, {})["seconds"] = round(time.monotonic() - began, 1)
 
     # -- the sections ------------------------------------------------------------------------------------------------
 
