@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from hitlessd import __version__, latecomers
 from hitlessd.changes import Change, Changes
+from hitlessd.dataclass import replace
 from hitlessd.errors import ConfigError, HitlessdError, PeerError, SystemRefused
 from hitlessd.events import Event
 from hitlessd.handover.successor import Summons
@@ -133,6 +134,7 @@ class Main:
             for line in str(error).splitlines():
                 self.log("alert", line, event=failure(error))
             return EXIT_CONFIG if isinstance(error, ConfigError | SystemRefused) else 1
+        gc.enable()
         self.loop.run()
         return self._exit_status
 

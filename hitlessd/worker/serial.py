@@ -11,9 +11,9 @@ import base64
 import binascii
 import select
 import socket
-from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from hitlessd.dataclass import dataclass, field, fields
 from hitlessd.errors import PeerError
 from hitlessd.parking.park import reset
 from hitlessd.proxyprotocol import Header
