@@ -47,9 +47,9 @@ _BURST = 252
 _TICK, _BEAT = 0.25, 1.0
 #: Seconds to wait after the kernel has refused to take more.
 _REST = 2.0
-#: Why a connection cannot be parked whose counters do not add up.
-#: Made once: dumps() makes another one each time, a quarter of what it takes.
+#: Made once: dumps() makes another one each time, which is a quarter of what it takes.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+#: Why a connection cannot be parked whose counters do not add up.
 _UNSOUND = "cannot park a connection: the kernel's counters are not what went through it"
 
 

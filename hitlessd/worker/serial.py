@@ -163,7 +163,9 @@ _TOLD: dict[type, tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]], tuple
     )
     for kind in (SerialSide, SerialConnection)
 }
-_NAMES = {kind: frozenset(f.name for f in fields(kind)) for kind in (SerialSide, SerialConnection)}
+_NAMES: dict[type, frozenset[str]] = {
+    kind: frozenset(f.name for f in fields(kind)) for kind in (SerialSide, SerialConnection)
+}
 
 
 @dataclass(frozen=True)
