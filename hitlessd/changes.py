@@ -7,8 +7,9 @@ as long as the configuration still says that; once somebody edits the item there
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
+
+from hitlessd.dataclass import dataclass, field
 
 __all__ = ["Change", "Changes", "Item", "Kind", "described"]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from hitlessd import __version__
+from hitlessd.dataclass import dataclass, field
 
 __all__ = ["main"]
 
@@ -247,6 +248,8 @@ def _main(argv: Sequence[str]) -> int:
         return _say(_version(arguments.version > 1))
     if arguments.check:
         return _check(arguments.files, arguments.quiet)
+    # Until it serves: imports make many objects, and the collector would look through them fifty times, for nothing.
+    gc.disable()
     from hitlessd.main.process import Main, Options
 
     report = _into_background() if arguments.background else -1

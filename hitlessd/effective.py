@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
 from hitlessd.balance import is_static
 from hitlessd.changes import Change, Changes, Item, Kind
 from hitlessd.config.server import added_server, numeric_address
+from hitlessd.dataclass import replace
 from hitlessd.errors import ConfigError
 from hitlessd.model import Backend, Config, Frontend, InetAddress, Server
 

@@ -14,9 +14,9 @@ import re
 import socket
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from hitlessd.dataclass import dataclass
 from hitlessd.errors import SystemRefused
 from hitlessd.model import Bind, InetAddress, SystemdAddress, UnixAddress
 

@@ -7,8 +7,9 @@ backends among backends; a `[listen NAME]` section becomes one Frontend and one 
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass, field
 from typing import Literal
+
+from hitlessd.dataclass import dataclass, field
 
 __all__ = [
     "NOWHERE",

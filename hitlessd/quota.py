@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hitlessd.dataclass import dataclass, field
 from hitlessd.events import Event
 from hitlessd.log import Logger
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
 from typing import Any
 
+from hitlessd.dataclass import MISSING, fields
 from hitlessd.model import Check, InetAddress, Server, UnixAddress
 
 __all__ = ["dump_address", "dump_server", "load_address", "load_server", "parse_address"]

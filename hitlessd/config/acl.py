@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from hitlessd.conditions import PREDEFINED, compile_acl, criterion
+from hitlessd.dataclass import dataclass
 from hitlessd.model import Acl, Condition, Term, Where
 from hitlessd.samples import BACKEND, CONNECTION, HELLO, REQUEST, RESPONSE, Mistake, split_call
 

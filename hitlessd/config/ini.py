@@ -7,9 +7,9 @@ from __future__ import annotations
 import configparser
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
+from hitlessd.dataclass import dataclass, field
 from hitlessd.model import SourceFile, Where
 
 from .problems import Problems, quote

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
+from hitlessd.dataclass import dataclass
 from hitlessd.model import (
     Bind,
     InetAddress,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
+from hitlessd.dataclass import dataclass, replace
 from hitlessd.matching import network
 from hitlessd.model import Balance, Cookie, Expectation, ForwardFor, HttpCheck
 from hitlessd.samples import Mistake

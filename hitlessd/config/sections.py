@@ -4,8 +4,8 @@ belong."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
+from hitlessd.dataclass import dataclass, field
 from hitlessd.model import SourceFile, Where
 
 from . import values

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast, get_args
 
+from hitlessd.dataclass import replace
 from hitlessd.errors import ConfigError
 from hitlessd.model import Backend, Check, InetAddress, Mode, Observe, Server, UnixAddress, Where
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_args
 
 from hitlessd.conditions import criterion
+from hitlessd.dataclass import dataclass, field, replace
 from hitlessd.model import (
     NOWHERE,
     Acl,

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
+from hitlessd.dataclass import replace
 from hitlessd.model import StatsPage, Where
 from hitlessd.samples import Mistake
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from hitlessd.ctl.connection import fields
 from hitlessd.ctl.csvtext import SERVER, Row, integer, rows
+from hitlessd.dataclass import dataclass, field
 
 __all__ = ["QUESTIONS", "SORTS", "Board", "Line", "clean"]
 

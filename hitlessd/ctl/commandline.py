@@ -8,6 +8,10 @@ import sys
 from hitlessd.ctl.connection import ANSWER, Connection, Unreachable, is_refusal
 from hitlessd.ctl.output import DONE, INTERRUPTED, REFUSED, UNREACHABLE, USAGE, Unwritable, is_terminal, say
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hitlessd.ctl.reload import Show
+
 __all__ = ["OPTIONS", "OWN", "main"]
 
 _DEFAULT = "/run/hitlessd/hitlessd.sock"
@@ -184,7 +188,7 @@ def _run(arguments: list[str]) -> int:
     where, words = options.where, options.words
     match words[0]:
         case "reload":
-            from hitlessd.ctl.reload import Show, quietly, reload
+            from hitlessd.ctl.reload import quietly, reload
 
             show: Show = quietly
             if options.verbose or options.json:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import _socket as socket  # `socket` itself imports enum and selectors, which takes 5 ms
 import os
-import socket
 import stat
 import time
-from collections.abc import Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["ANSWER", "Connection", "Unreachable", "ask", "fields", "is_refusal", "number", "parse_address", "why"]
 

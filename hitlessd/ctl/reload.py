@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 
 from hitlessd.ctl.connection import Connection, Unreachable, ask, fields, is_refusal, number
 from hitlessd.ctl.output import DONE, REFUSED, UNREACHABLE, say
 
-__all__ = ["Show", "quietly", "reload"]
+__all__ = ["quietly", "reload"]
 
 _RECONNECT = 30.0  # seconds in which a new main process must answer after the one we spoke to has gone
 #: The same as an ExecReload=: systemd starts the crashed service again only after we have ended (systemd.service(5)).
@@ -17,8 +16,12 @@ _RECONNECT_IN_UNIT = 1.0
 _PAUSE = 0.05  # seconds between attempts to reconnect
 _HISTORY = 5.0  # seconds to wait for it
 
-#: What to do with an outcome: whether it was done, the reason or summary, and the answer to `show reloads json` or "".
-Show = Callable[[bool, str, str], object]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    #: Is given an outcome: whether it was done, the reason or summary, the answer to `show reloads json` or "".
+    Show = Callable[[bool, str, str], object]
 
 
 def quietly(_ok: bool, _text: str, _history: str) -> None:

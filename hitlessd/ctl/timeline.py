@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hitlessd.ctl.output import is_terminal, say
-from hitlessd.ctl.reload import Show
+
+if TYPE_CHECKING:
+    from hitlessd.ctl.reload import Show
 
 __all__ = ["latest", "records", "shower", "timeline"]
 

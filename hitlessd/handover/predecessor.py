@@ -6,9 +6,9 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from hitlessd.dataclass import dataclass, field
 from hitlessd.errors import PeerError, StateError
 from hitlessd.handover.faults import injector
 from hitlessd.handover.phases import Phases

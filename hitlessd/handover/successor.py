@@ -9,9 +9,9 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from hitlessd.dataclass import dataclass
 from hitlessd.descriptors import close_all
 from hitlessd.errors import HitlessdError, PeerError, StateError
 from hitlessd.handover.faults import injector

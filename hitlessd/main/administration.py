@@ -7,10 +7,10 @@ done. So the changes that a predecessor has made since its offer are caught up w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from hitlessd.changes import Change, Changes, Item, described
+from hitlessd.dataclass import replace
 from hitlessd.effective import Difference, added_words, configured, differences, effective, free_sid, keep, structure
 from hitlessd.errors import SystemRefused
 from hitlessd.events import Event

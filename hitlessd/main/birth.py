@@ -7,11 +7,11 @@ anybody else until Born is returned.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from hitlessd.changes import Change, Changes
 from hitlessd.config import load, parse
+from hitlessd.dataclass import dataclass, field
 from hitlessd.effective import effective, keep
 from hitlessd.errors import ConfigError, HitlessdError, ListenerRefused, PeerError, SystemRefused
 from hitlessd.events import Event

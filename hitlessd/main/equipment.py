@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from hitlessd.dataclass import dataclass
 from hitlessd.errors import ListenerRefused, SystemRefused
 from hitlessd.events import Event
 from hitlessd.listeners import Listener, Wanted, assign, close_unwanted, open_listener, own_path

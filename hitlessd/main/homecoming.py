@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from hitlessd.dataclass import dataclass, field
 from hitlessd.events import Event
 from hitlessd.log import Logger
 from hitlessd.loop import Loop

@@ -7,9 +7,9 @@ import select
 import socket
 import struct
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
+from hitlessd.dataclass import dataclass, field
 from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError, SystemRefused
 from hitlessd.events import Event

@@ -4,8 +4,8 @@ parked, which nothing depends on but their survival."""
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass, replace
 
+from hitlessd.dataclass import dataclass, replace
 from hitlessd.errors import SystemRefused
 from hitlessd.model import Config
 

@@ -6,10 +6,10 @@ import os
 import signal
 import socket
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 from hitlessd import __version__
+from hitlessd.dataclass import dataclass, field
 from hitlessd.errors import PeerError
 from hitlessd.events import Event
 from hitlessd.handover.process import PeerProcess

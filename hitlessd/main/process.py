@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
-import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from hitlessd import __version__, latecomers
-from hitlessd.changes import Change, Changes
+from hitlessd import latecomers
+from hitlessd.dataclass import replace
 from hitlessd.errors import ConfigError, HitlessdError, PeerError, SystemRefused
 from hitlessd.events import Event
 from hitlessd.handover.successor import Summons
@@ -25,26 +24,26 @@ from hitlessd.main.arrival import Arrival
 from hitlessd.main.birth import Birth, Born, Options, failure
 from hitlessd.main.checks import Checks
 from hitlessd.main.departure import Departure
-from hitlessd.main.equipment import Equipment
+from hitlessd.main.facade import Facade
 from hitlessd.main.homecoming import YOUNG, Homecoming
 from hitlessd.main.inheritance import Ancestor
-from hitlessd.main.limits import raise_soft_limit, store_entries, store_problem
+from hitlessd.main.limits import raise_soft_limit
 from hitlessd.main.office import Office, send_signal
 from hitlessd.main.pidfile import Pidfile
+from hitlessd.main.readiness import outcome_of, phases_of, say_ready
 from hitlessd.main.reloads import Reloads
 from hitlessd.main.sessions import LineServer, Sessions
 from hitlessd.main.site import page_of, responders
-from hitlessd.main.standing import Forced, Standing, limited
+from hitlessd.main.standing import Standing, limited
 from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
-from hitlessd.main.trends import Trends
 from hitlessd.main.visitors import Visitors
-from hitlessd.model import Backend, Config, Frontend, LogTarget, StatsSocket
+from hitlessd.model import Backend, Frontend, LogTarget
 from hitlessd.parking.park import Park
-from hitlessd.runtime.control import Credentials, GenerationInfo, ReloadOutcome
+from hitlessd.runtime.control import ReloadOutcome
 from hitlessd.runtime.server import RuntimeServer
 from hitlessd.systemd import Manager, leave_no_trace
-from hitlessd.table import PROCESS, Column, RowKey, Table, sum_over
+from hitlessd.table import PROCESS, Column, sum_over
 from hitlessd.web.server import WebServer
 
 __all__ = ["EXIT_CONFIG", "EXIT_REPLACED", "Main", "Options"]
@@ -60,21 +59,17 @@ _ARRIVAL_PATIENCE = 10.0
 _HOMECOMING_PATIENCE = 5.0
 #: The part of the watchdog's time after which a silence is worth a word.
 _NEAR = 2 / 3
-#: Listeners of a reload that are named in the log, opened and closed ones each.
-_MOST_LISTENERS = 100
 #: Seconds after which a start is over for good.
 _SETTLED = 1.0
 _STATUS_EVERY = 5  # ticks between two STATUS lines, so that PID 1 is not kept busy
 
 
-class Main:
-    """Runs one generation, and is the Control of its runtime API."""
+class Main(Facade):
+    """Runs one generation."""
 
     def __init__(self, options: Options, announce: Callable[[], object] = lambda: None) -> None:
         """`announce` is called once, when this generation serves."""
-        self.version = __version__
-        self.pid = os.getpid()
-        self.started_at = time.time()
+        super().__init__()
         self._options = options
         self._announce = announce
         self._exit_status = 0
@@ -88,23 +83,14 @@ class Main:
             lambda number: self._succession.begin(number),
             lambda: self._store.keep_reloads(self._reloads.export()),
         )
-        self._rates = status.Rates()
-        self._request_rates = status.Rates(Column.REQ_TOT, ("frontend",))
-        self._trends = Trends()
-        self.secret = os.urandom(32)
         self._stop_next = False
         self._succeeded = False  # another generation serves
-        self._arrival: Arrival | None = None
         self._predecessor = 0  # its pid
         self._petted = 0.0  # when systemd's watchdog last heard of us
-        self._office: Office | None = None
-        self._succession: Succession
         self._departure: Departure
-        self._sessions: Sessions
         self._homecoming: Homecoming
         self._checks: Checks
         self._visitors: Visitors
-        self._administration: Administration
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
@@ -133,6 +119,7 @@ class Main:
             for line in str(error).splitlines():
                 self.log("alert", line, event=failure(error))
             return EXIT_CONFIG if isinstance(error, ConfigError | SystemRefused) else 1
+        gc.enable()
         self.loop.run()
         return self._exit_status
 
@@ -222,7 +209,7 @@ class Main:
         office.open_runtime()
         for listener in equipment.unwanted:
             close_unwanted(listener)
-        outcome, number = self._outcome(born), self._reloads.number
+        outcome, number = outcome_of(born, self._reloads.number), self._reloads.number
         # Whoever waits for it is answered when the predecessor's connections have come.
         self._reloads.running = bool(outcome)
         self._manager.notify("READY=1", f"STATUS={self._status()}")
@@ -243,7 +230,7 @@ class Main:
                 office.ancestors[-1] if office.ancestors else None,
                 min(_ARRIVAL_PATIENCE, office.config.global_.reload_timeout),
                 lambda: self._arrived(outcome, born),
-                lambda: self._reloads.amend(number, phases=self._phases(born), **arrival.counts()),
+                lambda: self._reloads.amend(number, phases=phases_of(born), **arrival.counts()),
             )
 
             def adopt(fds: list[int]) -> None:
@@ -317,98 +304,15 @@ class Main:
                 reason="\n".join([first, *rest]),
                 duration=time.monotonic() - born.inheritance.reloads["began"],
                 at=time.time(),
-                phases=self._phases(born),
+                phases=phases_of(born),
                 **counts,
             )
-        self._say_ready(office, outcome)
+        say_ready(
+            self.log, office, self._manager, outcome, self._predecessor, self._arrival.moved if self._arrival else 0
+        )
         if outcome:
             self._reloads.finished(outcome)
             self._tell_status()
-
-    def _phases(self, born: Born) -> tuple[tuple[str, float], ...]:
-        return born.phases.all(born.inheritance.reloads.get("began")) if born.phases else ()
-
-    def _outcome(self, born: Born) -> ReloadOutcome | None:
-        began = born.inheritance.reloads.get("began")
-        if not isinstance(began, int | float) or not began:
-            return None
-        duration = time.monotonic() - began
-        equipment = born.equipment
-        summary = (
-            f"generation {born.generation} (pid {self.pid}) serves, took {duration * 1000:.0f} ms;"
-            f" listeners: {equipment.taken} taken, {equipment.bound} bound, {len(equipment.unwanted)} closed"
-        )
-        summary = "\n".join([summary, *born.config.warnings])
-        return ReloadOutcome(
-            self._reloads.number,
-            True,
-            summary,
-            duration,
-            time.time(),
-            born.generation,
-            taken=equipment.taken,
-            bound=equipment.bound,
-            closed=len(equipment.unwanted),
-        )
-
-    def _say_ready(self, office: Office, outcome: ReloadOutcome | None) -> None:
-        equipment = office.equipment
-        for warning in office.config.warnings:
-            self.log("warning", warning, event=Event.CONFIGURATION_WARNING)
-        if equipment.limits.shortage:
-            self.log("warning", equipment.limits.shortage, event=Event.DESCRIPTORS_SHORT)
-        if problem := self._store_problem(equipment):
-            self.log("warning", problem, event=Event.STORE_SMALL)
-        fields = {
-            "pid": self.pid,
-            "workers": equipment.table.workers,
-            "taken": equipment.taken,
-            "bound": equipment.bound,
-            "closed": len(equipment.unwanted),
-        }
-        if outcome:
-            told = ",".join(f"{what.replace(' ', '-')}:{took * 1000:.1f}" for what, took in outcome.phases)
-            phases = {"phases": told} if told else {}
-            self.log(
-                "notice",
-                f"reload {outcome.number} done: {outcome.reason.splitlines()[0]}",
-                event=Event.RELOAD_DONE,
-                **fields,
-                reload=outcome.number,
-                predecessor=self._predecessor,
-                moved=self._arrival.moved if self._arrival else 0,
-                duration_ms=round(outcome.duration * 1000),
-                **phases,
-            )
-            self._say_listeners(equipment)
-        else:
-            self.log(
-                "notice",
-                f"hitlessd {self.version} serves: generation {office.generation}, {len(equipment.listeners)} listeners"
-                f" ({equipment.taken} taken, {equipment.bound} bound), {equipment.table.workers} workers,"
-                f" maxconn {equipment.limits.maxconn}",
-                event=Event.STARTED,
-                **fields,
-            )
-
-    def _say_listeners(self, equipment: Equipment) -> None:
-        """Which ones a reload has opened and closed."""
-        names = {id(listener): want.frontend for want, listener in equipment.listeners}
-        for listener in equipment.opened[:_MOST_LISTENERS]:
-            frontend = names.get(id(listener), "")
-            text = f"listening on {listener.identity} for {frontend or 'the runtime API'}"
-            self.log("info", text, event=Event.LISTENER_ADDED, address=listener.identity, frontend=frontend)
-        for listener in equipment.unwanted[:_MOST_LISTENERS]:
-            text = f"no longer listening on {listener.identity}"
-            self.log("info", text, event=Event.LISTENER_REMOVED, address=listener.identity)
-
-    def _store_problem(self, equipment: Equipment) -> str:
-        """What the unit does not grant, and what comes of it."""
-        if self._manager.store_limit is None or not self._manager.has_store:
-            return ""
-        own = sum(1 for _, listener in equipment.listeners if listener.origin != "systemd")
-        entries = store_entries(own, len(equipment.mains), equipment.table.workers)
-        return store_problem(entries, self._manager.store_limit)
 
     # --- what goes from generation to generation
 
@@ -421,127 +325,6 @@ class Main:
             self._trends.restore(memories["trends"])
         except (KeyError, TypeError, ValueError):
             return  # a version before ours has none
-
-    # --- being asked (Control)
-
-    @property
-    def _serving(self) -> Office:
-        assert self._office, "the runtime API is served from the office on"
-        return self._office
-
-    @property
-    def config(self) -> Config:
-        return self._serving.config
-
-    @property
-    def generation(self) -> int:
-        return self._serving.generation
-
-    @property
-    def warm(self) -> bool:
-        return bool(self._serving.config_error)
-
-    @property
-    def config_error(self) -> str:
-        return self._serving.config_error
-
-    @property
-    def stopping(self) -> bool:
-        return self._serving.stopping
-
-    @property
-    def last_reload(self) -> ReloadOutcome | None:
-        return self._reloads.last
-
-    @property
-    def reloads(self) -> tuple[int, int]:
-        return self._reloads.completed, self._reloads.refused
-
-    @property
-    def history(self) -> Sequence[ReloadOutcome]:
-        return self._reloads.history
-
-    @property
-    def reload_histogram(self) -> Mapping[str, tuple[Sequence[int], float]]:
-        return self._reloads.histogram
-
-    @property
-    def configured(self) -> Config:
-        return self._administration.configured
-
-    @property
-    def changes(self) -> Changes:
-        return self._administration.changes
-
-    def administer(self, change: Change, done: Callable[[str], object]) -> None:
-        self._administration.administer(change, done)
-
-    def force_health(self, backend: str, server: str, how: Forced, done: Callable[[str], object]) -> None:
-        self._administration.force_health(backend, server, how, done)
-
-    def may_check(self, backend: str, server: str) -> bool:
-        return self._administration.may_check(backend, server)
-
-    @property
-    def most_connections(self) -> int:
-        return self._serving.equipment.planned.maxconn
-
-    def shut_frontend(self, name: str, done: Callable[[str], object]) -> None:
-        self._administration.shut_frontend(name, done)
-
-    def clear_counters(self, everything: bool, done: Callable[[str], object]) -> None:
-        for rates in (self._rates, self._request_rates):
-            rates.clear()
-        self._administration.clear_counters(everything, done)
-
-    @property
-    def startup_logs(self) -> str:
-        return "\n".join(self._serving.config.warnings)
-
-    @property
-    def listeners(self) -> int:
-        return sum(listener.open for _, listener in self._serving.equipment.listeners)
-
-    @property
-    def maxconn(self) -> int:
-        return self._serving.equipment.limits.maxconn
-
-    def tables(self) -> Sequence[Table]:
-        return self._serving.tables()
-
-    def generations(self) -> Sequence[GenerationInfo]:
-        return status.generations(self, self._serving.equipment, self._serving.ancestors, self._arrival)
-
-    def rates(self, key: RowKey) -> tuple[int, int]:
-        return self._rates.of(key)
-
-    def request_rates(self, key: RowKey) -> tuple[int, int]:
-        return self._request_rates.of(key)
-
-    def trend(self, key: RowKey) -> Sequence[int]:
-        return self._trends.of(key)
-
-    def request_reload(self, done: Callable[[ReloadOutcome], None]) -> int:
-        return self._reloads.request(done)
-
-    def resume_reload(self, number: int, done: Callable[[ReloadOutcome], None]) -> int:
-        return self._reloads.resume(number, done)
-
-    def sessions(self, after: int, only: int, done: Callable[[dict[str, Any]], object]) -> None:
-        self._sessions.page(after, only, done)
-
-    def shut_down(self, only: int, server: Sequence[str], done: Callable[[dict[str, Any]], object]) -> None:
-        self._sessions.shut_down(only, server, done)
-
-    def getsocks(
-        self, sock: socket.socket, stats: StatsSocket, credentials: Credentials | None, already: bytes
-    ) -> None:
-        self._succession.give(sock, credentials)
-
-    def takeover(
-        self, sock: socket.socket, rest: bytes, stats: StatsSocket, credentials: Credentials, already: bytes
-    ) -> None:
-        self._succession.takeover(sock, credentials, already)
 
     # --- being told (signals), being replaced
 

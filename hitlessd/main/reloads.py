@@ -7,10 +7,10 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
+from hitlessd.dataclass import replace
 from hitlessd.loop import Loop
 from hitlessd.runtime.control import RELOAD_BUCKETS, ReloadOutcome
 

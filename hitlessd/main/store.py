@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hitlessd.dataclass import dataclass, field, replace
 from hitlessd.errors import HitlessdError, PeerError, SystemRefused
 from hitlessd.events import Event
 from hitlessd.listeners import Listener

@@ -8,9 +8,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from hitlessd.dataclass import dataclass
 from hitlessd.descriptors import close_all
 from hitlessd.errors import HitlessdError, PeerError
 from hitlessd.events import Event

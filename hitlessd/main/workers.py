@@ -119,8 +119,8 @@ class Pool:
 
     def start(self) -> None:
         """Fork them all. Raises OSError."""
-        # Collected and frozen, the parent's objects stay shared; the child's collector would copy every page.
-        gc.collect()
+        # Frozen, the parent's objects stay shared; the child's collector would copy every page. There is little garbage
+        # among them, and to look for it would take 10 ms of each reload.
         gc.freeze()
         for index in range(self._table.workers):
             self._fork(index)
@@ -314,6 +314,7 @@ class Pool:
             keep.update(s.fileno() for _, _, s in self._listeners)
             keep.update(park.parts().values() if park else ())
             _close_all_but(keep)
+            gc.enable()
             self._log.open()
             worker.run(
                 worker.WorkerSetup(

@@ -10,9 +10,9 @@ a `shift`, positive for what was added, even when everything is passed on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 
+from hitlessd.dataclass import dataclass, field
 from hitlessd.parking.counters import Counters
 
 __all__ = ["Buffers", "Fate", "Hole", "fate", "rest"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import os
 import socket
 import struct
@@ -118,11 +118,11 @@ def takeover_refusal(stats: StatsSocket, credentials: Credentials | None) -> str
 
 
 def _text(data: bytes | bytearray) -> str:
-    return base64.b64encode(data).decode("ascii")
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
 def _bytes(text: Any, limit: int) -> bytes:
-    data = base64.b64decode(text, validate=True)
+    data = binascii.a2b_base64(text, strict_mode=True)
     if len(data) > limit:
         raise ValueError(f"{len(data)} bytes where {limit} are allowed")
     return data

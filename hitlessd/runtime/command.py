@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from hitlessd.dataclass import dataclass, field
 from hitlessd.model import InetAddress, Level, StatsSocket
 from hitlessd.runtime.control import Control, ReloadOutcome
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from hitlessd.changes import Change, Changes
+from hitlessd.dataclass import dataclass
 from hitlessd.model import Config, StatsSocket
 from hitlessd.table import RowKey, Table
 

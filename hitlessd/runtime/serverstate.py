@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hitlessd import health
+from hitlessd.dataclass import dataclass
 from hitlessd.model import Backend, Server
 from hitlessd.table import Health, HealthRecord, RowKey, ServerState, Table
 

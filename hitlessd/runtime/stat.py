@@ -7,9 +7,9 @@ that can only be zero here (no TLS, no HTTP/2, no compression) says 0 wherever H
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from hitlessd import health
+from hitlessd.dataclass import dataclass
 from hitlessd.model import Backend, Check, Frontend, InetAddress, Mode, Server
 from hitlessd.runtime.control import Control
 from hitlessd.runtime.serverstate import ServerNow, server_now

@@ -6,8 +6,8 @@ Only whole requests are handed on, so what a client may send has limits, and who
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
+from hitlessd.dataclass import dataclass
 from hitlessd.http import heads
 from hitlessd.http.body import Body
 from hitlessd.http.grammar import CHUNKED, LENGTH, MAX_HEAD, NONE, Refused

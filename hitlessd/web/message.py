@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
+from hitlessd.dataclass import dataclass
 from hitlessd.model import StatsPage
 
 __all__ = ["Feed", "Grant", "Reply", "Request", "Responder", "Service", "Waiting"]

@@ -6,7 +6,7 @@ between mains holds.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import contextlib
 import json
 import os
@@ -126,11 +126,11 @@ def _restored(
 
 
 def _text(data: bytes | bytearray) -> str:
-    return base64.b64encode(data).decode("ascii")
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
 def _bytes(text: Any) -> bytes:
-    data = base64.b64decode(text, validate=True)
+    data = binascii.a2b_base64(text, strict_mode=True)
     if len(data) > INPUT_LIMIT:
         raise ValueError(f"{len(data)} bytes where {INPUT_LIMIT} are allowed")
     return data

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from hitlessd.balance import NOBODY, Chooser, Hashed, chooser, is_hashed, is_static, unscaled
+from hitlessd.dataclass import replace
 from hitlessd.hashing import uri_key
 from hitlessd.model import Backend, InetAddress, Server
 from hitlessd.table import Column, RowKey, ServerState, Table

@@ -18,9 +18,9 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from hitlessd.dataclass import dataclass, field
 from hitlessd.descriptors import MOST, close_all
 from hitlessd.errors import PeerError
 from hitlessd.worker.lanes import Proxies

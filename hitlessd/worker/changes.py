@@ -7,9 +7,9 @@ Every order may come twice, and to a worker that was forked when the change was 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from hitlessd.dataclass import replace
 from hitlessd.model import Server
 from hitlessd.records import load_server, parse_address
 from hitlessd.table import Column, RowKey

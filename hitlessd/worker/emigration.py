@@ -16,10 +16,10 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hitlessd import channel
+from hitlessd.dataclass import dataclass, field
 from hitlessd.errors import PeerError
 from hitlessd.events import Event
 from hitlessd.handover.faults import striker

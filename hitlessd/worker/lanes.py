@@ -8,9 +8,9 @@ along as a record: unknown fields are ignored, missing ones have the model's def
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, get_args
 
+from hitlessd.dataclass import asdict, fields
 from hitlessd.errors import PeerError
 from hitlessd.model import Backend, Balance, Frontend, Server, Timeouts
 from hitlessd.records import dump_address, load_address

@@ -12,7 +12,6 @@ import os
 import select
 import socket
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Container, Sequence
 from typing import NoReturn
@@ -279,6 +278,8 @@ class Worker:
 
     def crashed(self, owner: object) -> None:
         """A bug met one connection: say so, close that one, go on. To be called while the exception is handled."""
+        import traceback  # its import would slow every reload
+
         text = f"cannot go on with a connection because of a bug in hitlessd: {traceback.format_exc()}"
         self.log("err", text, event=Event.BUG)
         conn = owner.conn if isinstance(owner, Side) else owner

@@ -47,6 +47,8 @@ _BURST = 252
 _TICK, _BEAT = 0.25, 1.0
 #: Seconds to wait after the kernel has refused to take more.
 _REST = 2.0
+#: Made once: dumps() makes another one each time, which is a quarter of what it takes.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 #: Why a connection cannot be parked whose counters do not add up.
 _UNSOUND = "cannot park a connection: the kernel's counters are not what went through it"
 
@@ -323,7 +325,7 @@ class Parking:
             elif conn.server is None:
                 shifts = (conn.client.received, conn.given)
         room = self._park.book.text_size
-        text = json.dumps(form, separators=(",", ":")).encode()
+        text = _encode(form).encode()
         if len(text) > room and isinstance(conn, HttpState):
             if state is SlotState.FROZEN:
                 # Heads may be long.
@@ -333,7 +335,7 @@ class Parking:
             else:
                 # The target is for the log only.
                 form["http"] = http_form(conn, data=False, target=1)
-            text = json.dumps(form, separators=(",", ":")).encode()
+            text = _encode(form).encode()
         if len(text) > room:
             self._worker.complain(
                 f"cannot park a connection: its record has {len(text)} bytes, there is room for {room}",

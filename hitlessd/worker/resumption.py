@@ -15,9 +15,9 @@ import struct
 import termios
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hitlessd.dataclass import dataclass, field
 from hitlessd.descriptors import ShortOfDescriptors, close_all
 from hitlessd.errors import PeerError
 from hitlessd.events import Event

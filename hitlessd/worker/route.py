@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from hitlessd.dataclass import dataclass
 from hitlessd.model import Backend, Frontend
 from hitlessd.worker.timers import NEVER
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hitlessd.accesslog import AccessWriter
+from hitlessd.dataclass import dataclass
 from hitlessd.log import Logger
 from hitlessd.model import Bind, Config
 from hitlessd.parking.park import Park

@@ -7,12 +7,12 @@ Ours say `do=ACTION/PROXY[/SERVER]`, and `sure=1` once the user has confirmed. H
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from hitlessd.changes import Change, Item, Kind
+from hitlessd.dataclass import dataclass
 from hitlessd.model import Backend, Config
 from hitlessd.runtime.control import Control
 from hitlessd.table import RowKey

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from hitlessd import health
 from hitlessd.changes import Change
+from hitlessd.dataclass import dataclass, replace
 from hitlessd.model import Backend, Config, Frontend, Server
 from hitlessd.runtime.control import Control
 from hitlessd.runtime.serverstate import ServerNow, configured_now

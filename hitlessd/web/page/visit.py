@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from hitlessd.dataclass import dataclass
 from hitlessd.model import StatsPage
 from hitlessd.runtime.control import Control
 from hitlessd.web.message import Grant, Request
