@@ -362,6 +362,12 @@ class Table:
         ]
         return list(zip(*columns, strict=True))
 
+    def decisions(self) -> list[tuple[int, ...]]:
+        """Of all rows, spare ones too, the words that usable(), running(), weight() and up_since() are made of: so a
+        worker finds those that have changed among thousands."""
+        words, first, end, step = self._words, self._state_at, self._base_at, self._states
+        return list(zip(*(words[first + word : end : step].tolist() for word in _DECISIVE if word < step), strict=True))
+
     def unparked(self, worker: int) -> int:
         """Connections of a worker that are not parked now, or were not when it died."""
         slot, at = self.slot(worker), self.index[PROCESS] * self.columns
@@ -502,6 +508,8 @@ class Table:
         os.close(self.fd)
 
 
+#: State, weight, health, and since when a server is up again.
+_DECISIVE = (0, 1, _HEALTH, _HEALTH + HealthRecord._fields.index("up_since"))
 _SIZES = (
     _Header.ROWS, _Header.WORKERS, _Header.COLUMNS, _Header.STATES, _Header.KEYS_BYTES, _Header.SPARE, _Header.AREA,
 )  # fmt: skip
