@@ -1,5 +1,6 @@
-"""Whether cost stays flat: a connection beside thousands of idle ones, in front of thousands of servers, behind thousands
-of proxies; what an idle connection takes; how long a large configuration takes to be reloaded; what main does all day.
+"""Whether cost stays flat: of a connection beside thousands of idle ones, to one of thousands of servers, through one
+of thousands of proxies; what an idle connection takes; how long a large configuration takes to be reloaded; what main
+does all day.
 
 As everywhere, the proxy has CPU 0, load generator and backend share CPU 1, contenders take turns, and CPU time counts.
 `python -m benchmarks.scale` runs this section alone.
@@ -9,10 +10,12 @@ import argparse
 import contextlib
 import functools
 import itertools
+import json
+import re
 import resource
 import signal
-import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -47,8 +50,8 @@ _MIB: Final = 1 << 20
 
 
 def openable(hard: int) -> list[int]:
-    """Numbers of idle connections to measure beside: as far as one worker's descriptors go, which are two for each."""
-    most = (hard - 600) // 2 // 100 * 100
+    """Numbers of idle connections to measure beside: as far as one worker's descriptors go, of which each takes two."""
+    most = (hard - 1000) // 2 // 100 * 100
     return sorted({min(count, most) for count in _OPEN})
 
 
@@ -56,7 +59,13 @@ class Scale:
     """The parts of the benchmark. `tell` is told what is going on."""
 
     def __init__(
-        self, directory: Path, quick: bool, rounds: int, haproxy: bool, tell: Callable[[str], None], parts: Sequence[str]
+        self,
+        directory: Path,
+        quick: bool,
+        rounds: int,
+        haproxy: bool,
+        tell: Callable[[str], None],
+        parts: Sequence[str] = PARTS,
     ) -> None:
         self._directory = directory
         self._quick = quick
@@ -71,7 +80,7 @@ class Scale:
         for part in self._parts:
             yield from getattr(self, part)()
 
-    def _proxy(self, kind: Any, server: int, cpu: int | None = PROXY_CPU, **of: object) -> Proxy:
+    def _proxy(self, kind: Any, server: int, cpu: int | None = PROXY_CPU, **of: Any) -> Proxy:
         proxy = shaped(kind, self._directory / f"scale{next(self._numbers)}", server, cpu, **of)
         proxy.name = f"{kind.name}, {next(self._numbers)}"
         return proxy
@@ -124,13 +133,16 @@ class Scale:
         work = Work("kept connection", "request", 1e6, "µs CPU", "/s", {}, lambda found: found["requests"])
         for what in ("servers", "proxies"):
             section = Section(f"http, {what}", "roundrobin, wrk with 64 kept connections")
-            with nginx_server(self._directory / f"nginx-{what}", LOAD_CPU) as (port, _), contextlib.ExitStack() as stack:
+            with (
+                nginx_server(self._directory / f"nginx-{what}", LOAD_CPU) as (port, _),
+                contextlib.ExitStack() as stack,
+            ):
                 groups = self._sizes(stack, what, port, mode="http")
                 self._flat(section, [work], groups, functools.partial(_run_wrk, seconds=1 if self._quick else 3))
             yield section
 
     def _sizes(
-        self, stack: contextlib.ExitStack, what: str, port: int, **more: object
+        self, stack: contextlib.ExitStack, what: str, port: int, **more: Any
     ) -> dict[str, list[tuple[int, Proxy]]]:
         groups: dict[str, list[tuple[int, Proxy]]] = {}
         for kind, size in itertools.product(self._kinds, _SIZES):
@@ -210,7 +222,7 @@ class Scale:
     def idling(self) -> Iterator[Section]:
         """What goes on while nobody connects."""
         seconds = 10 if self._quick else 30
-        section = Section("2,000 checked servers", f"a TCP check of each every 2 s, for {seconds} s; what is asked of main")
+        section = Section("2,000 checked servers", f"a TCP check of each every 2 s, for {seconds} s; what answers cost")
         with Backend(mode="echo") as backend:
             for kind in self._kinds:
                 self._tell(f"{section.title}: {kind.name}")
@@ -237,8 +249,6 @@ def _reload(proxy: Proxy) -> float:
 
 def _phases(proxy: Hitlessd) -> dict[str, float]:
     """Seconds a reload, by phase, on average."""
-    import json
-
     answer = json.loads(proxy.ask("show reloads json"))
     rows = answer if isinstance(answer, list) else answer.get("reloads", [])
     found: dict[str, list[float]] = {}
@@ -268,9 +278,6 @@ def _run_spread(work: Work, proxy: Proxy, backend: Backend) -> Sample:
 
 
 def _run_wrk(work: Work, proxy: Proxy, seconds: int) -> Sample:
-    import re
-    import subprocess
-
     # Each of many proxies gets its share by wrk's connecting to one of them a run.
     target = proxy.targets[len(proxy.targets) // 2]
     cpu = proxy.cpu_used()
@@ -280,9 +287,7 @@ def _run_wrk(work: Work, proxy: Proxy, seconds: int) -> Sample:
     found = re.search(r"(\d+) requests in", done.stdout)
     errors = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
     requests = int(found[1]) if found else 0
-    return Sample(
-        requests, time.monotonic() - began, proxy.cpu_used() - cpu, 0.0, 0.0, int(errors[1]) if errors else 0
-    )
+    return Sample(requests, time.monotonic() - began, proxy.cpu_used() - cpu, 0.0, 0.0, int(errors[1]) if errors else 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -39,7 +39,8 @@ class ShapedHitlessd(Hitlessd):
     def text(self, listen: Sequence[int], servers: Sequence[int]) -> str:
         shape = self.shape
         head = super().text([0], []).partition("[listen t]")[0]
-        head = head.replace("maxconn = 4000", f"maxconn = {shape.maxconn}").replace("mode = tcp", f"mode = {shape.mode}")
+        head = head.replace("maxconn = 4000", f"maxconn = {shape.maxconn}")
+        head = head.replace("mode = tcp", f"mode = {shape.mode}")
         if not shape.crash_proof:
             head = head.replace("[global]\n", "[global]\ncrash-proof = off\n")
         # Idle connections are to stay.

@@ -368,6 +368,11 @@ class Table:
         words, first, end, step = self._words, self._state_at, self._base_at, self._states
         return list(zip(*(words[first + word : end : step].tolist() for word in _DECISIVE if word < step), strict=True))
 
+    def usable_rows(self) -> list[bool]:
+        """As usable(), of all rows, at the cost of a few."""
+        away = (int(Health.DOWN), int(Health.STOPPING))
+        return [not state and weight > 0 and health not in away for state, weight, health, _ in self.decisions()]
+
     def unparked(self, worker: int) -> int:
         """Connections of a worker that are not parked now, or were not when it died."""
         slot, at = self.slot(worker), self.index[PROCESS] * self.columns
