@@ -10,71 +10,27 @@ import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.moves import PATIENCE, WORKERS, Balancer, Master, Reload, pss, settle
 from benchmarks.proxies import Hitlessd, Proxy
-from benchmarks.report import Target
-from benchmarks.terminal import Terminal, pad
+from benchmarks.sections import Section, show
+from benchmarks.targets import MOVED_S
 from tests.support.backend import Backend
 from tests.support.load import Load
 from tests.support.processes import free_ports
 from tests.support.visitors import Conversation
+
+__all__ = ["Migration", "Section", "most_idle", "moved", "show"]
 
 _TIMEOUT: Final = 60.0
 _MIB: Final = 1 << 20
 
 GAP_MS: Final = 100.0
 GONE_S: Final = 1.0
-MOVED_S: Final = 1.0
-"""For 10,000 connections."""
 MEMORY: Final = 1.1
 THROUGHPUT: Final = 0.7
-
-
-@dataclass
-class Section:
-    """One part of the table."""
-
-    title: str
-    note: str
-    rows: list[tuple[str, str, Target | None]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
-
-    def tell(self, label: str, text: str) -> None:
-        """A figure without a target."""
-        self.rows.append((label, text, None))
-
-    def aim(self, label: str, value: float, limit: float, unit: str = "", at_most: bool = True) -> None:
-        """A figure with a target."""
-        target = Target(f"{self.title}: {label}", value, limit, unit, at_most)
-        self.rows.append((label, _number(value) + unit, target))
-
-    @property
-    def targets(self) -> list[Target]:
-        return [target for _, _, target in self.rows if target]
-
-
-def _number(value: float) -> str:
-    if value == int(value) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def show(out: Terminal, section: Section) -> None:
-    out.line()
-    out.line(f"  {out.paint(section.title, 'bold', 'cyan')}  {out.paint(section.note, 'dim')}".rstrip())
-    for label, text, target in section.rows:
-        mark = ""
-        if target is not None:
-            goal = f"target {'≤' if target.at_most else '≥'} {target.limit:g}{target.unit}"
-            mark = out.paint(f"✔ {goal}", "green") if target.met else out.paint(f"✘ {goal}", "red", "bold")
-        out.line(f"    {pad(label, 56)}{pad(out.paint(text, 'bold'), 14, right=True)}   {mark}".rstrip())
-    for problem in section.problems[:6]:
-        out.line(out.paint(f"      {problem}", "red"))
 
 
 def most_idle(hard: int) -> int:

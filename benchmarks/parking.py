@@ -20,11 +20,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-from benchmarks.measure import GIGABYTE, LOAD_CPU, PROXY_CPU, Work, machine_cpu, run_work, works
-from benchmarks.migration import Section
+from benchmarks.figures import GIGABYTE, Target, Work
+from benchmarks.measure import LOAD_CPU, PROXY_CPU, run_work
 from benchmarks.moves import pss
 from benchmarks.proxies import Hitlessd
-from benchmarks.report import Target
+from benchmarks.sections import Section
+from benchmarks.tcp import single
+from benchmarks.usage import machine_cpu
 from tests.support import exchange as wire
 from tests.support.backend import Backend
 from tests.support.load import Load
@@ -81,9 +83,6 @@ class Kept(Hitlessd):
         text = super().text(listen, servers).replace("maxconn = 4000", self._settings)
         return text.replace("timeout client = 1m", "timeout client = 10m").replace("server = 1m", "server = 10m")
 
-    def command(self) -> list[str]:
-        return python_module("hitlessd", "-f", self.file, "-p", self.pidfile)
-
     @property
     def pid(self) -> int:
         assert self._process is not None
@@ -118,10 +117,9 @@ class Kept(Hitlessd):
             names = [f"{fd}={name}" for fd, name in passed]
             command = python_module("tests.support.passing", *names, "--", *self.command())
             self._process = Process(
-                command,
+                self.wrapped(command),
                 env=self._env,
                 cwd=Path(__file__).parent.parent,
-                cpu=self._cpu,
                 pass_fds=[fd for fd, _ in passed],
             )
         finally:
@@ -342,11 +340,7 @@ class Parking:
             "crash-proof, traffic", f"CPU, on beside off; {self._rounds} rounds, medians; the targets are our own aims"
         )
         part = 4 if self._quick else 1
-        short = works(False)[0]
-        short = Work(
-            short.name, short.unit, short.scale, short.shown, short.rate_shown,
-            {**short.settings, "total": 4000 // part}, short.units,
-        )  # fmt: skip
+        short = single(4000 // part)
         began, busy = time.monotonic(), machine_cpu()
         kinds = [
             _Kind("one request a connection", "µs", 1e6, SHORT),

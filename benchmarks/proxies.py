@@ -1,5 +1,6 @@
 """The programs that are compared, as processes: started, reloaded, timed, and ended with all their generations."""
 
+import compileall
 import contextlib
 import os
 import re
@@ -8,13 +9,16 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from tests.support.processes import ROOT, Process, alive, cpu_seconds, end, poll_until, python_module
+from benchmarks.usage import Usage, usage_of
+from benchmarks.user import ordinary_user
+from tests.support.processes import ROOT, Process, alive, end, poll_until
 
 HAPROXY: Final = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin") or "/usr/sbin/haproxy"
 _MARK: Final = "HITLESSD_BENCHMARK"
@@ -23,7 +27,8 @@ _MARK: Final = "HITLESSD_BENCHMARK"
 class Proxy:
     """A proxy in front of servers, with all the processes that came of it.
 
-    Its processes carry a mark in their environment, since a reload leaves the original one behind.
+    Its processes carry a mark in their environment, since a reload leaves the original one behind. If it can be, they
+    belong to an ordinary user whom nobody else is.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Proxy:
         self.file = directory / "proxy.conf"
         self.pidfile = directory / "proxy.pid"
         self._cpu = cpu
+        self.user = ordinary_user()
         self._mark = secrets.token_hex(8)
         # As installed packages are, with byte code kept: a reload starts a Python.
         self._env = {**os.environ, _MARK: self._mark}
@@ -55,6 +61,11 @@ class Proxy:
     @property
     def targets(self) -> list[str]:
         return [f"127.0.0.1:{port}" for port in self.listen]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of its processes, with the mark by which they are found."""
+        return dict(self._env)
 
     @property
     def log(self) -> str:
@@ -79,11 +90,25 @@ class Proxy:
         """Reload and return how long it took, in seconds; RuntimeError if it failed."""
         raise NotImplementedError
 
+    def prepare(self) -> None:
+        """What has to be there before the process starts."""
+        self.user.own(self.directory)
+
+    def wrapped(self, command: Sequence[str]) -> list[str]:
+        """The command as its user, and on its CPU from the first instruction on."""
+        pinned = self._cpu is not None and self._cpu in os.sched_getaffinity(0)
+        return [*(("taskset", "-c", str(self._cpu)) if pinned else ()), *self.user.wrapper, *command]
+
+    def launch(self) -> None:
+        """Start the process, and wait for nothing."""
+        self._process = Process(self.wrapped(self.command()), env=self._env, cwd=ROOT)
+
     def start(self) -> None:
         """Returns when it serves."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.write()
-        self._process = Process(self.command(), env=self._env, cwd=ROOT, cpu=self._cpu)
+        self.prepare()
+        self.launch()
         try:
             poll_until(self._serves, 15, f"{self.name} serves")
         except AssertionError as error:
@@ -123,9 +148,13 @@ class Proxy:
                         found.append(int(entry))
         return sorted(found)
 
+    def usage(self) -> Usage:
+        """CPU time of all its processes."""
+        return usage_of(self.processes())
+
     def cpu_used(self) -> float:
         """User and system time of all its processes, in seconds."""
-        return sum(cpu_seconds(pid) for pid in self.processes())
+        return self.usage().total
 
     def memory(self) -> int:
         """Resident bytes of all its processes that are not shared with others."""
@@ -174,6 +203,17 @@ class Proxy:
         return elapsed
 
 
+def interpreter() -> str:
+    """The Python that runs hitlessd: not that of a virtual environment, as the installed program has none.
+
+    That of the environment if its packages are not those of the system, which hitlessd needs.
+    """
+    system = "/usr/bin/python3"
+    if os.path.exists(system) and os.path.realpath(system) == os.path.realpath(sys.executable):
+        return system
+    return sys.executable
+
+
 class Hitlessd(Proxy):
     """hitlessd from this tree, reloaded with hitlessctl."""
 
@@ -190,12 +230,17 @@ class Hitlessd(Proxy):
             f"[listen t]\nbind = {binds}\n{lines}\n"
         )
 
+    def prepare(self) -> None:
+        # Its user cannot keep byte code in this tree, and a reload starts a Python.
+        compileall.compile_dir(ROOT / "hitlessd", quiet=2)
+        super().prepare()
+
     def command(self) -> list[str]:
-        return python_module("hitlessd", "-f", self.file, "-p", self.pidfile)
+        return [interpreter(), "-m", "hitlessd", "-f", str(self.file), "-p", str(self.pidfile)]
 
     def reload(self) -> float:
         """By `hitlessctl reload`, until it returns."""
-        return self._run(python_module("hitlessd.ctl", "-s", self.socket, "reload"))
+        return self._run([interpreter(), "-m", "hitlessd.ctl", "-s", self.socket, "reload"])
 
     def reload_directly(self) -> float:
         """The same without the start of hitlessctl: the command on the runtime socket, until its answer.
@@ -248,7 +293,7 @@ class Haproxy(Proxy):
     def reload(self) -> float:
         """By a new haproxy that takes the listeners over and goes into the background when it serves."""
         pid = self.info()["Pid"]
-        return self._run([HAPROXY, "-D", "-f", self.file, "-x", self.socket, "-sf", pid])
+        return self._run([*self.user.wrapper, HAPROXY, "-D", "-f", self.file, "-x", self.socket, "-sf", pid])
 
 
 def haproxy_version() -> str:
