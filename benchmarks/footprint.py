@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.http import nginx_server
+from benchmarks.nginx import nginx_server
 from benchmarks.proxies import Hitlessd
 from benchmarks.shapes import ShapedHaproxy, ShapedHitlessd, shaped
 from tests.support.backend import Backend

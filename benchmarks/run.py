@@ -31,6 +31,7 @@ from benchmarks.plot import groups_of, svg
 from benchmarks.profiling import WORKS, profile
 from benchmarks.reloads import Reloads
 from benchmarks.report import show_comparison, show_header, show_notes, show_verdict
+from benchmarks.scale import Scale
 from benchmarks.sections import Section, show
 from benchmarks.terminal import Terminal
 from benchmarks.user import apply_unit_limit
@@ -116,6 +117,11 @@ class Run:
         options = self.options
         yield from Workers(self.directory, options.quick, options.rounds, self.tell).sections()
 
+    def scale(self) -> Iterator[Block]:
+        options = self.options
+        beside = bool(machine()["haproxy"])
+        yield from Scale(self.directory, options.quick, options.rounds, beside, self.tell).sections()
+
     def migrate(self) -> Iterator[Block]:
         options = self.options
         beside = bool(machine()["haproxy"])
@@ -136,6 +142,7 @@ SECTIONS: Final[dict[str, Callable[[Run], Iterator[Block]]]] = {
     "reload": Run.reload,
     "start": Run.start,
     "workers": Run.workers,
+    "scale": Run.scale,
     "migrate": Run.migrate,
     "parking": Run.parking,
 }

@@ -3,8 +3,10 @@ of thousands of proxies; what an idle connection takes; how long a large configu
 does all day.
 
 As everywhere, the proxy has CPU 0, load generator and backend share CPU 1, contenders take turns, and CPU time counts.
-`python -m benchmarks.scale` runs this section alone.
+`python -m benchmarks.scale` runs this section alone, or some of its parts.
 """
+
+from __future__ import annotations
 
 import argparse
 import contextlib
@@ -23,30 +25,28 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import measure
+from benchmarks.figures import Sample, Series, Target, Work, ratio_of
 from benchmarks.footprint import Footprint
-from benchmarks.http import nginx_server
-from benchmarks.measure import LOAD_CPU, PROXY_CPU, Sample, Work
-from benchmarks.migration import Section, show
+from benchmarks.measure import LOAD_CPU, PROXY_CPU, compare, run_work
+from benchmarks.moves import settle
+from benchmarks.nginx import nginx_server
 from benchmarks.proxies import Hitlessd, Proxy, haproxy_version
-from benchmarks.report import Target, show_verdict
+from benchmarks.report import show_verdict
+from benchmarks.sections import Section, show
 from benchmarks.shapes import KINDS, shaped
+from benchmarks.targets import FLAT, IDLE_MEMORY
+from benchmarks.tcp import small_works
 from benchmarks.terminal import Terminal
+from benchmarks.user import apply_unit_limit
 from tests.support.backend import Backend
 from tests.support.load import Load
-from tests.support.processes import cpu_seconds, raise_descriptor_limit
+from tests.support.processes import cpu_seconds
 
 PARTS: Final = ("open", "servers", "proxies", "http", "memory", "large", "idling")
-FLAT: Final = 1.15
-"""The cost at the largest size, of that at the smallest."""
-MEMORY: Final = 1.0
-"""Memory of an idle connection, of haproxy's."""
-
 _SIZES: Final = (1, 100, 2000)
 _OPEN: Final = (100, 1000, 10_000, 30_000)
 _ALGORITHMS: Final = ("roundrobin", "leastconn", "random", "source", "source, consistent")
 _TIMEOUT: Final = 60.0
-_MIB: Final = 1 << 20
 
 
 def openable(hard: int) -> list[int]:
@@ -86,7 +86,7 @@ class Scale:
         return proxy
 
     def _works(self) -> list[Work]:
-        return measure.works(self._quick)[:2]
+        return small_works(self._quick)
 
     # -- CPU ---------------------------------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ class Scale:
                 stack.enter_context(load).wait_ready(2 * _TIMEOUT)
                 groups.setdefault(kind.name, []).append((count, proxy))
             time.sleep(2.0)  # until all are parked
-            self._flat(section, self._works(), groups, functools.partial(measure.run_work, backend=active))
+            self._flat(section, self._works(), groups, functools.partial(run_work, backend=active))
         yield section
 
     def servers(self) -> Iterator[Section]:
@@ -116,7 +116,7 @@ class Scale:
             more = {"balance": balance, "consistent": bool(consistent)}
             with Backend(cpu=LOAD_CPU) as backend, contextlib.ExitStack() as stack:
                 groups = self._sizes(stack, "servers", backend.port, **more)
-                run = functools.partial(measure.run_work, backend=backend)
+                run = functools.partial(run_work, backend=backend)
                 self._flat(section, self._works()[:1], groups, run)
             yield section
 
@@ -159,20 +159,24 @@ class Scale:
     ) -> None:
         """Compare the sizes of each program, and say what that gives."""
         everyone = [proxy for group in groups.values() for _, proxy in group]
-        found = measure.compare(works, everyone, run, self._rounds, lambda text: self._tell(f"{section.title}: {text}"))
+        found = compare(works, everyone, run, self._rounds, lambda text: self._tell(f"{section.title}: {text}"))
         for work, (name, group) in itertools.product(works, groups.items()):
-            costs = [found[work.name][proxy.name].cost for _, proxy in group]
+            every = [found[work.name][proxy.name] for _, proxy in group]
+            sizes = [size for size, _ in group]
             section.figures.setdefault(name, {})[work.name] = {
-                str(size): cost for (size, _), cost in zip(group, costs, strict=True)
+                str(size): [sample.cost for sample in series.samples] for size, series in zip(sizes, every, strict=True)
             }
-            text = "  ".join(f"{size:,}: {cost * work.scale:.1f}" for (size, _), cost in zip(group, costs, strict=True))
-            section.tell(f"{name}, {work.name}", f"{text} {work.shown}")
-            for (size, _), cost in list(zip(group, costs, strict=True))[1:]:
-                label = f"  {size:,} to {group[0][0]:,}"
+            text = "  ".join(
+                f"{size:,}: {series.cost * work.scale:.1f}" for size, series in zip(sizes, every, strict=True)
+            )
+            section.tell(f"{name}, {work.name}, {work.shown}", text)
+            for size, series in list(zip(sizes, every, strict=True))[1:]:
+                ratio = ratio_of(_costs(series), _costs(every[0]))
+                label = f"  {name}, {work.name}, {size:,} to {sizes[0]:,}"
                 if name == "hitlessd":
-                    section.aim(f"{work.name}{label}", cost / costs[0], FLAT, " x")
+                    section.aim_ratio(label.strip(), ratio, FLAT)
                 else:
-                    section.tell(f"{work.name}{label}", f"{cost / costs[0]:.2f} x")
+                    section.tell(label.strip(), f"{ratio.median:.2f} x ({ratio.low:.2f}..{ratio.high:.2f})")
         failed = sum(series.failed for each in found.values() for series in each.values())
         if failed:
             section.aim("failures", failed, 0)
@@ -195,7 +199,7 @@ class Scale:
                     section.tell(f"{mode}, {name}", f"{size:,.0f} bytes")
         for mode, each in sizes.items():
             if "haproxy" in each:
-                section.aim(f"{mode}, hitlessd to haproxy", each["hitlessd"] / each["haproxy"], MEMORY, " x")
+                section.aim(f"{mode}, hitlessd to haproxy", each["hitlessd"] / each["haproxy"], IDLE_MEMORY, " x")
         section.figures = sizes
         yield section
 
@@ -241,9 +245,13 @@ class Scale:
         yield section
 
 
+def _costs(series: Series) -> list[float]:
+    return [sample.cost for sample in series.samples]
+
+
 def _reload(proxy: Proxy) -> float:
     elapsed = proxy.reload_directly() if isinstance(proxy, Hitlessd) else proxy.reload()
-    measure.settle(proxy)
+    settle(proxy, 1 + proxy.workers if isinstance(proxy, Hitlessd) else 1)
     return elapsed
 
 
@@ -266,7 +274,7 @@ def _cost(proxy: Proxy, command: str, times: int = 10) -> float:
 
 
 def _run_spread(work: Work, proxy: Proxy, backend: Backend) -> Sample:
-    """measure.run_work() with connections to up to 64 of the listeners."""
+    """run_work() with connections to up to 64 of the listeners."""
     step = max(1, len(proxy.targets) // 64)
     targets = proxy.targets[::step][:64]
     cpu, backend_cpu = proxy.cpu_used(), cpu_seconds(backend.pid)
@@ -300,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    raise_descriptor_limit()
+    apply_unit_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     out = Terminal()
     targets: list[Target] = []
