@@ -13,7 +13,7 @@ APT = DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=
 
 RUNTIME_PACKAGES = python3 python3-venv python3-systemd python3-prometheus-client python3-rich
 TEST_PACKAGES = bash-completion chromium-headless-shell fish fonts-dejavu-core haproxy hatop iproute2 man-db nghttp2-client \
-	nginx prometheus prometheus-haproxy-exporter python3-pyte slowhttptest systemd wrk zsh
+	libnginx-mod-stream nginx prometheus prometheus-haproxy-exporter python3-pyte slowhttptest strace systemd wrk zsh
 VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-linux e2fsprogs qemu-system-x86
 
 # What builds the package, see debian/control, and what criticises it.
@@ -28,7 +28,7 @@ help:
 	@echo 'make vm-long  those of them that take minutes each (root)'
 	@echo 'make vm-quick a few of those, on Debian 13 (root)'
 	@echo 'make deb      the Debian package, in dist/'
-	@echo 'make bench    side by side with haproxy'
+	@echo 'make bench    side by side with haproxy and nginx'
 	@echo 'make lint     ruff and mypy alone'
 
 # The packages of a target, installed if one is missing: $(call need,list)
@@ -49,7 +49,7 @@ $(VENV)/.runtime: pyproject.toml
 $(VENV)/.test: $(VENV)/.runtime pyproject.toml
 	@$(call need,$(TEST_PACKAGES))
 	$(BIN)/pip install -q 'setuptools>=66' 'pytest>=8' 'pytest-xdist>=3' 'hypothesis>=6' 'h11>=0.14' 'httptools>=0.6' 'mypy>=1.10' 'ruff>=0.6' 'websockets>=15' \
-		'haproxyadmin==0.2.4' 'haproxystats==0.5.1' 'pandas>=2,<3'
+		'haproxyadmin==0.2.4' 'haproxystats==0.5.1' 'pandas>=2,<3' 'py-spy>=0.3.14'
 	touch $@
 
 demo: $(VENV)/.runtime

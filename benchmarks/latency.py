@@ -97,7 +97,7 @@ class Latency:
         self, directory: Path, quick: bool, rounds: int, rate: float, workers: int, tell: Callable[[str], None]
     ) -> None:
         self._directory = directory
-        self._rounds = min(rounds, 2) if quick else rounds
+        self._rounds = min(rounds, 3)
         self._seconds = 2.0 if quick else 4.0
         self._rate = rate
         self._workers = workers

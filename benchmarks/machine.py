@@ -44,11 +44,12 @@ def machine() -> dict[str, Any]:
 
 def facts(about: dict[str, Any], rounds: int, limit: int, wanted: int) -> Sequence[str]:
     """The same for a person, in lines."""
-    user = "an ordinary user" if about["ordinary_user"] else "root: no ordinary user can read this tree"
+    user = "an ordinary user" if about["ordinary_user"] else "root: no ordinary user can read this tree, or its Python"
     unit = "as units/hitlessd.service" if limit == wanted else f"as many as there may be here; the unit says {wanted:,}"
+    turns = "one round" if rounds == 1 else f"{rounds} rounds in turn, medians"
     found = [
         f"{about['cpu']}, {about['cpus']} CPUs; Linux {about['kernel']}; {about['interpreter']} {about['python']}",
-        f"proxy on CPU {PROXY_CPU}, load generator and servers on CPU {LOAD_CPU}; {rounds} rounds in turn, medians",
+        f"proxy on CPU {PROXY_CPU}, load generator and servers on CPU {LOAD_CPU}; {turns}",
         f"each proxy is run by {user}; open files {limit:,} ({unit})",
         "hitlessd as shipped: crash-proof on, counters and timeouts on, no log but where httplog is said",
     ]

@@ -15,7 +15,7 @@ from benchmarks.proxies import Haproxy, Hitlessd, Proxy, haproxy_version, interp
 from benchmarks.sections import Section
 from benchmarks.targets import RELOAD_MS
 from tests.support.backend import Backend
-from tests.support.processes import ROOT, DeadlineExpired, Process, free_ports
+from tests.support.processes import ROOT, Process, free_ports
 from tests.support.visitors import Conversation
 
 __all__ = ["Reloads"]
@@ -117,7 +117,7 @@ def _until_answer(proxy: Proxy) -> float:
         proxy.launch()
         while not _answered(proxy.listen[0], 10):
             if time.monotonic() > began + 15:
-                raise DeadlineExpired(f"{proxy.name} does not serve: {proxy.log}")
+                raise RuntimeError(f"cannot start {proxy.name}: {proxy.log}")
             time.sleep(0.001)
         return time.monotonic() - began
     finally:

@@ -58,9 +58,10 @@ def show_notes(out: Terminal, notes: Sequence[str]) -> None:
 
 def show_verdict(out: Terminal, targets: Sequence[Target]) -> None:
     """All targets once more, and how many were missed."""
+    if not targets:
+        return
     out.line()
-    if targets:
-        out.line(f"  {out.paint('targets', 'bold', 'cyan')}")
+    out.line(f"  {out.paint('targets', 'bold', 'cyan')}")
     for target in targets:
         value = number(target.value) + target.unit
         if target.spread:

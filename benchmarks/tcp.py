@@ -62,10 +62,10 @@ def bulk_works(quick: bool) -> list[Work]:
         return Work(name, "GB", 1.0, "s CPU", "GB/s", settings, lambda result: result["done"] * ways * size / GIGABYTE)
 
     return [
-        bulk("bulk, 64 MiB down", "down", 16 // part, 8),
-        bulk("bulk, 64 MiB up", "up", 16 // part, 8),
-        bulk("bulk, 64 MiB both ways", "both", 8 // part, 8, 2),
-        bulk("bulk, 100 flows at once", "down", 100, 100, size=_SIZE // 4 // part),
+        bulk("bulk, 64 MiB down", "down", 8 // part, 4),
+        bulk("bulk, 64 MiB up", "up", 8 // part, 4),
+        bulk("bulk, 64 MiB both ways", "both", 4 // part, 4, 2),
+        bulk("bulk, 100 flows at once", "down", 100, 100, size=_SIZE // 8 // part),
     ]
 
 

@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import resource
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +55,12 @@ class User:
 
 
 def ordinary_user() -> User:
-    """Another one each time, if we are root and such a user can read this tree; else we ourselves."""
+    """Another one each time, if we are root and such a user can run this tree; else we ourselves."""
     if os.geteuid() != 0 or not _capable():
         return User()
-    if not all(path.stat().st_mode & 0o5 == 0o5 for path in (ROOT, *ROOT.parents)):
+    # So must be the Python that runs it: one below /root cannot be.
+    python = Path(os.path.realpath(sys.executable))
+    if not all(path.stat().st_mode & 0o5 == 0o5 for path in (ROOT, *ROOT.parents, python, *python.parents)):
         return User()
     return User(_FIRST + os.getpid() * 64 + next(_SERIAL))
 

@@ -25,7 +25,7 @@ class Workers:
     def __init__(self, directory: Path, quick: bool, rounds: int, tell: Callable[[str], None]) -> None:
         self._directory = directory
         self._quick = quick
-        self._rounds = rounds
+        self._rounds = min(rounds, 3)
         self._tell = tell
 
     def sections(self) -> Iterator[Comparison]:
