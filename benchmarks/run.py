@@ -148,7 +148,7 @@ SECTIONS: Final[dict[str, Callable[[Run], Iterator[Block]]]] = {
     "parking": Run.parking,
 }
 
-SLOW: Final = frozenset({"parking"})
+SLOW: Final = frozenset({"parking", "scale"})
 """What a quick run leaves out unless it is asked for."""
 
 _NOTES: Final = {"tcp": tcp.SETTINGS, "bulk": tcp.SETTINGS, "http": http.SETTINGS}
@@ -164,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
         "sections",
         nargs="*",
         metavar="SECTION",
-        help=f"which of {', '.join(SECTIONS)}; all by default, without parking if quick",
+        help=f"which of {', '.join(SECTIONS)}; all by default, without parking and scale if quick",
     )
     add("--quick", action="store_true", help="less of everything, one round: for a look, not for a figure")
     add("--rounds", type=_positive, help="turns that each proxy has (5)")

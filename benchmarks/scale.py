@@ -286,7 +286,7 @@ def _run_spread(work: Work, proxy: Proxy, backend: Backend) -> Sample:
 
 
 def _run_wrk(work: Work, proxy: Proxy, seconds: int) -> Sample:
-    # Each of many proxies gets its share by wrk's connecting to one of them a run.
+    # One of many proxies is enough: what the others cost is asked.
     target = proxy.targets[len(proxy.targets) // 2]
     cpu = proxy.cpu_used()
     began = time.monotonic()
