@@ -32,6 +32,7 @@ from benchmarks.plot import groups_of, svg
 from benchmarks.profiling import WORKS, profile
 from benchmarks.reloads import Reloads
 from benchmarks.report import show_comparison, show_header, show_notes, show_verdict
+from benchmarks.scale import Scale
 from benchmarks.sections import Section, show
 from benchmarks.terminal import Terminal
 from benchmarks.user import apply_unit_limit
@@ -117,6 +118,11 @@ class Run:
         options = self.options
         yield from Workers(self.directory, options.quick, options.rounds, self.tell).sections()
 
+    def scale(self) -> Iterator[Block]:
+        options = self.options
+        beside = bool(machine()["haproxy"])
+        yield from Scale(self.directory, options.quick, options.rounds, beside, self.tell).sections()
+
     def migrate(self) -> Iterator[Block]:
         options = self.options
         beside = bool(machine()["haproxy"])
@@ -137,11 +143,12 @@ SECTIONS: Final[dict[str, Callable[[Run], Iterator[Block]]]] = {
     "reload": Run.reload,
     "start": Run.start,
     "workers": Run.workers,
+    "scale": Run.scale,
     "migrate": Run.migrate,
     "parking": Run.parking,
 }
 
-SLOW: Final = frozenset({"parking"})
+SLOW: Final = frozenset({"parking", "scale"})
 """What a quick run leaves out unless it is asked for."""
 
 _NOTES: Final = {"tcp": tcp.SETTINGS, "bulk": tcp.SETTINGS, "http": http.SETTINGS}
@@ -157,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
         "sections",
         nargs="*",
         metavar="SECTION",
-        help=f"which of {', '.join(SECTIONS)}; all by default, without parking if quick",
+        help=f"which of {', '.join(SECTIONS)}; all by default, without parking and scale if quick",
     )
     add("--quick", action="store_true", help="less of everything, one round: for a look, not for a figure")
     add("--rounds", type=_positive, help="turns that each proxy has (5)")

@@ -20,3 +20,5 @@ RELOAD_MS: Final = 150.0
 """Median, 10 binds and 10 servers."""
 MOVED_S: Final = 0.5
 """For 10,000 connections."""
+FLAT: Final = 1.15
+"""CPU a connection beside many idle ones, with many servers or many proxies, to that with the fewest."""

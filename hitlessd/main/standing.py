@@ -13,7 +13,7 @@ from hitlessd import health
 from hitlessd.events import Event
 from hitlessd.log import Logger
 from hitlessd.loop import Loop
-from hitlessd.main.wellbeing import usable
+from hitlessd.main.wellbeing import any_usable, rows_of, usable
 from hitlessd.model import Backend, Config, Server
 from hitlessd.quota import Quota
 from hitlessd.table import Column, Health, HealthRecord, RowKey, ServerState, Table, sum_over
@@ -53,6 +53,7 @@ class Standing:
         self.wall = wall
         self.retired = False  # another generation speaks and counts for the servers now
         self._listens: frozenset[str] = frozenset()
+        self._rows: dict[str, tuple[Backend, tuple[list[int], list[int]]]] = {}  # see _rows_of()
 
     def know(self, config: Config) -> None:
         """Which backends are those of a [listen] section."""
@@ -171,7 +172,7 @@ class Standing:
         """Its first server came, or its last one went."""
         key = RowKey("backend", backend.name)
         row, now = self._table.index[key], int(self.wall())
-        before, up = self._table.health(row), not backend.servers or any(usable(backend, self._table))
+        before, up = self._table.health(row), not backend.servers or any_usable(self._rows_of(backend), self._table)
         if up is (before.health != Health.DOWN):
             return
         self._table.set_health(row, before._replace(health=Health.UP if up else Health.DOWN, since=now))
@@ -205,15 +206,22 @@ class Standing:
     def name(backend: Backend, server: Server) -> str:
         return f"{'Backup ' if server.backup else ''}Server {backend.name}/{server.name}"
 
+    def _rows_of(self, backend: Backend) -> tuple[list[int], list[int]]:
+        """Of thousands of servers, each of which may go at the same time, found once."""
+        known = self._rows.get(backend.name)
+        if known is None or known[0] is not backend:
+            known = self._rows[backend.name] = backend, rows_of(backend, self._table)
+        return known[1]
+
     def online(self, backend: Backend) -> str:
         """The end of a line that is not about a loss."""
-        active, backup = usable(backend, self._table)
+        active, backup = usable(self._rows_of(backend), self._table)
         queued = sum_over(self._tables(), RowKey("backend", backend.name), Column.QCUR)
         return f" {active} active and {backup} backup servers online. 0 sessions requeued, {queued} total in queue."
 
     def left(self, backend: Backend, server: Server) -> str:
         """The end of a line that is about one."""
-        active, backup = usable(backend, self._table)
+        active, backup = usable(self._rows_of(backend), self._table)
         tables = self._tables()
         queued = sum_over(tables, RowKey("backend", backend.name), Column.QCUR)
         sessions = sum_over(tables, RowKey("server", backend.name, server.name), Column.SCUR)

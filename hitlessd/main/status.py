@@ -30,11 +30,22 @@ class Rates:
 
     def tick(self, tables: Sequence[Table]) -> None:
         self.ticks += 1
-        totals = {key: sum_over(tables, key, self._column) for key in tables[0].keys if key.kind in self._kinds}
+        totals = self._totals(tables)
+        before, now = self._before, self._now
         for key, total in totals.items():
-            new = max(0, total - self._before.get(key, total))
-            self._now[key] = (new, max(new, self._now.get(key, (0, 0))[1]))
+            new = max(0, total - before.get(key, total))
+            known = now.get(key)
+            if known is None or new or known[0]:
+                now[key] = (new, max(new, known[1] if known else 0))
         self._before = totals
+
+    def _totals(self, tables: Sequence[Table]) -> dict[RowKey, int]:
+        """There may be thousands of rows, and nearly always there is one table: all at once then."""
+        keys, kinds = tables[0].keys, self._kinds
+        if all(table.folded for table in tables[1:]) and not tables[0].folded:
+            values = tables[0].column_values(self._column)
+            return {key: value for key, value in zip(keys, values, strict=False) if key.kind in kinds}
+        return {key: sum_over(tables, key, self._column) for key in keys if key.kind in kinds}
 
     def clear(self) -> None:
         """Forget the most there ever were; totals may begin anew, too."""

@@ -9,7 +9,10 @@ from hitlessd.health import STALE, STALE_CHECKS, Result, forced_identity, identi
 from hitlessd.model import Backend, Check, Config
 from hitlessd.table import Health, HealthRecord, RowKey, Table
 
-__all__ = ["carry_over", "unknown", "usable"]
+__all__ = ["any_usable", "carry_over", "rows_of", "unknown", "usable"]
+
+#: Servers from which on it is cheaper to look at the whole table at once.
+_FEW = 64
 
 
 def unknown(check: Check, mark: int, now: float) -> HealthRecord:
@@ -58,19 +61,31 @@ def _carry_over_forced(key: RowKey, mark: int, table: Table, older: Sequence[Tab
             return
 
 
-def usable(backend: Backend, table: Table) -> tuple[int, int]:
-    """How many servers may be chosen now: active ones, backups."""
-    rows = [(table.index[RowKey("server", backend.name, server.name)], server.backup) for server in backend.servers]
-    return (
-        sum(1 for row, backup in rows if not backup and table.usable(row)),
-        sum(1 for row, backup in rows if backup and table.usable(row)),
-    )
+def rows_of(backend: Backend, table: Table) -> tuple[list[int], list[int]]:
+    """Where the table has its servers: active ones, backups."""
+    rows: tuple[list[int], list[int]] = [], []
+    for server in backend.servers:
+        rows[server.backup].append(table.index[RowKey("server", backend.name, server.name)])
+    return rows
+
+
+def usable(rows: tuple[list[int], list[int]], table: Table) -> tuple[int, int]:
+    """How many servers in rows_of() a backend may be chosen now: active ones, backups."""
+    if len(rows[0]) + len(rows[1]) < _FEW:
+        return sum(map(table.usable, rows[0])), sum(map(table.usable, rows[1]))
+    flags = table.usable_rows()
+    return sum(map(flags.__getitem__, rows[0])), sum(map(flags.__getitem__, rows[1]))
+
+
+def any_usable(rows: tuple[list[int], list[int]], table: Table) -> bool:
+    """Whether there is one."""
+    return any(map(table.usable, rows[0])) or any(map(table.usable, rows[1]))
 
 
 def _carry_over_backend(backend: Backend, table: Table, older: Sequence[Table], now: float) -> None:
     key = RowKey("backend", backend.name)
     row = table.index[key]
-    up = not backend.servers or any(usable(backend, table))
+    up = not backend.servers or any_usable(rows_of(backend, table), table)
     record = HealthRecord(Health.UP if up else Health.DOWN, int(now))
     for old in older:
         at = old.index.get(key)

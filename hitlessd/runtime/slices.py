@@ -11,15 +11,17 @@ __all__ = ["SLICE", "at_once", "in_slices"]
 
 #: Seconds of CPU time that one answer is worked on before others have their turn.
 SLICE = 0.01
+#: Pieces between two looks at that clock, which is a system call. One takes 0.1 ms at most.
+_LOOK = 8
 
 
 def at_once(texts: Iterator[str]) -> tuple[str, bool]:
     """What can be made in a slice, and whether that is the rest of it."""
     until = time.thread_time() + SLICE
     made = []
-    for text in texts:
+    for number, text in enumerate(texts, 1):
         made.append(text)
-        if time.thread_time() >= until:
+        if not number % _LOOK and time.thread_time() >= until:
             return "".join(made), False
     return "".join(made), True
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from hitlessd.balance import NOBODY, Chooser, Hashed, chooser, is_hashed, is_static, unscaled
+from hitlessd.balance import NOBODY, Chooser, Hashed, RankedLeastConn, chooser, is_hashed, is_static, unscaled
 from hitlessd.dataclass import replace
 from hitlessd.hashing import uri_key
 from hitlessd.model import Backend, InetAddress, Server
@@ -28,6 +28,8 @@ _SCUR, _QCUR, _LBTOT = int(Column.SCUR), int(Column.QCUR), int(Column.LBTOT)
 _IDLE, _FRESH = int(Column.IDLE), int(Column.FRESH)
 #: Seconds between two looks at the queue when nobody has woken us; a lost wake-up costs no more than this.
 _RECHECK = 0.1
+#: Full servers that are found one by one, before all are looked for at once.
+_TRIES = 8
 #: Steps of `slowstart`; it begins at the second, which is a tenth.
 _STEPS = 20
 _FIRST_STEP = 2
@@ -91,6 +93,7 @@ class LiveServer(Tally):
         self.weight = server.weight
         self.usable = server.weight > 0  # balancing may choose it
         self.running = True  # those who belong to it may go there, though it drains
+        self.place = -1  # where the backend ranks it, if it ranks at all
         self._up_since = 0
         self._up_at = -NEVER
         self.pool = Pool(worker, self) if backend.config.mode == "http" else None
@@ -176,6 +179,10 @@ class LiveServer(Tally):
             self.dirty = True
             self.ledger.dirty.append(self)
 
+    def full(self) -> bool:
+        """Whether claim() would fail now."""
+        return 0 < self.maxconn <= self.total()
+
     def claim(self) -> bool:
         """Take a slot, unless that is one too many over all workers. Ours is counted first: two cannot both win."""
         self.count(1)
@@ -193,6 +200,8 @@ class LiveServer(Tally):
         if pool is not None:
             slot, start = self.row.slot, self.row.start
             slot[start + _IDLE], slot[start + _FRESH] = len(pool.idle), pool.fresh
+        if self.place >= 0:
+            self.backend.rank(self.place)
         super().collect(wall)
 
 
@@ -260,11 +269,13 @@ class LiveBackend(Tally):
         self._made_of = _NOTHING  # positions may mean other servers than before
         self.refresh()
 
-    def refresh(self) -> None:
-        """States or weights have changed, or a slowstart goes on: look at the table."""
+    def refresh(self, rows: Container[int] | None = None) -> None:
+        """States or weights have changed, or a slowstart goes on: look at the table, at these `rows` of it if given."""
         worker, now = self.worker, self.worker.now
         wall = worker.realtime(now)
         for server in self.servers:
+            if rows is not None and server.row.number not in rows:
+                continue
             server.look(worker.table, now, wall)
             if server.pool is not None:
                 server.pool.open(server.usable)
@@ -273,7 +284,8 @@ class LiveBackend(Tally):
         usable = [server for server in ready if not server.config.backup] or ready[:1]
         self._warm(now)
         weights = self._weights(usable, now)
-        made_of = [(self.servers.index(server), weight) for server, weight in zip(usable, weights, strict=True)]
+        places = {server: place for place, server in enumerate(self.servers)}
+        made_of = [(places[server], weight) for server, weight in zip(usable, weights, strict=True)]
         if made_of != self._made_of:
             self._made_of = made_of
             self.usable = usable
@@ -281,7 +293,13 @@ class LiveBackend(Tally):
             if usable:
                 names = [server.name for server in usable]
                 seed = int.from_bytes(os.urandom(8), "little") if self.config.balance == "random" else 0
-                self._chooser = chooser(self.config, weights, names, worker.index, seed)
+                alone = worker.table.workers == 1
+                self._chooser = chooser(self.config, weights, names, worker.index, seed, alone)
+            for server in self.servers:
+                server.place = -1
+            if isinstance(self._chooser, RankedLeastConn):
+                for place, server in enumerate(usable):
+                    server.place = place
         self.limited = any(server.maxconn for server in usable)
         # Others decide by the number of its connections, so that they must see each change at once.
         self.watched = self.limited or self.config.balance in ("leastconn", "first", "random")
@@ -318,6 +336,11 @@ class LiveBackend(Tally):
     def _load(self, position: int) -> int:
         return self.usable[position].total()
 
+    def rank(self, place: int) -> None:
+        """A usable server may have fewer connections than before."""
+        assert isinstance(self._chooser, RankedLeastConn)
+        self._chooser.look(place, self._load)
+
     def choose(self, conn: Connection, avoid: LiveServer | None = None) -> LiveServer | None:
         """A server with a slot claimed for the connection; None when none is usable or all are full (see `usable`)."""
         only = self.only
@@ -350,6 +373,8 @@ class LiveBackend(Tally):
             if usable[position].claim():
                 return usable[position]
             full.add(position)
+            if len(full) == _TRIES:
+                full.update(place for place, server in enumerate(usable) if server.full())
 
     def home(self, conn: Connection) -> LiveServer | None:
         """The server that this connection must have, by its cookie or a hash; None if any will do."""
@@ -386,6 +411,7 @@ class LiveBackend(Tally):
 
     def _append(self, conn: Connection, home: LiveServer | None) -> None:
         self.queue[conn] = home
+        self.worker.queueing.add(self)
         waiting = self._queues.get(home)
         if waiting is None:
             waiting = self._queues[home] = {}
@@ -411,6 +437,7 @@ class LiveBackend(Tally):
             del self._queues[home]
         self._count_queue(home, len(waiting))
         if not self.queue:
+            self.worker.queueing.discard(self)
             self.worker.wheel.remove(self)
 
     def _count_queue(self, home: LiveServer | None, length: int) -> None:

@@ -668,7 +668,7 @@ class Connection:
             worker.ledger.dirty.append(frontend)
         del worker.connections[self]
         if worker.throttled:
-            worker.arm()
+            worker.arm_at(frontend)
 
     # -- parking -----------------------------------------------------------------------------------------------------
 

@@ -141,7 +141,7 @@ class LiveListener:
         rules, rate = frontend.rules, frontend.rate
         while accepted < end:
             if rate is not None and most and rate.full():
-                worker.arm()
+                worker.arm_at(frontend)
                 worker.limited(frontend, rate.limit)
                 break
             try:
@@ -169,8 +169,7 @@ class LiveListener:
             if rate is not None:
                 rate.count()
             if len(connections) >= worker.limit or frontend.sessions >= frontend.limit:
-                worker.throttled = True
-                worker.arm()
+                worker.arm_at(frontend)
                 worker.limited(frontend)
                 if most:
                     break
@@ -199,7 +198,7 @@ class LiveListener:
     def expired(self) -> None:
         self._unusable_until = NEVER
         self._tried_again = self.worker.now
-        self.worker.arm()
+        self.worker.arm_at(self.frontend)
 
     def begin_again(self) -> None:
         """It listens again: whatever was wrong with it is over."""
@@ -238,7 +237,7 @@ class LiveFrontend(Tally):
                 self.first = route
         #: Who is let in, and how many a second.
         self.rules = Rules(config.tcp_rules, config.name, row) if config.tcp_rules else None
-        self.rate = Rate(worker, row, config.rate_limit) if config.rate_limit else None
+        self.rate = Rate(worker, row, config.rate_limit, self) if config.rate_limit else None
         setup = worker.setup
         #: Logs what has ended; None: this frontend logs nothing.
         self.access_log = access_log(config, setup.access or plain_writer(setup.log))

@@ -14,6 +14,7 @@ from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
     from hitlessd.worker.counters import Row
+    from hitlessd.worker.frontend import LiveFrontend
     from hitlessd.worker.loop import Worker
 
 __all__ = ["Rate", "Rules", "pause"]
@@ -86,9 +87,10 @@ class Rate:
     """At most `limit` new sessions a second, over all workers. While there are too many, listeners are let be: whoever
     connects waits in the backlog. A member of the worker's wheel."""
 
-    def __init__(self, worker: Worker, row: Row, limit: int) -> None:
+    def __init__(self, worker: Worker, row: Row, limit: int, frontend: LiveFrontend) -> None:
         self._worker = worker
         self._row = row
+        self._frontend = frontend
         self.limit = limit
         self._at = row.start + _RATE
         self.bucket = 0
@@ -129,7 +131,7 @@ class Rate:
     def expired(self) -> None:
         """Look again: the others may have used up what is free now."""
         if not self.full():
-            self._worker.arm()
+            self._worker.arm_at(self._frontend)
 
 
 def _at(word: int, second: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from hitlessd.events import Event
 from hitlessd.model import Backend, Frontend
 from hitlessd.quota import Quota
 from hitlessd.table import PROCESS
-from hitlessd.worker.backend import LiveBackend
+from hitlessd.worker.backend import LiveBackend, LiveServer
 from hitlessd.worker.connection import UNDECIDED, Connection, State
 from hitlessd.worker.counters import Ledger, Tally
 from hitlessd.worker.frontend import LiveFrontend, LiveListener
@@ -100,10 +100,14 @@ class Worker:
 
     # More attributes than a class without slots keeps fast ones of.
     __slots__ = (
+        "_decisions",
         "_epoch",
+        "_full",
+        "_may_accept",
         "_offset",
         "_rest",
         "_settlement",
+        "_spared",
         "_wake_fd",
         "accepting",
         "arrivals",
@@ -130,6 +134,7 @@ class Worker:
         "parking",
         "pipes",
         "process",
+        "queueing",
         "ready",
         "resting",
         "resumptions",
@@ -173,6 +178,9 @@ class Worker:
         self.throttled = False  # a listener is not armed because of a limit
         self.resting = False
         self.draining = False
+        self._may_accept = False  # as arm() last found
+        self._full: set[LiveFrontend] = set()  # that have as many sessions as they may
+        self._spared: LiveServer | None = None
         self._rest = _Rest(self)
         self._settlement = _Settlement(self)
         self.slots = [self.table.slot(index) for index in range(self.table.workers)]
@@ -182,8 +190,11 @@ class Worker:
         self.resumptions: set[Resumption] = set()
         self.ledger = Ledger(self.table, self.index)
         self.process = Tally(self.ledger, self.ledger.row(PROCESS), [])
-        self.backends = {backend.name: LiveBackend(self, backend) for backend in setup.config.backends}
+        # First of all: what changes while the backends are made is seen afterwards.
         self._epoch = self.table.epoch
+        self._decisions = self.table.decisions()
+        self.queueing: set[LiveBackend] = set()  # those in which somebody waits
+        self.backends = {backend.name: LiveBackend(self, backend) for backend in setup.config.backends}
         self.frontends = {
             frontend.name: LiveFrontend(self, frontend, self._default(frontend)) for frontend in setup.config.frontends
         }
@@ -295,9 +306,13 @@ class Worker:
     def _refresh(self) -> None:
         """Main has changed the state or weight of a server."""
         self._epoch = self.table.epoch
+        known, found = self._decisions, self.table.decisions()
+        self._decisions = found
+        rows = {row for row, (old, new) in enumerate(zip(known, found, strict=True)) if old != new}
         for backend in self.backends.values():
-            backend.refresh()
-            self.dispatch.add(backend)
+            if not rows.isdisjoint([server.row.number for server in backend.servers]):
+                backend.refresh(rows)
+                self.dispatch.add(backend)
 
     def follow_clock(self) -> None:
         """CLOCK_REALTIME may have been set; what we write into the table is only so right as when we last looked."""
@@ -334,15 +349,28 @@ class Worker:
 
     def arm(self) -> None:
         """Watch the listeners that may be accepted from now, and only those."""
-        wanted = self.accepting and not self.resting and len(self.connections) < self.limit
-        throttled = self.accepting and not wanted
+        self._may_accept = self.accepting and not self.resting and len(self.connections) < self.limit
+        self._full.clear()
         for frontend in self.frontends.values():
-            below = frontend.sessions < frontend.limit
-            throttled = throttled or (self.accepting and not below)
-            ready = wanted and below and frontend.open
-            for listener in frontend.listeners:
-                listener.arm(ready and (frontend.rate is None or frontend.rate.until <= self.now))
-        self.throttled = throttled
+            self._arm(frontend)
+
+    def arm_at(self, frontend: LiveFrontend) -> None:
+        """The same, when nothing has changed but with one frontend: there may be thousands."""
+        if self._may_accept != (self.accepting and not self.resting and len(self.connections) < self.limit):
+            self.arm()
+        elif self.frontends.get(frontend.name) is frontend:
+            self._arm(frontend)
+
+    def _arm(self, frontend: LiveFrontend) -> None:
+        below = frontend.sessions < frontend.limit
+        if below:
+            self._full.discard(frontend)
+        else:
+            self._full.add(frontend)
+        ready = self._may_accept and below and frontend.open
+        for listener in frontend.listeners:
+            listener.arm(ready and (frontend.rate is None or frontend.rate.until <= self.now))
+        self.throttled = self.accepting and (not self._may_accept or bool(self._full))
 
     def limit_to(self, share: int) -> None:
         """So many connections from now on, 0 for any number; nobody is cut off."""
@@ -429,9 +457,13 @@ class Worker:
 
     def spare_idle(self) -> None:
         """There would be more connections to servers than are planned for: end one that is idle."""
+        # There may be more, where there was one.
+        if self._spared is not None and self._spared.pool is not None and self._spared.pool.drop_oldest():
+            return
         for backend in self.backends.values():
             for server in backend.servers:
                 if server.pool is not None and server.pool.drop_oldest():
+                    self._spared = server
                     return
 
     # -- orders ------------------------------------------------------------------------------------------------------
@@ -442,9 +474,7 @@ class Worker:
             os.eventfd_read(self._wake_fd)
         except BlockingIOError:
             pass
-        for backend in self.backends.values():
-            if backend.queue:
-                self.dispatch.add(backend)
+        self.dispatch.update(self.queueing)
 
     @property
     def finished(self) -> bool:
