@@ -17,7 +17,6 @@ from typing import Protocol, TextIO
 from hitlessd.events import Event
 from hitlessd.journal import SOCKET as journal_socket
 from hitlessd.journal import Journal
-from hitlessd.logrecord import LogRecord, journal_fields
 from hitlessd.model import LogTarget
 from hitlessd.syslog import Syslog
 
@@ -65,16 +64,20 @@ def _write_at_once(fd: int, data: bytes) -> bool:
 class _Sink(Protocol):
     """Somewhere to write to. message() and access() tell whether it was taken. All may raise OSError or ValueError."""
 
+    structured: bool  # an access log entry's `fields` are of use
+
     def open(self) -> None: ...
     def message(
         self, priority: int, text: str, event: Event | None, fields: dict[str, object], generation: int
     ) -> bool: ...
-    def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool: ...
+    def access(self, line: str, whole: bool, fields: str, generation: int) -> bool: ...
     def close(self) -> None: ...
 
 
 class _Stream:
     """Standard output or error."""
+
+    structured = False
 
     def __init__(self, stream: TextIO | None, name: str) -> None:
         self._stream = stream  # None if the descriptor was closed when Python started
@@ -91,7 +94,7 @@ class _Stream:
         details = _details(fields)
         return self._write(f"{self._head(priority, generation)}{text}{details}\n")
 
-    def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool:
+    def access(self, line: str, whole: bool, fields: str, generation: int) -> bool:
         # A line of JSON is of use only when nothing else stands in it.
         return self._write(f"{line}\n" if whole else f"{self._head(_INFO, generation)}{line}\n")
 
@@ -123,6 +126,8 @@ class _Stream:
 class _Journal:
     """journald, with fields."""
 
+    structured = True
+
     def __init__(self, name: str, path: str) -> None:
         self._journal = Journal(path)
         self._name = name
@@ -139,10 +144,10 @@ class _Journal:
         entry += [(f"HITLESSD_{name.upper()}", _printable(value)) for name, value in fields.items()]
         return self._journal.send(entry)
 
-    def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool:
-        entry = self._entry(_INFO, line, generation)
-        entry += journal_fields(record).items()
-        return self._journal.send(entry)
+    def access(self, line: str, whole: bool, fields: str, generation: int) -> bool:
+        head = f"PRIORITY={_INFO}\nSYSLOG_IDENTIFIER={self._name}\nHITLESSD_GENERATION={generation}\n"
+        entry = f"MESSAGE={line}\n{head}{fields}"
+        return self._journal.send_entry(entry.encode(errors="backslashreplace"))
 
     def close(self) -> None:
         self._journal.close()
@@ -159,8 +164,11 @@ class _Journal:
 class _Syslog:
     """A syslog server."""
 
+    structured = False
+
     def __init__(self, server: Syslog) -> None:
         self._server = server
+        self.access = server.access
 
     def open(self) -> None:
         """It was, when it was made."""
@@ -169,9 +177,6 @@ class _Syslog:
         self, priority: int, text: str, event: Event | None, fields: dict[str, object], generation: int
     ) -> bool:
         return self._server.send(priority, f"{text}{_details(fields)}")
-
-    def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool:
-        return self._server.send(_INFO, line, whole)
 
     def close(self) -> None:
         self._server.close()
@@ -200,7 +205,9 @@ class Log:
             self._sink.close()
         self._threshold = SEVERITIES.index(target.level)
         self._lost = 0
-        self._sink = self._open(target)
+        sink = self._sink = self._open(target)
+        self._access = sink.access
+        self._structured = sink.structured
 
     def _open(self, target: LogTarget) -> _Sink:
         if target.target == "journal" or (target.target == "auto" and _journal_is(2)):
@@ -220,11 +227,25 @@ class Log:
         if priority <= self._threshold:
             self._deliver(lambda sink: sink.message(priority, _printable(message), event, fields, self.generation))
 
-    def access(self, line: str, record: LogRecord, whole: bool = False, /) -> None:
-        """An access log entry, of severity info: `line` is its text, `record` gives the fields where there are fields.
+    @property
+    def structured(self) -> bool:
+        """Whether access() should be given fields."""
+        return self._structured
+
+    def access(self, line: str, whole: bool = False, fields: str = "", /) -> None:
+        """An access log entry, of severity info: its text, which is one line, and its fields as the journal wants them.
         Nothing is put before, and nothing cut off, what must stay `whole`."""
-        if self._threshold >= _INFO:
-            self._deliver(lambda sink: sink.access(line, record, whole, self.generation))
+        if self._threshold < _INFO:
+            return
+        if self._lost:
+            self._deliver(lambda sink: sink.access(line, whole, fields, self.generation))
+            return
+        # As _deliver(), without a function for each line.
+        try:
+            if not self._access(line, whole, fields, self.generation):
+                self._lost = 1
+        except (OSError, ValueError):
+            return
 
     def _deliver(self, write: Callable[[_Sink], bool]) -> None:
         sink = self._sink

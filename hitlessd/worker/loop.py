@@ -102,7 +102,6 @@ class Worker:
     # More attributes than a class without slots keeps fast ones of.
     __slots__ = (
         "_epoch",
-        "_offset",
         "_rest",
         "_settlement",
         "_wake_fd",
@@ -127,6 +126,7 @@ class Worker:
         "log",
         "next_number",
         "now",
+        "offset",
         "orders",
         "parking",
         "pipes",
@@ -152,7 +152,8 @@ class Worker:
         self.log = setup.log
         self.clock = clock
         self.now = clock()
-        self._offset = time.time() - self.now
+        #: CLOCK_REALTIME less our clock.
+        self.offset = time.time() - self.now
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], object]] = {}
         self.closing: list[socket.SocketType] = []
@@ -273,7 +274,7 @@ class Worker:
 
     def write_counters(self) -> None:
         """Let main and the other workers see our counters."""
-        self.ledger.write(self.now + self._offset)
+        self.ledger.write(self.now + self.offset)
         if self.parking.stale:
             self.parking.tell()
 
@@ -299,8 +300,9 @@ class Worker:
             self.dispatch.add(backend)
 
     def follow_clock(self) -> None:
-        """CLOCK_REALTIME may have been set; what we write into the table is only so right as when we last looked."""
-        self._offset = time.time() - self.clock()
+        """CLOCK_REALTIME may have been set; what we write into the table and into logs is only so right as when we last
+        looked."""
+        self.offset = time.time() - self.clock()
 
     def realtime(self, at: float) -> float:
         """CLOCK_REALTIME of a time of our clock."""
