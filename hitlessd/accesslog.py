@@ -18,6 +18,10 @@ class AccessLog(Protocol):
     """Where access log entries go: Log."""
 
     @property
+    def wanted(self) -> bool:
+        """Whether it takes any."""
+
+    @property
     def structured(self) -> bool:
         """Whether it wants the facts one by one, too."""
 
@@ -27,7 +31,7 @@ class AccessLog(Protocol):
 class PlainLog:
     """For those who have nothing but a Logger: the line is a message like any other."""
 
-    structured = False
+    wanted, structured = True, False
 
     def __init__(self, log: Logger) -> None:
         self._log = log
@@ -37,8 +41,10 @@ class PlainLog:
 
 
 def access_log(config: Frontend, log: AccessLog, source: Source = RECORDS) -> Callable[[Any], None] | None:
-    """Logs one record, or what `source` has instead; None where this frontend wants none. JSON goes before
-    `log-format`, that before the options."""
+    """Logs one record, or what `source` has instead; None where this frontend wants none, or `log` takes none. JSON
+    goes before `log-format`, that before the options."""
+    if not log.wanted:
+        return None
     whole, http = config.log_json, config.mode == "http"
     if config.log_json:
         line = compile_json(source, http=http)

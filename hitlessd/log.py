@@ -49,16 +49,24 @@ def _printable(value: object) -> str:
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
-def _write_at_once(fd: int, data: bytes) -> bool:
-    """Write if that does not block; False if it would. O_NONBLOCK is not ours to set: others have the open file too."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    for start in range(0, len(data), select.PIPE_BUF):
-        # Writable means: room for PIPE_BUF bytes (pipe(7)).
-        if not poll.poll(0):
-            return False
-        os.write(fd, data[start : start + select.PIPE_BUF])
-    return True
+class _Patient:
+    """A descriptor that is written to if that does not block. O_NONBLOCK is not ours to set: others have the open file
+    too."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        self._poll = poll.poll
+
+    def write(self, data: bytes) -> bool:
+        """False if it would block."""
+        for start in range(0, len(data), select.PIPE_BUF):
+            # Writable means: room for PIPE_BUF bytes (pipe(7)).
+            if not self._poll(0):
+                return False
+            os.write(self.fd, data[start : start + select.PIPE_BUF])
+        return True
 
 
 class _Sink(Protocol):
@@ -82,6 +90,7 @@ class _Stream:
     def __init__(self, stream: TextIO | None, name: str) -> None:
         self._stream = stream  # None if the descriptor was closed when Python started
         self._name = name
+        self._file: _Patient | None = None
         self._second = -1
         self._stamp = ""
 
@@ -120,7 +129,9 @@ class _Stream:
             # Not a file: somebody has put another object in its place.
             self._stream.write(text)
             return True
-        return _write_at_once(fd, text.encode(errors="backslashreplace"))
+        if self._file is None or fd != self._file.fd:
+            self._file = _Patient(fd)
+        return self._file.write(text.encode(errors="backslashreplace"))
 
 
 class _Journal:
@@ -226,6 +237,11 @@ class Log:
         priority = SEVERITIES.index(severity)
         if priority <= self._threshold:
             self._deliver(lambda sink: sink.message(priority, _printable(message), event, fields, self.generation))
+
+    @property
+    def wanted(self) -> bool:
+        """Whether access() writes anything."""
+        return self._threshold >= _INFO
 
     @property
     def structured(self) -> bool:

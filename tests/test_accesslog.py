@@ -28,7 +28,7 @@ _HEAD = "2026-02-06T12:12:56.001 hitlessd[14387] generation 1 info: "
 
 def lines_of(config: Frontend, *records: Record) -> list[str]:
     class Kept:
-        structured = False
+        wanted, structured = True, False
 
         def access(self, line: str, whole: bool = False, fields: str = "", /) -> None:
             assert whole is config.log_json and not fields
@@ -71,6 +71,10 @@ def test_which_format(words: dict[str, Any], pattern: str) -> None:
 
 def test_without_an_option_nothing_is_logged() -> None:
     assert access_log(Frontend("www", 2), PlainLog(Log(LogTarget("stderr")))) is None
+
+
+def test_what_the_log_would_leave_out_is_not_even_written() -> None:
+    assert access_log(Frontend("www", 2, tcplog=True), Log(LogTarget("stderr", "notice"))) is None
 
 
 def test_json() -> None:

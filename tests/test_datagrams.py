@@ -51,13 +51,14 @@ def test_no_way_to_a_server() -> None:
 
 def test_an_address_of_ours_that_is_no_more_costs_nothing() -> None:
     """As when the socket says EINVAL because its end was an address of an interface that has got another one."""
-    with _receiver(socket.AF_INET, ("127.0.0.1", 0)) as receiver:
-        with contextlib.closing(Datagrams(socket.AF_INET, receiver.getsockname())) as datagrams:
-            datagrams.open()
-            assert datagrams.socket is not None
-            datagrams.socket.shutdown(socket.SHUT_WR)  # it can send no more
-            assert not datagrams.send(b"x")
-            assert receiver.recv(100) == b"x"
+    receiver = _receiver(socket.AF_INET, ("127.0.0.1", 0))
+    datagrams = Datagrams(socket.AF_INET, receiver.getsockname())
+    with receiver, contextlib.closing(datagrams):
+        datagrams.open()
+        assert datagrams.socket is not None
+        datagrams.socket.shutdown(socket.SHUT_WR)  # it can send no more
+        assert not datagrams.send(b"x")
+        assert receiver.recv(100) == b"x"
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -75,6 +76,5 @@ def test_another_receiver_at_the_path(tmp_path: Path, ends: bool) -> None:
 
 
 def test_too_large() -> None:
-    with _receiver(socket.AF_INET, ("127.0.0.1", 0)) as receiver:
-        with contextlib.closing(Datagrams(socket.AF_INET, receiver.getsockname())) as datagrams:
-            assert datagrams.send(b"x" * 70000) == errno.EMSGSIZE
+    with contextlib.closing(Datagrams(socket.AF_INET, ("127.0.0.1", 514))) as datagrams:
+        assert datagrams.send(b"x" * 70000) == errno.EMSGSIZE
