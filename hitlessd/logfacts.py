@@ -58,6 +58,7 @@ _TOTAL: tuple[_Fact, ...] = (
     ("backend_connections", "r.backend_connections", ""),
     ("server_connections", "r.server_connections", ""),
 )
+_LINE = "%s\n"  # what follows a field's name
 #: Of these nothing is said where there is none.
 _SNI = ("sni", "r.sni", "r.sni")
 #: What is no number.
@@ -109,12 +110,11 @@ def compile_fields(source: Source = RECORDS, *, http: bool = True) -> Callable[[
     for name, (expression, condition) in facts.items():
         field = f"{name.upper()}="
         if condition:
-            code.value(f"({field!r} + str({expression}) + line_end if {condition} else '')")
+            code.value(f"({field + _LINE!r} % ({expression},) if {condition} else '')")
         else:
             code.text(field)
             code.value(expression)
             code.text("\n")
-    code.names["line_end"] = "\n"
     return code.function()
 
 

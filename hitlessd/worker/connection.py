@@ -619,7 +619,7 @@ class Connection:
             if server is not None:
                 self.backend.bout += server.received - self.accounted_out
         access_log = frontend.access_log
-        if access_log is not None and (self.said_something() or not frontend.config.dontlognull):
+        if access_log is not None and (not frontend.config.dontlognull or self.said_something()):
             access_log(self)
         if self.shared:
             self.worker.parking.end(self)
