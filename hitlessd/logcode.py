@@ -11,9 +11,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any, NamedTuple
 
-__all__ = ["RECORDS", "Code", "Source"]
+__all__ = ["RECORDS", "Code", "Made", "Shape", "Source"]
 
 _TOKEN = re.compile(r"\br\b(?:\.(\w+))?")
 _RECORD = "_record"
@@ -22,34 +24,56 @@ _DERIVED = {"_began": "r.request_began if r.request_began >= 0.0 else r.accepted
 _CONSTANT = {"_nothing": ""}
 
 
-class Source(NamedTuple):
-    """What a function is given, and how it finds in there what expressions say of `r`."""
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """What a function is given, and how it finds in there what expressions say of `r`. Compared by identity: what was
+    compiled for one is remembered, as thousands of frontends may want the same."""
 
     argument: str = "r"
-    #: Expressions over `r`, the argument and `names`; what is not among them is an attribute of the argument.
-    attributes: Mapping[str, str] = {}
+    #: Expressions over `r`, the argument and the source's names; others are attributes of the argument.
+    attributes: Mapping[str, str] = field(default_factory=dict)
     #: Attributes that never change.
-    constants: Mapping[str, Any] = {}
-    names: Mapping[str, Any] = {}
+    constants: Mapping[str, Any] = field(default_factory=dict)
     #: The LogRecord itself, for who cannot do without.
     record: str = "r"
     #: Is put before the parentheses of a call of wall().
     wall: str = "r.wall"
 
 
+class Source(NamedTuple):
+    """A shape with what it needs of one frontend."""
+
+    shape: Shape
+    names: Mapping[str, Any] = {}
+
+
 #: Records are given.
-RECORDS = Source()
+RECORDS = Source(Shape())
+
+
+class Made(NamedTuple):
+    """A function but for the names of a source."""
+
+    code: CodeType
+    names: Mapping[str, Any]
+
+    def bind(self, source: Source) -> Callable[[Any], str]:
+        """The function: it takes what the source's shape names."""
+        names = {**self.names, **source.names}
+        exec(self.code, names)
+        made: Callable[[Any], str] = names["made"]
+        return made
 
 
 class Code:
     """A text that grows from left to right, and the function that it becomes."""
 
-    def __init__(self, source: Source, names: Mapping[str, Any]) -> None:
+    def __init__(self, shape: Shape, names: Mapping[str, Any]) -> None:
         """`names`: what the expressions may use."""
-        self.names: dict[str, Any] = {**source.names, **names}
-        self._source = source
-        self._constants = {**_CONSTANT, **source.constants}
-        self._attributes = {**_DERIVED, **source.attributes}
+        self.names: dict[str, Any] = dict(names)
+        self._shape = shape
+        self._constants = {**_CONSTANT, **shape.constants}
+        self._attributes = {**_DERIVED, **shape.attributes}
         self._parts: list[tuple[str, bool]] = []  # text, or an expression
         self._uses: Counter[str] = Counter()
         self._statements: list[str] = []
@@ -68,8 +92,8 @@ class Code:
         else:
             self._parts.append((expression, True))
 
-    def function(self) -> Callable[[Any], str]:
-        """Takes what the source names, returns the text."""
+    def made(self) -> Made:
+        """All of it."""
         for part, live in self._parts:
             if live:
                 self._count(part)
@@ -81,13 +105,12 @@ class Code:
         statements = "".join(f"    {line}\n" for line in self._statements)
         result = f"    return {''.join(template)!r} % ({''.join(values)})\n"
         # The values are ours and nothing of the text but what repr() made of it is in here, as with a dataclass.
-        exec(compile(f"def made({self._source.argument}):\n{statements}{result}", "<log-format>", "exec"), self.names)
-        made: Callable[[Any], str] = self.names["made"]
-        return made
+        text = f"def made({self._shape.argument}):\n{statements}{result}"
+        return Made(compile(text, "<log-format>", "exec"), self.names)
 
     def _meaning(self, name: str) -> str:
         """How an attribute is had, "" if by its name."""
-        return self._source.record if name == _RECORD else self._attributes.get(name, "")
+        return self._shape.record if name == _RECORD else self._attributes.get(name, "")
 
     def _count(self, expression: str) -> None:
         for match in _TOKEN.finditer(expression):
@@ -101,14 +124,14 @@ class Code:
 
     def _place_one(self, name: str) -> str:
         if name == "wall":
-            return self._source.wall
+            return self._shape.wall
         if name in self._constants:
             # Of the immutable kinds that repr() writes as Python reads them.
             return repr(self._constants[name])
         meaning = self._meaning(name)
         if meaning == "r":
             return "r"
-        how = f"({self._place(meaning)})" if meaning else f"{self._source.argument}.{name}"
+        how = f"({self._place(meaning)})" if meaning else f"{self._shape.argument}.{name}"
         if self._uses[name] == 1:
             return how
         local = f"_{name}"

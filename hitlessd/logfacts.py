@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
-from hitlessd.logcode import RECORDS, Code, Source
+from hitlessd.logcode import RECORDS, Code, Made, Shape, Source
 from hitlessd.logfields import escape_controls
 
 __all__ = ["compile_fields", "compile_json"]
@@ -81,9 +82,14 @@ def _facts(http: bool) -> Iterator[_Fact]:
 def compile_json(source: Source = RECORDS, *, http: bool = True) -> Callable[[Any], str]:
     """A function that gives a record as one line of JSON, in ASCII; times in milliseconds, null for what there is not
     or never was. `http`: it is of a request."""
+    return _json(http, source.shape).bind(source)
+
+
+@lru_cache
+def _json(http: bool, shape: Shape) -> Made:
     from json.encoder import encode_basestring_ascii  # json costs a reload 3 ms, which those without it need not pay
 
-    code = Code(source, {"quoted": encode_basestring_ascii, "iso": _IsoTimes().text})
+    code = Code(shape, {"quoted": encode_basestring_ascii, "iso": _IsoTimes().text})
     code.text('{"time":"')
     code.value("iso(r.wall(r.accepted))")
     code.text('"')
@@ -97,12 +103,17 @@ def compile_json(source: Source = RECORDS, *, http: bool = True) -> Callable[[An
     name, expression, condition = _SNI
     code.value(f"""(',"{name}":' + quoted({expression}) if {condition} else '')""")
     code.text("}")
-    return code.function()
+    return code.made()
 
 
 def compile_fields(source: Source = RECORDS, *, http: bool = True) -> Callable[[Any], str]:
     """The same facts as fields of a journal entry, a line each; what there is not has no field."""
-    code = Code(source, {"controls": escape_controls})
+    return _fields(http, source.shape).bind(source)
+
+
+@lru_cache
+def _fields(http: bool, shape: Shape) -> Made:
+    code = Code(shape, {"controls": escape_controls})
     facts = {name: (expression, condition) for name, expression, condition in _facts(http)}
     facts["redispatched"] = "(1 if r.redispatched else 0)", ""
     facts["sni"] = "controls(r.sni)", "r.sni"
@@ -115,7 +126,7 @@ def compile_fields(source: Source = RECORDS, *, http: bool = True) -> Callable[[
             code.text(field)
             code.value(expression)
             code.text("\n")
-    return code.function()
+    return code.made()
 
 
 class _IsoTimes:

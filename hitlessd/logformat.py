@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
-from hitlessd.logcode import RECORDS, Code, Source
+from hitlessd.logcode import RECORDS, Code, Made, Shape, Source
 from hitlessd.logfields import VARIABLES, Kind, Variable, tools
 
 __all__ = ["HTTP_FORMAT", "TCP_FORMAT", "Formatter", "compile_format", "problem_of"]
@@ -37,7 +38,12 @@ def compile_format(text: str, *, log: bool = False, http: bool = True, source: S
     `log`: as a log line, where spaces merge, nothing is shown as `-`, and what is fetched shows no control characters.
     `http`: variables of HTTP mode are allowed. Raises ValueError, "cannot ...", for mistakes.
     """
-    return _Compiler(log, http, source).compile(text)
+    return _made(text, log, http, source.shape).bind(source)
+
+
+@lru_cache(maxsize=64)
+def _made(text: str, log: bool, http: bool, shape: Shape) -> Made:
+    return _Compiler(log, http, shape).compile(text)
 
 
 def problem_of(text: str, *, http: bool = True) -> str:
@@ -52,15 +58,15 @@ def problem_of(text: str, *, http: bool = True) -> str:
 class _Compiler:
     """The state of one compilation."""
 
-    def __init__(self, log: bool, http: bool, source: Source) -> None:
+    def __init__(self, log: bool, http: bool, shape: Shape) -> None:
         self._log = log
         self._http = http
-        self._code = Code(source, tools())
+        self._code = Code(shape, tools())
         self._names = self._code.names
         self._fetches = 0
         self._space = log  # what stands before ends with a space, or is nothing: another space merges with it
 
-    def compile(self, text: str) -> Formatter:
+    def compile(self, text: str) -> Made:
         flags: frozenset[str] = frozenset()
         at, swallow = 0, False
         while at < len(text):
@@ -85,7 +91,7 @@ class _Compiler:
                 at = self._fetch(text, at, _flags(flags, own))
             else:
                 self._literal("%")
-        return self._code.function()
+        return self._code.made()
 
     def _literal(self, text: str) -> None:
         if self._log:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hitlessd.logcode import RECORDS, Code, Source
+from hitlessd.logcode import RECORDS, Code, Shape, Source
 from hitlessd.logfacts import compile_fields, compile_json
 from hitlessd.logfields import VARIABLES
 from hitlessd.logformat import HTTP_FORMAT, TCP_FORMAT, compile_format
@@ -174,10 +174,10 @@ def test_a_value_is_read_once_and_what_never_changes_is_text() -> None:
             asked.append("size")
             return 7
 
-    code = Code(Source("thing", {"double": "r.size * 2"}, {"name": "100%"}, record="str(thing)"), {})
+    code = Code(Shape("thing", {"double": "r.size * 2"}, {"name": "100%"}), {})
     code.text("<% ")
     for expression in ("r.name", "r.size", "r.double", "(r.size if r.double else r.name)"):
         code.value(expression)
         code.text(" ")
-    assert code.function()(Thing()) == "<% 100% 7 14 7 "
+    assert code.made().bind(RECORDS)(Thing()) == "<% 100% 7 14 7 "
     assert asked == ["size"]

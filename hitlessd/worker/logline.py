@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from hitlessd.logcode import Source
+from hitlessd.logcode import Shape, Source
 from hitlessd.logrecord import RequestHead
 from hitlessd.table import Column
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hitlessd.worker.frontend import LiveFrontend
     from hitlessd.worker.loop import Worker
 
-__all__ = ["ATTRIBUTES", "ConnectionRecord", "connection_source", "live_source"]
+__all__ = ["ATTRIBUTES", "ConnectionRecord", "connection_source", "live_shapes", "live_source"]
 
 _SCUR = int(Column.SCUR)
 _ELSEWHERE = re.compile(r" \+ elsewhere\([^()]*\)")
@@ -173,6 +173,8 @@ ATTRIBUTES = {
     "_server": "conn.server",
     "_routed": "conn.entered or r._bound",
     "_backend": "conn.backend",
+    "_bound": "frontend.bound",
+    "frontend_name": "frontend.name",
     "client": "conn.address if isinstance(conn.address, tuple) else None",
     "local": "conn.local()",
     "server_address": "r._record.server_address",
@@ -209,21 +211,24 @@ _CONSTANT = (
 )
 
 
-def connection_source(worker: Worker, frontend: LiveFrontend) -> Source:
-    """How logs of that frontend read a connection, `conn`, that is about to be closed."""
-    return live_source(worker, frontend, ConnectionRecord, ATTRIBUTES, _CONSTANT)
+def live_shapes(
+    record: type[ConnectionRecord], attributes: dict[str, str], constant: Iterable[str], **constants: Any
+) -> tuple[Shape, Shape]:
+    """With other workers, and alone. `constant`: attributes of the record's class; `constants`: others."""
+    constants |= {name: getattr(record, name) for name in constant}
+    # A call each for nothing: a tenth of a line.
+    alone = {name: _ELSEWHERE.sub("", how) for name, how in attributes.items()}
+    crowded, single = (
+        Shape("conn", how, constants, record="record(conn)", wall="worker.offset + ") for how in (attributes, alone)
+    )
+    return crowded, single
 
 
 def live_source(
-    worker: Worker,
-    frontend: LiveFrontend,
-    record: type[ConnectionRecord],
-    attributes: dict[str, str],
-    constant: Iterable[str],
+    worker: Worker, frontend: LiveFrontend, record: type[ConnectionRecord], shapes: tuple[Shape, Shape]
 ) -> Source:
-    """`constant`: attributes of the record's class."""
-    constants = {name: getattr(record, name) for name in constant}
-    others = [slot for slot in worker.slots if slot is not worker.slots[worker.index]]
+    """How logs of that frontend read `conn`."""
+    others = [slot for index, slot in enumerate(worker.slots) if index != worker.index]
 
     def elsewhere(row: Row) -> int:
         """Of now, in the other workers."""
@@ -232,17 +237,16 @@ def live_source(
         at = row.start + _SCUR
         return sum([slot[at] for slot in others])
 
-    if not others:
-        # A call each for nothing: a tenth of a line.
-        attributes = {name: _ELSEWHERE.sub("", how) for name, how in attributes.items()}
-    return Source(
-        argument="conn",
-        attributes=attributes,
-        constants={**constants, "frontend_name": frontend.name, "_bound": frontend.bound},
-        names={"worker": worker, "frontend": frontend, "record": record, "elsewhere": elsewhere},
-        record="record(conn)",
-        wall="worker.offset + ",
-    )
+    names = {"worker": worker, "frontend": frontend, "record": record, "elsewhere": elsewhere}
+    return Source(shapes[not others], names)
+
+
+_SHAPES = live_shapes(ConnectionRecord, ATTRIBUTES, _CONSTANT)
+
+
+def connection_source(worker: Worker, frontend: LiveFrontend) -> Source:
+    """How logs of that frontend read a connection that is about to be closed."""
+    return live_source(worker, frontend, ConnectionRecord, _SHAPES)
 
 
 def _name(ask: Any) -> tuple[str, int] | None:

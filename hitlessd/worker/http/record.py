@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hitlessd.worker.logline import ATTRIBUTES, ConnectionRecord, live_source
+from hitlessd.worker.logline import ATTRIBUTES, ConnectionRecord, live_shapes, live_source
 
 if TYPE_CHECKING:
     from hitlessd.http.heads import Request, Response
@@ -61,6 +61,10 @@ _ATTRIBUTES = {
 _CONSTANT = "handshake", "http", "listener", "request_captures", "response_captures", "server_queue", "sni"
 
 
+# In HTTP mode a connection enters its backend with each request.
+_SHAPES = live_shapes(HttpRecord, _ATTRIBUTES, _CONSTANT, _bound=False)
+
+
 def exchange_source(worker: Worker, frontend: LiveFrontend) -> Source:
-    """How logs of that frontend read a connection, `conn`, whose exchange has just ended."""
-    return live_source(worker, frontend, HttpRecord, _ATTRIBUTES, _CONSTANT)
+    """How logs of that frontend read a connection whose exchange has just ended."""
+    return live_source(worker, frontend, HttpRecord, _SHAPES)
