@@ -12,12 +12,13 @@ import os
 import socket
 from collections.abc import Iterable
 
+from hitlessd.datagrams import Datagrams
+
 __all__ = ["SOCKET", "Journal"]
 
 SOCKET = "/run/systemd/journal/socket"
 #: As libsystemd asks for; the kernel gives what net.core.wmem_max allows.
 _SEND_BUFFER = 8 << 20
-_NEVER_WAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 #: journald takes a memfd only when nobody can change it any more.
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -38,38 +39,30 @@ class Journal:
     """A connection to journald, opened when it is first needed, or before."""
 
     def __init__(self, path: str = SOCKET) -> None:
-        self._path = path
-        self._socket: socket.socket | None = None
-
-    def open(self) -> None:
-        """Raises OSError for want of descriptors."""
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        self._datagrams = Datagrams(socket.AF_UNIX, path, _SEND_BUFFER)
+        self.open = self._datagrams.open
 
     def send(self, fields: Iterable[tuple[str, str]]) -> bool:
         """Whether journald has it; False when it takes nothing now. Raises OSError only for want of descriptors."""
-        self.open()
-        assert self._socket is not None
-        entry = _entry(fields)
-        try:
-            # Not connected: journald may be restarted and then has another socket at that path.
-            self._socket.sendto(entry, _NEVER_WAIT, self._path)
-        except OSError as error:
-            # ENOBUFS is also what a full queue says.
-            return error.errno in (errno.EMSGSIZE, errno.ENOBUFS) and self._send_file(entry)
-        return True
+        return self.send_entry(_entry(fields))
+
+    def send_entry(self, entry: bytes) -> bool:
+        """The same of what is an entry already."""
+        error = self._datagrams.send(entry)
+        # ENOBUFS is also what a full queue says.
+        return not error or (error in (errno.EMSGSIZE, errno.ENOBUFS) and self._send_file(entry))
 
     def _send_file(self, entry: bytes) -> bool:
         """What is too large for a datagram goes as a file."""
-        assert self._socket is not None
+        sock = self._datagrams.socket
+        assert sock is not None
         fd = os.memfd_create("journal-entry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             with open(fd, "wb", buffering=0, closefd=False) as file:
                 file.write(entry)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))
-            self._socket.sendmsg([], [rights], _NEVER_WAIT, self._path)
+            sock.sendmsg([], [rights])
         except OSError:
             return False
         finally:
@@ -77,6 +70,4 @@ class Journal:
         return True
 
     def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._datagrams.close()

@@ -17,7 +17,6 @@ from typing import Protocol, TextIO
 from hitlessd.events import Event
 from hitlessd.journal import SOCKET as journal_socket
 from hitlessd.journal import Journal
-from hitlessd.logrecord import LogRecord, journal_fields
 from hitlessd.model import LogTarget
 from hitlessd.syslog import Syslog
 
@@ -50,35 +49,48 @@ def _printable(value: object) -> str:
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
-def _write_at_once(fd: int, data: bytes) -> bool:
-    """Write if that does not block; False if it would. O_NONBLOCK is not ours to set: others have the open file too."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    for start in range(0, len(data), select.PIPE_BUF):
-        # Writable means: room for PIPE_BUF bytes (pipe(7)).
-        if not poll.poll(0):
-            return False
-        os.write(fd, data[start : start + select.PIPE_BUF])
-    return True
+class _Patient:
+    """A descriptor that is written to if that does not block. O_NONBLOCK is not ours to set: others have the open file
+    too."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        self._poll = poll.poll
+
+    def write(self, data: bytes) -> bool:
+        """False if it would block."""
+        for start in range(0, len(data), select.PIPE_BUF):
+            # Writable means: room for PIPE_BUF bytes (pipe(7)).
+            if not self._poll(0):
+                return False
+            os.write(self.fd, data[start : start + select.PIPE_BUF])
+        return True
 
 
 class _Sink(Protocol):
     """Somewhere to write to. message() and access() tell whether it was taken. All may raise OSError or ValueError."""
 
+    structured: bool  # an access log entry's `fields` are of use
+
     def open(self) -> None: ...
     def message(
         self, priority: int, text: str, event: Event | None, fields: dict[str, object], generation: int
     ) -> bool: ...
-    def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool: ...
+    def access(self, line: str, whole: bool, fields: str, generation: int) -> bool: ...
     def close(self) -> None: ...
 
 
 class _Stream:
     """Standard output or error."""
 
+    structured = False
+
     def __init__(self, stream: TextIO | None, name: str) -> None:
         self._stream = stream  # None if the descriptor was closed when Python started
         self._name = name
+        self._file: _Patient | None = None
         self._second = -1
         self._stamp = ""
 
@@ -91,7 +103,7 @@ class _Stream:
         details = _details(fields)
         return self._write(f"{self._head(priority, generation)}{text}{details}\n")
 
-    def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool:
+    def access(self, line: str, whole: bool, fields: str, generation: int) -> bool:
         # A line of JSON is of use only when nothing else stands in it.
         return self._write(f"{line}\n" if whole else f"{self._head(_INFO, generation)}{line}\n")
 
@@ -117,11 +129,15 @@ class _Stream:
             # Not a file: somebody has put another object in its place.
             self._stream.write(text)
             return True
-        return _write_at_once(fd, text.encode(errors="backslashreplace"))
+        if self._file is None or fd != self._file.fd:
+            self._file = _Patient(fd)
+        return self._file.write(text.encode(errors="backslashreplace"))
 
 
 class _Journal:
     """journald, with fields."""
+
+    structured = True
 
     def __init__(self, name: str, path: str) -> None:
         self._journal = Journal(path)
@@ -139,10 +155,10 @@ class _Journal:
         entry += [(f"HITLESSD_{name.upper()}", _printable(value)) for name, value in fields.items()]
         return self._journal.send(entry)
 
-    def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool:
-        entry = self._entry(_INFO, line, generation)
-        entry += journal_fields(record).items()
-        return self._journal.send(entry)
+    def access(self, line: str, whole: bool, fields: str, generation: int) -> bool:
+        head = f"PRIORITY={_INFO}\nSYSLOG_IDENTIFIER={self._name}\nHITLESSD_GENERATION={generation}\n"
+        entry = f"MESSAGE={line}\n{head}{fields}"
+        return self._journal.send_entry(entry.encode(errors="backslashreplace"))
 
     def close(self) -> None:
         self._journal.close()
@@ -159,8 +175,11 @@ class _Journal:
 class _Syslog:
     """A syslog server."""
 
+    structured = False
+
     def __init__(self, server: Syslog) -> None:
         self._server = server
+        self.access = server.access
 
     def open(self) -> None:
         """It was, when it was made."""
@@ -169,9 +188,6 @@ class _Syslog:
         self, priority: int, text: str, event: Event | None, fields: dict[str, object], generation: int
     ) -> bool:
         return self._server.send(priority, f"{text}{_details(fields)}")
-
-    def access(self, line: str, record: LogRecord, whole: bool, generation: int) -> bool:
-        return self._server.send(_INFO, line, whole)
 
     def close(self) -> None:
         self._server.close()
@@ -200,7 +216,9 @@ class Log:
             self._sink.close()
         self._threshold = SEVERITIES.index(target.level)
         self._lost = 0
-        self._sink = self._open(target)
+        sink = self._sink = self._open(target)
+        self._access = sink.access
+        self._structured = sink.structured
 
     def _open(self, target: LogTarget) -> _Sink:
         if target.target == "journal" or (target.target == "auto" and _journal_is(2)):
@@ -220,11 +238,30 @@ class Log:
         if priority <= self._threshold:
             self._deliver(lambda sink: sink.message(priority, _printable(message), event, fields, self.generation))
 
-    def access(self, line: str, record: LogRecord, whole: bool = False, /) -> None:
-        """An access log entry, of severity info: `line` is its text, `record` gives the fields where there are fields.
+    @property
+    def wanted(self) -> bool:
+        """Whether access() writes anything."""
+        return self._threshold >= _INFO
+
+    @property
+    def structured(self) -> bool:
+        """Whether access() should be given fields."""
+        return self._structured
+
+    def access(self, line: str, whole: bool = False, fields: str = "", /) -> None:
+        """An access log entry, of severity info: its text, which is one line, and its fields as the journal wants them.
         Nothing is put before, and nothing cut off, what must stay `whole`."""
-        if self._threshold >= _INFO:
-            self._deliver(lambda sink: sink.access(line, record, whole, self.generation))
+        if self._threshold < _INFO:
+            return
+        if self._lost:
+            self._deliver(lambda sink: sink.access(line, whole, fields, self.generation))
+            return
+        # As _deliver(), without a function for each line.
+        try:
+            if not self._access(line, whole, fields, self.generation):
+                self._lost = 1
+        except (OSError, ValueError):
+            return
 
     def _deliver(self, write: Callable[[_Sink], bool]) -> None:
         sink = self._sink

@@ -1,7 +1,6 @@
 """The variables of HAProxy's log-format language (configuration manual, section 8.2.6): what each one says of a record.
 
-Each is a Python expression over `r`, a LogRecord, and the names of `tools()`; logformat.py joins those of a format into
-one function, because calling a function for each of twenty variables would take as long as all the rest of a line.
+Each is a Python expression over `r`, a LogRecord, and the names of `tools()`; see logcode.py.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
-from hitlessd.logrecord import LogRecord
+from hitlessd.logrecord import RequestHead
 
-__all__ = ["VARIABLES", "Kind", "Variable", "escape_controls", "tools"]
+__all__ = ["VARIABLES", "Kind", "Variable", "escape_controls", "milliseconds", "tools"]
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 #: HAProxy's tune.http.logurilen: so much of the request line is logged.
@@ -54,29 +53,18 @@ def escape_controls(text: str) -> str:
     return _CONTROL.sub(_escaped, text) if not text.isascii() or not text.isprintable() else text
 
 
-def _line(r: LogRecord) -> str:
-    request = r.request
-    if request is None:
-        return "<BADREQ>"
+def _line(request: RequestHead) -> str:
     text = (b"%b %b HTTP/1.%d" % (request.method, request.target, request.version % 10))[:_LINE].decode("latin-1")
-    return _UNFIT.sub(_escaped, text)
+    line = request.line = _UNFIT.sub(_escaped, text)
+    return line
 
 
-def _method(r: LogRecord) -> str:
-    request = r.request
-    return "<BADREQ>" if request is None else _UNFIT.sub(_escaped, request.method.decode("latin-1"))
+def _method(request: RequestHead) -> str:
+    return _UNFIT.sub(_escaped, request.method.decode("latin-1"))
 
 
-def _version(r: LogRecord) -> str:
-    request = r.request
-    return "<BADREQ>" if request is None else f"HTTP/1.{request.version % 10}"
-
-
-def _target(r: LogRecord, part: str) -> str:
+def _target(request: RequestHead, part: str) -> str:
     """`part`: U all, P without the query, PO the path alone, Q the query with its question mark."""
-    request = r.request
-    if request is None:
-        return "<BADREQ>"
     text = request.target[:_LINE].decode("latin-1")
     if part != "U":
         text, mark, query = text.partition("?")
@@ -97,8 +85,15 @@ def _captures_list(values: Sequence[str]) -> str:
     return " ".join(_UNFIT_IN_HEADER.sub(_escaped, value) or "-" for value in values)
 
 
-def _ms(start: float, end: float) -> int:
-    return int((end - start) * 1000) if end >= 0.0 and start >= 0.0 else -1
+def milliseconds(start: str, end: str, never: str = "-1") -> str:
+    """The expression of the time between two others, whole milliseconds; `never` if one of them never happened."""
+    # Much happens in one turn, and then the two are one object.
+    return f"((int(({end} - {start}) * 1000.0) if {end} is not {start} else 0) if {start} >= 0.0 <= {end} else {never})"
+
+
+def _sound(expression: str) -> str:
+    """What there is only of a request that could be read."""
+    return f"({expression} if r.request is not None else '<BADREQ>')"
 
 
 def _zone_date(at: float, utc: bool = False) -> str:
@@ -118,25 +113,35 @@ def _hex_address(text: str) -> str:
         return text  # `unix`, or none
 
 
-class _Dates:
-    """Dates with milliseconds. Most lines are of the same second as the one before."""
+#: The end of a date, by its milliseconds: half of what formatting a date would take.
+_MILLISECONDS = tuple(f".{number:03d}" for number in range(1000))
 
-    __slots__ = ("_second", "_text")
+
+class _Dates:
+    """Dates with milliseconds. Most lines are of the same second as the one before, many of the same turn."""
+
+    __slots__ = ("_at", "_second", "_start", "_text")
 
     def __init__(self) -> None:
-        self._second = -1
+        self._at = -1.0
         self._text = ""
+        self._second = -1
+        self._start = ""
 
     def text(self, at: float) -> str:
+        if at == self._at:
+            return self._text
         second = int(at)
         if second != self._second:
             local = time.localtime(second)
-            self._text = (
+            self._start = (
                 f"{local.tm_mday:02d}/{_MONTHS[local.tm_mon - 1]}/{local.tm_year}:"
                 f"{local.tm_hour:02d}:{local.tm_min:02d}:{local.tm_sec:02d}"
             )
             self._second = second
-        return f"{self._text}.{int((at - second) * 1000):03d}"
+        self._at = at
+        text = self._text = self._start + _MILLISECONDS[int((at - second) * 1000)]
+        return text
 
 
 def tools() -> dict[str, Any]:
@@ -150,44 +155,42 @@ def tools() -> dict[str, Any]:
         "host": socket.gethostname(),
         "line": _line,
         "method": _method,
-        "ms": _ms,
         "pid": os.getpid,
         "target": _target,
-        "version": _version,
         "zone_date": _zone_date,
     }
 
 
-_BEGAN = "(r.request_began if r.request_began >= 0.0 else r.accepted)"
+_ms = milliseconds
 _T, _F, _H, _A, _C = Kind.TEXT, Kind.FIXED, Kind.HEX, Kind.ADDRESS, Kind.CAPTURES
 
 VARIABLES: dict[str, Variable] = {
     "B": Variable(_F, "r.bytes_read"),
-    "CC": Variable(_T, "''", True),
-    "CS": Variable(_T, "''", True),
+    "CC": Variable(_T, "r._nothing", True),
+    "CS": Variable(_T, "r._nothing", True),
     "H": Variable(_T, "host"),
-    "HM": Variable(_T, "method(r)", True),
-    "HP": Variable(_T, "target(r, 'P')", True),
-    "HPO": Variable(_T, "target(r, 'PO')", True),
-    "HQ": Variable(_T, "target(r, 'Q')", True),
-    "HU": Variable(_T, "target(r, 'U')", True),
-    "HV": Variable(_T, "version(r)", True),
-    "ID": Variable(_T, "''"),
+    "HM": Variable(_T, _sound("method(r.request)"), True),
+    "HP": Variable(_T, _sound("target(r.request, 'P')"), True),
+    "HPO": Variable(_T, _sound("target(r.request, 'PO')"), True),
+    "HQ": Variable(_T, _sound("target(r.request, 'Q')"), True),
+    "HU": Variable(_T, _sound("target(r.request, 'U')"), True),
+    "HV": Variable(_T, _sound("'HTTP/1.%d' % (r.request.version % 10)"), True),
+    "ID": Variable(_T, "r._nothing"),
     "ST": Variable(_F, "r.status"),
     "T": Variable(_F, "zone_date(r.wall(r.accepted), True)"),
-    "TR": Variable(_F, "ms(r.request_began, r.request_done)", True),
-    "Ta": Variable(_F, f"ms({_BEGAN}, r.ended)", True),
-    "Tc": Variable(_F, "ms(r.assigned, r.connected)"),
-    "Td": Variable(_F, "ms(r.response_began if r.http else r.connected, r.ended)"),
+    "TR": Variable(_F, _ms("r.request_began", "r.request_done"), True),
+    "Ta": Variable(_F, _ms("r._began", "r.ended"), True),
+    "Tc": Variable(_F, _ms("r.assigned", "r.connected")),
+    "Td": Variable(_F, _ms("(r.response_began if r.http else r.connected)", "r.ended")),
     "Th": Variable(_F, "int(r.handshake * 1000)"),
-    "Ti": Variable(_F, f"max(ms(r.accepted + r.handshake, {_BEGAN}), 0)", True),
+    "Ti": Variable(_F, f"max({_ms('(r.accepted + r.handshake)', 'r._began')}, 0)", True),
     "Tl": Variable(_F, "zone_date(r.wall(r.accepted))"),
-    "Tq": Variable(_F, "ms(r.accepted, r.request_done)", True),
-    "Tr": Variable(_F, "ms(r.connected, r.response_began)", True),
+    "Tq": Variable(_F, _ms("r.accepted", "r.request_done"), True),
+    "Tr": Variable(_F, _ms("r.connected", "r.response_began"), True),
     "Ts": Variable(_H, "int(r.wall(r.accepted))"),
-    "Tt": Variable(_F, "ms(r.accepted, r.ended)"),
-    "Tu": Variable(_F, f"ms({_BEGAN}, r.ended) + int(r.handshake * 1000)"),
-    "Tw": Variable(_F, "ms(r.request_done, r.assigned)"),
+    "Tt": Variable(_F, _ms("r.accepted", "r.ended")),
+    "Tu": Variable(_F, _ms("r._began", "r.ended") + " + int(r.handshake * 1000)"),
+    "Tw": Variable(_F, _ms("r.request_done", "r.assigned")),
     "U": Variable(_F, "r.bytes_uploaded"),
     "ac": Variable(_F, "r.process_connections"),
     "b": Variable(_T, "r.backend_name"),
@@ -207,9 +210,9 @@ VARIABLES: dict[str, Variable] = {
     "hs": Variable(_C, "captures(r.response_captures)"),
     "hsl": Variable(_C, "captures_list(r.response_captures)"),
     "lc": Variable(_H, "r.number"),
-    "ms": Variable(_F, "'%03d' % (r.wall(r.accepted) % 1 * 1000)"),
+    "ms": Variable(_F, "'%03d' % ((r.wall(r.accepted)) % 1 * 1000)"),
     "pid": Variable(_H, "pid()"),
-    "r": Variable(_T, "line(r)", True),
+    "r": Variable(_T, _sound("(r.request.line or line(r.request))"), True),
     "rc": Variable(_F, "('+%d' % r.retries if r.redispatched else r.retries)"),
     "rt": Variable(_H, "r.number"),
     "s": Variable(_T, "(r.server_name or '<NOSRV>')"),
@@ -218,9 +221,9 @@ VARIABLES: dict[str, Variable] = {
     "sp": Variable(_H, "(r.server_address[1] if r.server_address else '-')"),
     "sq": Variable(_F, "r.server_queue"),
     "t": Variable(_F, "date(r.wall(r.accepted))"),
-    "tr": Variable(_F, f"date(r.wall({_BEGAN}))", True),
-    "trg": Variable(_F, f"zone_date(r.wall({_BEGAN}), True)", True),
-    "trl": Variable(_F, f"zone_date(r.wall({_BEGAN}))", True),
+    "tr": Variable(_F, "date(r.wall(r._began))", True),
+    "trg": Variable(_F, "zone_date(r.wall(r._began), True)", True),
+    "trl": Variable(_F, "zone_date(r.wall(r._began))", True),
     "ts": Variable(_F, "(r.cause or '--')"),
     "tsc": Variable(_F, "((r.cause or '--') + (r.cookie_state or '--'))"),
 }

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+from hitlessd.logcode import RECORDS, Code, Made, Shape, Source
 from hitlessd.logfields import VARIABLES, Kind, Variable, tools
-from hitlessd.logrecord import LogRecord
 
 __all__ = ["HTTP_FORMAT", "TCP_FORMAT", "Formatter", "compile_format", "problem_of"]
 
-Formatter = Callable[[LogRecord], str]
+#: Takes a LogRecord, or what a Source names.
+Formatter = Callable[[Any], str]
 
 #: What `option tcplog` stands for (section 8.2.2).
 TCP_FORMAT = "%ci:%cp [%t] %ft %b/%s %Tw/%Tc/%Tt %B %ts %ac/%fc/%bc/%sc/%rc %sq/%bq"
@@ -26,16 +28,22 @@ HTTP_FORMAT = (
 _ITEM = re.compile(r"%(?:\{([^}]*)\})?(?:%|([A-Za-z][A-Za-z0-9]*)|\[)")
 _FETCH = re.compile(r"\s*([A-Za-z0-9_.-]+)(?:\(([^)]*)\))?\s*")
 _CONVERTERS = ("lower", "upper")
+_QUOTE, _QUOTE_END = "'\"' + ", " + '\"'"
 _ESCAPES = str.maketrans({'"': '\\"', "\\": "\\\\", "]": "\\]"})
 
 
-def compile_format(text: str, *, log: bool = False, http: bool = True) -> Formatter:
-    """A function that writes a record in that format.
+def compile_format(text: str, *, log: bool = False, http: bool = True, source: Source = RECORDS) -> Formatter:
+    """A function that writes a record, or what `source` has instead, in that format.
 
     `log`: as a log line, where spaces merge, nothing is shown as `-`, and what is fetched shows no control characters.
     `http`: variables of HTTP mode are allowed. Raises ValueError, "cannot ...", for mistakes.
     """
-    return _Compiler(log, http).compile(text)
+    return _made(text, log, http, source.shape).bind(source)
+
+
+@lru_cache(maxsize=64)
+def _made(text: str, log: bool, http: bool, shape: Shape) -> Made:
+    return _Compiler(log, http, shape).compile(text)
 
 
 def problem_of(text: str, *, http: bool = True) -> str:
@@ -50,15 +58,15 @@ def problem_of(text: str, *, http: bool = True) -> str:
 class _Compiler:
     """The state of one compilation."""
 
-    def __init__(self, log: bool, http: bool) -> None:
+    def __init__(self, log: bool, http: bool, shape: Shape) -> None:
         self._log = log
         self._http = http
-        self._names: dict[str, Any] = tools()
-        self._template: list[str] = []
-        self._values: list[str] = []
+        self._code = Code(shape, tools())
+        self._names = self._code.names
+        self._fetches = 0
         self._space = log  # what stands before ends with a space, or is nothing: another space merges with it
 
-    def compile(self, text: str) -> Formatter:
+    def compile(self, text: str) -> Made:
         flags: frozenset[str] = frozenset()
         at, swallow = 0, False
         while at < len(text):
@@ -83,10 +91,7 @@ class _Compiler:
                 at = self._fetch(text, at, _flags(flags, own))
             else:
                 self._literal("%")
-        # The values are ours and nothing of the text but what repr() made of it is in here, as with a dataclass.
-        source = f"lambda r: {''.join(self._template)!r} % ({''.join(f'{value}, ' for value in self._values)})"
-        made: Formatter = eval(compile(source, "<log-format>", "eval"), self._names)
-        return made
+        return self._code.made()
 
     def _literal(self, text: str) -> None:
         if self._log:
@@ -95,12 +100,16 @@ class _Compiler:
                 text = text[1:]
         if text:
             self._space = self._log and text.endswith(" ")
-            self._template.append(text.replace("%", "%%"))
+            self._code.text(text)
 
     def _value(self, expression: str) -> None:
         self._space = False
-        self._template.append("%s")
-        self._values.append(expression)
+        if expression.startswith(_QUOTE) and expression.endswith(_QUOTE_END):
+            self._code.text('"')
+            self._code.value(expression[len(_QUOTE) : -len(_QUOTE_END)])
+            self._code.text('"')
+        else:
+            self._code.value(expression)
 
     def _variable(self, name: str, flags: frozenset[str], before_space: bool) -> bool:
         """Whether the space that follows belongs to the variable: it goes when that is empty."""
@@ -124,7 +133,7 @@ class _Compiler:
         if "X" in flags and kind is Kind.ADDRESS:
             return f"hex_address({expression})"
         if kind is Kind.ADDRESS:
-            return f"'\"' + {expression} + '\"'" if "Q" in flags else expression
+            return f"{_QUOTE}{expression}{_QUOTE_END}" if "Q" in flags else expression
         if kind in (Kind.TEXT, Kind.CAPTURES):
             return self._text(expression, flags, dash=kind is Kind.TEXT)
         return expression
@@ -134,7 +143,7 @@ class _Compiler:
             self._names["escapes"] = _ESCAPES
             expression = f"{expression}.translate(escapes)"
         if "Q" in flags:
-            return f"'\"' + {expression} + '\"'"
+            return f"{_QUOTE}{expression}{_QUOTE_END}"
         return f"({expression} or '-')" if dash and self._log else expression
 
     def _fetch(self, text: str, at: int, flags: frozenset[str]) -> int:
@@ -144,7 +153,8 @@ class _Compiler:
         match = _FETCH.match(text, at)
         if not match:
             raise ValueError(f'cannot read "%[{text[at:]}": expected the name of a sample fetch after "%["')
-        name = f"fetch{len(self._values)}"
+        self._fetches += 1
+        name = f"fetch{self._fetches}"
         self._names[name] = fetcher(match[1], match[2] or "")
         self._names["shown"] = _shown
         expression = f"shown({name}(r))"

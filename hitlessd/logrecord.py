@@ -1,14 +1,11 @@
-"""What a log entry is made from, and the facts of it by name, for JSON and for the journal's fields."""
+"""What a log entry is made from."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["Fact", "LogRecord", "RequestHead", "compile_json", "facts", "iso_time", "journal_fields"]
-
-Fact = str | int | bool | None
+__all__ = ["LogRecord", "RequestHead"]
 
 
 class RequestHead(Protocol):
@@ -22,6 +19,8 @@ class RequestHead(Protocol):
     def version(self) -> int: ...  # 10 or 11
     @property
     def host(self) -> bytes: ...
+
+    line: str  # as logs show it, once somebody has asked
 
 
 class LogRecord(Protocol):
@@ -105,78 +104,3 @@ class LogRecord(Protocol):
     def response_captures(self) -> Sequence[str]: ...
     @property
     def number(self) -> int: ...  # of the connection, over all generations
-
-
-def milliseconds(start: float, end: float) -> int | None:
-    """None where one of the two never happened."""
-    return int((end - start) * 1000) if end >= 0 and start >= 0 else None
-
-
-def iso_time(at: float) -> str:
-    """Local time with milliseconds and the zone (ISO 8601)."""
-    local = time.localtime(at)
-    zone = time.strftime("%z", local)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', local)}.{int(at * 1000) % 1000:03d}{zone[:3]}:{zone[3:]}"
-
-
-def facts(record: LogRecord) -> dict[str, Fact]:
-    """All that a machine may want to know; times in milliseconds, None for what there is not or never was."""
-    client = record.client
-    accepted, began, done, assigned = record.accepted, record.request_began, record.request_done, record.assigned
-    connected, ended = record.connected, record.ended
-    found: dict[str, Fact] = {
-        "client_addr": client[0] if client else "unix",
-        "client_port": client[1] if client else None,
-        "frontend": record.frontend_name,
-        "backend": record.backend_name,
-        "server": record.server_name or None,
-    }
-    if record.http:
-        request = record.request
-        found["method"] = request.method.decode("latin-1") if request else None
-        found["uri"] = request.target.decode("latin-1") if request else None
-        found["version"] = f"HTTP/{request.version // 10}.{request.version % 10}" if request else None
-        found["host"] = request.host.decode("latin-1") if request else None
-        found["status"] = record.status or None
-        found["time_idle"] = milliseconds(accepted + record.handshake, began)
-        found["time_request"] = milliseconds(began, done)
-    found["time_queue"] = milliseconds(done, assigned)
-    found["time_connect"] = milliseconds(assigned, connected)
-    if record.http:
-        found["time_response"] = milliseconds(connected, record.response_began)
-        found["time_active"] = milliseconds(began if began >= 0 else accepted, ended)
-    found["time_total"] = milliseconds(accepted, ended)
-    found["bytes_read"] = record.bytes_read
-    found["bytes_uploaded"] = record.bytes_uploaded
-    found["termination_state"] = record.cause or "--"
-    found["retries"] = record.retries
-    found["redispatched"] = record.redispatched
-    found["server_queue"] = record.server_queue
-    found["backend_queue"] = record.backend_queue
-    found["process_connections"] = record.process_connections
-    found["frontend_connections"] = record.frontend_connections
-    found["backend_connections"] = record.backend_connections
-    found["server_connections"] = record.server_connections
-    if record.sni:
-        found["sni"] = record.sni
-    return found
-
-
-def compile_json() -> Callable[[LogRecord], str]:
-    """A function that gives a record as one line of JSON, in ASCII."""
-    import json  # costs a reload 3 ms, which those without it need not pay
-
-    encode = json.JSONEncoder(separators=(",", ":")).encode
-
-    def line(record: LogRecord) -> str:
-        return encode({"time": iso_time(record.wall(record.accepted)), **facts(record)})
-
-    return line
-
-
-def journal_fields(record: LogRecord) -> dict[str, str]:
-    """The same facts as fields of a journal entry; what there is not has no field."""
-    found = facts(record)
-    found["bytes"] = found.pop("bytes_read")
-    found["redispatched"] = int(record.redispatched)
-    return {name.upper(): str(value) for name, value in found.items() if value is not None}

@@ -7,9 +7,10 @@ without a host name, which the server knows better.
 from __future__ import annotations
 
 import os
-import socket
 import time
+from time import time as _time
 
+from hitlessd.datagrams import Datagrams
 from hitlessd.model import InetAddress, UnixAddress
 
 __all__ = ["FACILITIES", "Syslog"]
@@ -23,37 +24,50 @@ FACILITIES = (
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 #: Bytes of a packet with its header, as RFC 3164, section 4.1, wants it and HAProxy does it.
 _LONGEST = 1024
-_NEVER_WAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_INFO = 6
 
 
 class Syslog:
     """A syslog server."""
 
     def __init__(self, address: InetAddress | UnixAddress, facility: str, name: str) -> None:
-        self._to = address.sockaddr
         self._facility = FACILITIES.index(facility) << 3
         self._name = name
-        self._socket = socket.socket(address.family, socket.SOCK_DGRAM)
-        self._second = -1
-        self._stamp = ""
+        self._datagrams = Datagrams(address.family, address.sockaddr)
+        self._datagrams.open()
+        self._send = self._datagrams.send
+        self._second = -1  # of the head of access log lines
+        self._head = ""
 
-    def send(self, priority: int, text: str, whole: bool = False) -> bool:
-        """Whether it went out. Longer lines are cut, unless they must be `whole`, as JSON must."""
-        second = int(time.time())
-        if second != self._second:
-            local = time.localtime(second)
-            clock = f"{local.tm_hour:02d}:{local.tm_min:02d}:{local.tm_sec:02d}"
-            self._stamp = f"{_MONTHS[local.tm_mon - 1]} {local.tm_mday:2d} {clock}"
-            self._second = second
-        line = f"<{self._facility | priority}>{self._stamp} {self._name}[{os.getpid()}]: {text}"
+    def send(self, priority: int, text: str) -> bool:
+        """Whether it went out. Longer lines are cut."""
+        line = self._head_at(int(time.time()), priority) + text
         data = line.replace("\n", " ").encode(errors="backslashreplace")
-        if not whole:
-            data = data[: _LONGEST - 1]
+        return not self._send(data[: _LONGEST - 1] + b"\n")
+
+    def access(self, line: str, whole: bool = False, fields: str = "", generation: int = 0) -> bool:
+        """As send(), with severity info, but the line has no line breaks and may have to stay `whole`, as JSON must.
+
+        `fields` and `generation` have no place here. Who writes access logs forks no more, so that its number can stay
+        in the head."""
+        second = int(_time())
+        if second != self._second:
+            self._head = self._head_at(second, _INFO)
+            self._second = second
+        line = f"{self._head}{line}\n"
         try:
-            self._socket.sendto(data + b"\n", _NEVER_WAIT, self._to)
-        except OSError:
-            return False
-        return True
+            data = line.encode()
+        except UnicodeEncodeError:
+            data = line.encode(errors="backslashreplace")
+        if len(data) > _LONGEST and not whole:
+            data = data[: _LONGEST - 1] + b"\n"
+        return not self._send(data)
+
+    def _head_at(self, second: int, priority: int) -> str:
+        local = time.localtime(second)
+        clock = f"{local.tm_hour:02d}:{local.tm_min:02d}:{local.tm_sec:02d}"
+        stamp = f"{_MONTHS[local.tm_mon - 1]} {local.tm_mday:2d} {clock}"
+        return f"<{self._facility | priority}>{stamp} {self._name}[{os.getpid()}]: "
 
     def close(self) -> None:
-        self._socket.close()
+        self._datagrams.close()

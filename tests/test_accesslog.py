@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from hitlessd.accesslog import access_log
-from hitlessd.logrecord import LogRecord, compile_json
-from hitlessd.model import Config, Frontend
+from hitlessd.accesslog import PlainLog, access_log
+from hitlessd.log import Log
+from hitlessd.logfacts import compile_json
+from hitlessd.model import Config, Frontend, LogTarget
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo, exchange
 from tests.support.processes import Process, free_port, poll_until
@@ -26,13 +27,15 @@ _HEAD = "2026-02-06T12:12:56.001 hitlessd[14387] generation 1 info: "
 
 
 def lines_of(config: Frontend, *records: Record) -> list[str]:
+    class Kept:
+        wanted, structured = True, False
+
+        def access(self, line: str, whole: bool = False, fields: str = "", /) -> None:
+            assert whole is config.log_json and not fields
+            found.append(line)
+
     found: list[str] = []
-
-    def write(line: str, record: LogRecord, whole: bool, /) -> None:
-        assert whole is config.log_json
-        found.append(line)
-
-    log = access_log(config, write)
+    log = access_log(config, Kept())
     assert log is not None
     for record in records:
         log(record)
@@ -67,7 +70,11 @@ def test_which_format(words: dict[str, Any], pattern: str) -> None:
 
 
 def test_without_an_option_nothing_is_logged() -> None:
-    assert access_log(Frontend("www", 2), lambda line, record, whole: None) is None
+    assert access_log(Frontend("www", 2), PlainLog(Log(LogTarget("stderr")))) is None
+
+
+def test_what_the_log_would_leave_out_is_not_even_written() -> None:
+    assert access_log(Frontend("www", 2, tcplog=True), Log(LogTarget("stderr", "notice"))) is None
 
 
 def test_json() -> None:
@@ -110,7 +117,7 @@ def test_json() -> None:
 
 
 def test_json_in_tcp_mode_says_nothing_of_requests() -> None:
-    found = json.loads(compile_json()(Record(http=False, request=None, sni="example.org")))
+    found = json.loads(compile_json(http=False)(Record(http=False, request=None, sni="example.org")))
     assert found["sni"] == "example.org"
     assert not found.keys() & {"method", "uri", "version", "host", "status", "time_response", "time_request"}
 

@@ -236,7 +236,8 @@ def test_the_journal(tmp_path: Path) -> None:
         client = web.connect()
         web.until(lambda: web.worker.connections)
         (conn,) = web.worker.connections
-        conn.frontend.access_log = access_log(conn.frontend.config, log.access)
+        frontend = conn.frontend
+        frontend.access_log = access_log(frontend.config, log, conn.log_source(web.worker, frontend))
         client.sock.sendall(get("/x", host="www.example.net"))
         server = web.serve()
         web.hears(server, b"\r\n\r\n")

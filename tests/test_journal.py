@@ -15,6 +15,7 @@ import pytest
 from hitlessd.events import Event
 from hitlessd.journal import Journal
 from hitlessd.log import Log
+from hitlessd.logfacts import compile_fields
 from hitlessd.model import LogTarget
 from tests.support.records import Record
 
@@ -101,11 +102,11 @@ def test_a_journald_that_reads_nothing_costs_lines_and_not_time(receiver: Receiv
     log = Log(LogTarget("journal"), 3, journal=receiver.path)
     before = time.monotonic()
     for number in range(3000):
-        log.access(f"line {number}", Record())
+        log.access(f"line {number}")
     assert time.monotonic() - before < 5
     came = receiver.entries()
     assert 0 < len(came) < 3000
-    log.access("after", Record())
+    log.access("after")
     told, last = receiver.entries()
     assert told["MESSAGE"] == f"{3000 - len(came)} lines are lost: nobody reads" and told["PRIORITY"] == "4"
     assert told["MESSAGE_ID"] == Event.LOG_LINES_LOST.message_id
@@ -116,7 +117,7 @@ def test_a_journald_that_reads_nothing_costs_lines_and_not_time(receiver: Receiv
 
 def test_an_access_log_entry_has_fields(receiver: Receiver) -> None:
     log = Log(LogTarget("journal"), 3, journal=receiver.path)
-    log.access("the line", Record(status=503, cause="SC", server_name=""))
+    log.access("the line", False, compile_fields()(Record(status=503, cause="SC", server_name="")))
     (entry,) = receiver.entries()
     assert entry == {
         "MESSAGE": "the line",

@@ -14,7 +14,6 @@ from hitlessd.events import Event
 from hitlessd.log import SEVERITIES, Log
 from hitlessd.model import LogTarget, Severity
 from tests.support.processes import ROOT
-from tests.support.records import Record
 
 _LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3} hitlessd\[\d+\] generation 3 (\w+): (.*)")
 
@@ -140,8 +139,8 @@ def test_a_pipe_that_nobody_reads_costs_lines_and_not_time(monkeypatch: pytest.M
 
 def test_an_access_log_line_has_the_head_of_a_message_but_json_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
     log = Log(LogTarget("stdout"), 3)
-    log.access("a line", Record())
-    log.access("{}", Record(), True)
+    log.access("a line")
+    log.access("{}", True)
     first, second = capsys.readouterr().out.splitlines()
     found = _LINE.fullmatch(first)
     assert found and found.groups() == ("info", "a line")
@@ -149,5 +148,5 @@ def test_an_access_log_line_has_the_head_of_a_message_but_json_stands_alone(caps
 
 
 def test_an_access_log_below_the_threshold(capsys: pytest.CaptureFixture[str]) -> None:
-    Log(LogTarget("stdout", "notice"), 3).access("a line", Record())
+    Log(LogTarget("stdout", "notice"), 3).access("a line")
     assert capsys.readouterr().out == ""

@@ -13,7 +13,6 @@ import pytest
 from hitlessd.log import Log
 from hitlessd.model import InetAddress, LogTarget, UnixAddress
 from hitlessd.syslog import FACILITIES
-from tests.support.records import Record
 
 #: As haproxy 2.6 writes it, with the process's number.
 _LINE = r"<{}>[A-Z][a-z][a-z] [ \d]\d \d\d:\d\d:\d\d hitlessd\[{}\]: {}\n"
@@ -31,7 +30,7 @@ def test_udp() -> None:
         log = Log(LogTarget("syslog", "info", InetAddress(*server.getsockname()), "local0"))
         log("err", "words\nmore", pid=4)
         assert re.fullmatch(_LINE.format(131, os.getpid(), r"words more \| pid=4"), server.recv(65536).decode())
-        log.access("a line", Record())
+        log.access("a line")
         assert re.fullmatch(_LINE.format(134, os.getpid(), "a line"), server.recv(65536).decode())
         log.configure(LogTarget("stderr"))
 
@@ -49,10 +48,10 @@ def test_facilities(facility: str, number: int, tmp_path: Path) -> None:
 def test_long_lines_are_cut_as_haproxys_but_json_is_not() -> None:
     with _server() as server:
         log = Log(LogTarget("syslog", "info", InetAddress(*server.getsockname())))
-        log.access("x" * 3000, Record())
+        log.access("x" * 3000)
         cut = server.recv(65536)
         assert len(cut) == 1024 and cut.endswith(b"x\n")
-        log.access("x" * 3000, Record(), True)
+        log.access("x" * 3000, True)
         assert len(server.recv(65536)) > 3000
         log.configure(LogTarget("stderr"))
 

@@ -75,6 +75,7 @@ class Request:
         "keep_alive",
         "kept",
         "length",
+        "line",
         "method",
         "options",
         "raw",
@@ -101,6 +102,7 @@ class Request:
         self._fields: tuple[tuple[bytes, bytes], ...] | None = None
         self._split = False
         self.direct = False
+        self.line = ""  # its first line as logs show it, once somebody has asked
         # The head as it is passed on without configured changes, once somebody has asked; see edit.py.
         self.kept: bytes | None = None
         self.closed: bytes | None = None

@@ -325,7 +325,7 @@ class Pool:
                     channel=sock,
                     wake=self._wake,
                     log=self._log,
-                    access=self._log.access,
+                    access=self._log,
                     maxconn=self._share,
                     generation=self._table.generation,
                     park=park,

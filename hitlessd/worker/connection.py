@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hitlessd.events import Event
 from hitlessd.proxyprotocol import Header, build
-from hitlessd.worker.logline import ConnectionRecord
+from hitlessd.worker.logline import connection_source
 from hitlessd.worker.observation import L4_ERROR
 from hitlessd.worker.relay import EVENTS, READABLE, SCRATCH, TROUBLE, WRITABLE, Side, ignore
 from hitlessd.worker.timers import NEVER
@@ -25,6 +25,7 @@ from hitlessd.worker.timers import NEVER
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hitlessd.logcode import Source
     from hitlessd.worker.backend import Asked, LiveBackend, LiveServer
     from hitlessd.worker.frontend import LiveFrontend
     from hitlessd.worker.loop import Worker
@@ -148,6 +149,11 @@ class Connection:
         self.slot = UNPARKED  # in the book of parked connections, see parking.py
         self.bucket = 0
         self.waiting: Preface | None = None  # who listens to the client, until it is known where it belongs
+
+    @staticmethod
+    def log_source(worker: Worker, frontend: LiveFrontend) -> Source:
+        """How logs of that frontend read one of these."""
+        return connection_source(worker, frontend)
 
     # -- what balancing asks about; in HTTP mode there are better answers --------------------------------------------
 
@@ -613,8 +619,8 @@ class Connection:
             if server is not None:
                 self.backend.bout += server.received - self.accounted_out
         access_log = frontend.access_log
-        if access_log is not None and (self.said_something() or not frontend.config.dontlognull):
-            access_log(ConnectionRecord(self))
+        if access_log is not None and (not frontend.config.dontlognull or self.said_something()):
+            access_log(self)
         if self.shared:
             self.worker.parking.end(self)
         self.leave()

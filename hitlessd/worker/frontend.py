@@ -8,7 +8,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from hitlessd.accesslog import access_log, plain_writer
+from hitlessd.accesslog import PlainLog, access_log
 from hitlessd.events import Event
 from hitlessd.model import Frontend
 from hitlessd.table import RowKey
@@ -26,8 +26,10 @@ from hitlessd.worker.timers import NEVER, Timed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hitlessd.logrecord import LogRecord
     from hitlessd.worker.backend import LiveBackend, LiveServer
     from hitlessd.worker.loop import Worker
+    from hitlessd.worker.setup import WorkerSetup
 
 __all__ = ["LiveFrontend", "LiveListener"]
 
@@ -239,8 +241,10 @@ class LiveFrontend(Tally):
         self.rules = Rules(config.tcp_rules, config.name, row) if config.tcp_rules else None
         self.rate = Rate(worker, row, config.rate_limit, self) if config.rate_limit else None
         setup = worker.setup
-        #: Logs what has ended; None: this frontend logs nothing.
-        self.access_log = access_log(config, setup.access or plain_writer(setup.log))
+        #: Logs a connection, or its exchange, that ends; None: this frontend logs nothing.
+        self.access_log = access_log(
+            config, setup.access or PlainLog(setup.log), self.connection.log_source(worker, self)
+        )
         # The wheel's bucket for those who come in this turn; see Connection.begin().
         self.bucket_turn = -1
         self.bucket_key = 0
@@ -256,6 +260,12 @@ class LiveFrontend(Tally):
         self._workers = worker.table.workers
         self.limit = self.share()
         self.listeners: list[LiveListener] = []
+
+    def record_log(self, setup: WorkerSetup) -> Callable[[LogRecord], None]:
+        """As access_log, of records: for what seldom comes."""
+        log = access_log(self.config, setup.access or PlainLog(setup.log))
+        assert log is not None
+        return log
 
     @property
     def open(self) -> bool:

@@ -104,7 +104,6 @@ class Worker:
         "_epoch",
         "_full",
         "_may_accept",
-        "_offset",
         "_rest",
         "_settlement",
         "_spared",
@@ -130,6 +129,7 @@ class Worker:
         "log",
         "next_number",
         "now",
+        "offset",
         "orders",
         "parking",
         "pipes",
@@ -156,7 +156,8 @@ class Worker:
         self.log = setup.log
         self.clock = clock
         self.now = clock()
-        self._offset = time.time() - self.now
+        #: CLOCK_REALTIME less our clock.
+        self.offset = time.time() - self.now
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], object]] = {}
         self.closing: list[socket.SocketType] = []
@@ -283,7 +284,7 @@ class Worker:
 
     def write_counters(self) -> None:
         """Let main and the other workers see our counters."""
-        self.ledger.write(self.now + self._offset)
+        self.ledger.write(self.now + self.offset)
         if self.parking.stale:
             self.parking.tell()
 
@@ -315,8 +316,9 @@ class Worker:
                 self.dispatch.add(backend)
 
     def follow_clock(self) -> None:
-        """CLOCK_REALTIME may have been set; what we write into the table is only so right as when we last looked."""
-        self._offset = time.time() - self.clock()
+        """CLOCK_REALTIME may have been set; what we write into the table and into logs is only so right as when we last
+        looked."""
+        self.offset = time.time() - self.clock()
 
     def realtime(self, at: float) -> float:
         """CLOCK_REALTIME of a time of our clock."""

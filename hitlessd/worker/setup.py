@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
-from hitlessd.accesslog import AccessWriter
+from hitlessd.accesslog import AccessLog
 from hitlessd.dataclass import dataclass
 from hitlessd.log import Logger
 from hitlessd.model import Bind, Config
@@ -31,7 +31,7 @@ class WorkerSetup:
     park: Park | None = None  # where connections lie that outlive this worker
     park_limit: int = 0  # descriptors that may lie there
     exact: bool = False  # the kernel's TCP counters add up
-    access: AccessWriter | None = None  # where access logs go; None: to `log`
+    access: AccessLog | None = None  # where access logs go; None: to `log`
 
     @property
     def first_number(self) -> int:

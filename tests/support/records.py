@@ -17,6 +17,7 @@ class Head:
     fields: Sequence[tuple[bytes, bytes]] = ()
     path: bytes = b"/"
     query: bytes = b""
+    line: str = ""
 
     def values(self, name: bytes) -> list[bytes]:
         return [value for key, value in self.fields if key.lower() == name]

@@ -236,8 +236,7 @@ class ServerSide(HttpSide):
         if target.observer7 is not None:
             conn.observe()
         if frontend.access_log is not None:
-            conn.log_exchange()
-        # Not before: a log line brings the counters up to date.
+            frontend.access_log(conn)
         if not account.dirty:
             account.dirty = True
             account.ledger.accounts.append(account)

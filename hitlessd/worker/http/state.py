@@ -12,13 +12,14 @@ from hitlessd.worker.connection import Connection, State
 from hitlessd.worker.counters import OTHER, REQUESTS, REUSES
 from hitlessd.worker.http.direct import ClientSide, ServerSide
 from hitlessd.worker.http.exchange import Exchange
-from hitlessd.worker.http.record import HttpRecord
+from hitlessd.worker.http.record import exchange_source
 from hitlessd.worker.http.side import HttpSide
 from hitlessd.worker.relay import Side
 from hitlessd.worker.timers import GRAIN, NEVER
 
 if TYPE_CHECKING:
     from hitlessd.http.heads import Request
+    from hitlessd.logcode import Source
     from hitlessd.worker.backend import LiveServer
     from hitlessd.worker.frontend import LiveFrontend
     from hitlessd.worker.loop import Worker
@@ -57,6 +58,10 @@ class HttpState(Connection):
     def tunnel(self) -> bool:
         """Whether there are no messages any more, but bytes: behind Upgrade and CONNECT."""
         return self.client.tunnel
+
+    @staticmethod
+    def log_source(worker: Worker, frontend: LiveFrontend) -> Source:
+        return exchange_source(worker, frontend)
 
     # -- what balancing asks -----------------------------------------------------------------------------------------
 
@@ -187,7 +192,7 @@ class HttpState(Connection):
             return
         silent = exchange.request is None and self.client.received == exchange.up_at
         if not (silent and self.frontend.config.dontlognull):
-            access_log(HttpRecord(self))
+            access_log(self)
 
     def unsound(self) -> Exchange:
         """An exchange of which there is no request that could be understood."""

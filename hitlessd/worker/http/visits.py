@@ -76,8 +76,9 @@ class Visits(Trouble):
 
     def _log_visit(self, name: str) -> None:
         """As HAProxy logs what it answers itself, but when main begins with it: without its size."""
-        access_log = self.frontend.access_log
-        if access_log is not None:
+        frontend = self.frontend
+        if frontend.access_log is not None:
+            access_log = frontend.record_log(self.worker.setup)
             record = HttpRecord(self)
             record.server_name = name
             record.assigned = record.connected = record.response_began = self.worker.now
