@@ -193,7 +193,6 @@ class LiveServer(Tally):
         if pool is not None:
             slot, start = self.row.slot, self.row.start
             slot[start + _IDLE], slot[start + _FRESH] = len(pool.idle), pool.fresh
-        self._slot[self._scur_at] = self.sessions  # count() may have written more than is left
         super().collect(wall)
 
 

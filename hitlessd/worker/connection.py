@@ -174,7 +174,14 @@ class Connection:
         worker, frontend, client = self.worker, self.frontend, self.client
         client.sock.setblocking(False)
         frontend.opened += 1
-        self.count_in()
+        # As count_in().
+        worker.connections[self] = None
+        sessions = frontend.sessions = frontend.sessions + 1
+        if sessions > frontend.peak:
+            frontend.peak = sessions
+        if not frontend.dirty:
+            frontend.dirty = True
+            frontend.ledger.dirty.append(frontend)
         fd = client.fd
         worker.handlers[fd] = client.on_event
         try:
@@ -201,8 +208,13 @@ class Connection:
         if only is None or backend.queue:
             self.assign()
             return
-        # The common case of assign(), spelt out: there is no choice, so nobody decides by how many are there.
-        only.sessions += 1
+        # The common case of assign() and chosen(), spelt out: without a choice nobody decides by how many are there.
+        self.target = only
+        self.assigned_at = self.worker.now
+        only.opened += 1
+        sessions = only.sessions = only.sessions + 1
+        if sessions > only.peak:
+            only.peak = sessions
         if not only.dirty:
             only.dirty = True
             only.ledger.dirty.append(only)
@@ -671,15 +683,9 @@ class Connection:
                 server.stop_splicing()
             server.conn = server.peer = None  # type: ignore[assignment]
         if target is not None:
-            if target.maxconn or self.backend.watched:
-                target.count(-1)
-                if target.maxconn:
-                    self.backend.freed(target)
-            else:
-                target.sessions -= 1
-                if not target.dirty:
-                    target.dirty = True
-                    worker.ledger.dirty.append(target)
+            target.count(-1)
+            if target.maxconn:
+                self.backend.freed(target)
         if self.entered:
             self.exit()
         frontend.sessions -= 1
