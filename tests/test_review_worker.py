@@ -55,11 +55,11 @@ class _Popular:
     def __init__(self, lab: Lab, sock: Any, most: int) -> None:
         self._lab, self._sock, self.left = lab, sock, most
 
-    def accept(self) -> Any:
+    def _accept(self) -> Any:
         if self.left:
             self.left -= 1
             self._lab.connect()
-        return self._sock.accept()
+        return self._sock._accept()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

@@ -48,6 +48,7 @@ _TARRY = 5.0
 _GRACE = 1.0
 #: Seconds between two entries of a long connection's bytes in the counters.
 _ACCOUNT = 1.0
+_Socket = socket.SocketType
 _STREAM = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
 _INPROGRESS = int(errno.EINPROGRESS)
 _SHUT_WR = int(socket.SHUT_WR)
@@ -179,7 +180,14 @@ class Connection:
         worker, frontend, client = self.worker, self.frontend, self.client
         client.sock.setblocking(False)
         frontend.opened += 1
-        self.count_in()
+        # As count_in().
+        worker.connections[self] = None
+        sessions = frontend.sessions = frontend.sessions + 1
+        if sessions > frontend.peak:
+            frontend.peak = sessions
+        if not frontend.dirty:
+            frontend.dirty = True
+            frontend.ledger.dirty.append(frontend)
         fd = client.fd
         worker.handlers[fd] = client.on_event
         try:
@@ -201,7 +209,22 @@ class Connection:
 
     def start(self) -> None:
         """Its client is known, as is its backend."""
-        self.assign()
+        backend = self.backend
+        only = backend.only
+        if only is None or backend.queue:
+            self.assign()
+            return
+        # The common case of assign() and chosen(), spelt out: without a choice nobody decides by how many are there.
+        self.target = only
+        self.assigned_at = self.worker.now
+        only.opened += 1
+        sessions = only.sessions = only.sessions + 1
+        if sessions > only.peak:
+            only.peak = sessions
+        if not only.dirty:
+            only.dirty = True
+            only.ledger.dirty.append(only)
+        self.connect(only)
 
     def count_in(self) -> None:
         """One session more now."""
@@ -260,14 +283,14 @@ class Connection:
 
     def connect(self, target: LiveServer) -> None:
         """Start to connect to the server of which we have a slot; it is another one than before, or the same again."""
-        worker, client = self.worker, self.client
+        worker = self.worker
         now = worker.now
         if self.target is not target:
             self.chosen(target)
         self.state = _CONNECTING
         self.due = now + self.route.connect
         try:
-            sock = socket.SocketType(target.family, _STREAM, 0)
+            sock = _Socket(target.family, _STREAM, 0)
         except OSError as failure:
             self.connect_failed(failure.errno or errno.EIO)
             return
@@ -293,7 +316,7 @@ class Connection:
             return
         worker.handlers[fd] = self.on_connecting
         server = self.server = self.server_side(worker, self, sock, fd, now)
-        server.peer = client
+        client = server.peer = self.client
         client.peer = server
 
     def on_connecting(self, events: int) -> None:
@@ -307,23 +330,24 @@ class Connection:
                 return
         if not events & WRITABLE:
             return
-        worker, client = self.worker, self.client
+        worker, client, target = self.worker, self.client, self.target
+        assert target is not None
         self.state = _ESTABLISHED
-        self.connected_at = server.last = worker.now
+        now = self.connected_at = server.last = worker.now
         worker.handlers[server.fd] = server.on_event
-        if self.target.observer4 is not None:  # type: ignore[union-attr]
-            self.target.observer4.passed()  # type: ignore[union-attr]
+        if target.observer4 is not None:
+            target.observer4.passed()
         # Seldom: the first look at a connection comes soon enough, unless connecting went on beyond it.
-        if worker.now - self.started >= self.route.first:
+        if now - self.started >= self.route.first:
             self.rearm()
         client.held = server.held = False
-        if self.target.send_proxy and not self.greet():  # type: ignore[union-attr]
+        if target.send_proxy and not self.greet():
             return
         ready = client.ready
         if ready:
             client.ready = 0
             client.on_event(ready | WRITABLE)  # thus it looks like the common event that it mostly is
-        elif self.target.inet:  # type: ignore[union-attr]
+        elif target.inet:
             # Nothing to send yet: the server may be the one to speak first, so it must learn now that we are connected.
             try:
                 server.sock.setsockopt(6, 12, 1)  # IPPROTO_TCP, TCP_QUICKACK
@@ -399,7 +423,8 @@ class Connection:
         server = self.server
         if server is not None:
             worker, client = self.worker, self.client
-            worker.epoll.unregister(server.fd)
+            if server.copied:
+                worker.epoll.unregister(server.fd)
             worker.handlers[server.fd] = ignore
             worker.closing.append(server.sock)
             for side in (client, server):
@@ -605,19 +630,18 @@ class Connection:
             return
         if self.spliced:
             self.account()
-        client, server, frontend, target = self.client, self.server, self.frontend, self.target
+        server, frontend, target = self.server, self.frontend, self.target
         # As account(), for the many that end before it was ever called. leave() sees to the collection.
-        frontend.bin += client.received - self.accounted_in
-        if server is not None:
-            went = server.received - self.accounted_out
-            frontend.bout += went
-            if target is not None:
-                target.bin += client.received - self.accounted_in
-                target.bout += went
+        came = self.client.received - self.accounted_in
+        went = server.received - self.accounted_out if server is not None else 0
+        frontend.bin += came
+        frontend.bout += went
+        if target is not None:
+            target.bin += came
+            target.bout += went
         if self.entered:
-            self.backend.bin += client.received - self.accounted_in
-            if server is not None:
-                self.backend.bout += server.received - self.accounted_out
+            self.backend.bin += came
+            self.backend.bout += went
         access_log = frontend.access_log
         if access_log is not None and (not frontend.config.dontlognull or self.said_something()):
             access_log(self)
@@ -639,14 +663,15 @@ class Connection:
             worker.parking.left(self)
         if self.bucket:
             worker.wheel.remove(self)
-        epoll, handlers, closing = worker.epoll, worker.handlers, worker.closing
-        # Out of epoll at once: a registration outlives close() wherever a duplicate lives. The number stays ours until
+        handlers, closing = worker.handlers, worker.closing
+        # A registration outlives close() wherever a duplicate lives, else close() ends it. The number stays ours until
         # the turn is over, so that no event of this turn meets a new owner.
         fd = client.fd
-        try:
-            epoll.unregister(fd)
-        except FileNotFoundError:
-            pass  # it could not be registered
+        if client.copied:
+            try:
+                worker.epoll.unregister(fd)
+            except FileNotFoundError:
+                pass  # it was not watched yet
         handlers[fd] = ignore
         closing.append(client.sock)
         if client.pipe is not None:
@@ -656,7 +681,8 @@ class Connection:
         self.waiting = None
         if server is not None:
             fd = server.fd
-            epoll.unregister(fd)
+            if server.copied:
+                worker.epoll.unregister(fd)
             handlers[fd] = ignore
             closing.append(server.sock)
             if server.pipe is not None:

@@ -299,8 +299,10 @@ class Parking:
         self._connections[slot] = conn
         self.known += 1
         client, server = conn.client, conn.server
+        client.copied = True
         if server is None:
             return True  # nothing is on its way
+        server.copied = True
         if isinstance(server, HttpSide):
             server.shared = True
         for side, mark in ((client, mark_of(slot, False)), (server, mark_of(slot, True))):

@@ -63,6 +63,7 @@ class Side:
         "blocked",
         "bulky",
         "conn",
+        "copied",
         "eof",
         "fd",
         "held",
@@ -102,6 +103,8 @@ class Side:
         self.mark = 0  # what names the direction from here in the book, once the connection is parked
         self.blocked = False  # something waits to be written here: `out` or the peer's pipe
         self.shut = False  # FIN was sent (or it is dead)
+        # Duplicates of the socket may be somewhere: then closing it leaves it in epoll.
+        self.copied = False
 
     @property
     def live(self) -> bool:

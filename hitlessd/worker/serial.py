@@ -280,6 +280,8 @@ def freeze(conn: Connection) -> Frozen:
     pipes: list[Pipe | None] = []
     for side in (client, server):
         pipe = side.pipe if side is not None else None
+        if side is not None:
+            side.copied = True  # soon: it must leave epoll now
         if side is not None and pipe is not None:
             side.pipe = None
             if pipe.fill:
@@ -320,6 +322,7 @@ def resume_idle(worker: Worker, frozen: Frozen) -> None:
         frozen.close()
         return
     side = ServerSide.idle(worker, frozen.client, int((serial.http or {}).get("uses", 1)))
+    side.copied = True
     worker.handlers[side.fd] = side.on_event
     side.shared = bool((serial.http or {}).get("shared"))
     worker.epoll.register(side.fd, EVENTS)
@@ -337,6 +340,7 @@ def _leads_to(sock: socket.socket | socket.SocketType, server: LiveServer) -> bo
 
 
 def _restore(side: Side, form: SerialSide, pipe: Pipe | None, now: float) -> None:
+    side.copied = True
     side.received, side.shift = form.received, form.shift
     side.last = now - form.idle
     side.eof, side.shut, side.bulky = form.eof, form.shut, form.bulky

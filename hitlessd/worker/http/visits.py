@@ -57,6 +57,7 @@ class Visits(Trouble):
             "peer": _text(source),
             "already": base64.b64encode(request.raw + came).decode("ascii"),
         }
+        self.client.copied = True
         if not worker.orders.pass_on(message, self.client.fd):
             text = f"cannot pass a client of {config.name} on to the main process: it is too busy"
             worker.complain(text, event=Event.WEB_CLIENT_DROPPED)
