@@ -138,11 +138,14 @@ def test_reused_after_a_large_response(web: Web, size: int) -> None:
     assert web.farm.accept() is None
 
 
-def test_body_behind_a_head_of_the_first_moment(web: Web) -> None:
-    """Its head came in the same moment as the connection."""
+@pytest.mark.parametrize("near", [True, False])
+def test_body_behind_a_head_of_the_first_moment(web: Web, near: bool) -> None:
+    """Its head came in the same moment as the connection, on which its request is sent at once, or is not."""
+    (target,) = web.worker.backends["app"].servers
+    target.near = near
     client = web.connect()
     client.sock.sendall(GET)
-    while not web.worker.connections or only(web).state != "connecting":
+    while not web.worker.connections or only(web).state != ("exchanging" if near else "connecting"):
         web.turn()
     assert select.select(web.farm.listeners, [], [], 10)[0]
     server = web.farm.accept()

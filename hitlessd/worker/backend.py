@@ -78,6 +78,12 @@ def _key_of(config: Backend) -> Callable[[Connection], bytes]:
     return _source
 
 
+def _near(server: Server) -> bool:
+    """Whether it is on this machine, so that nothing has to be waited for when it is connected to."""
+    address = server.address
+    return not isinstance(address, InetAddress) or address.host.startswith("127.") or address.host == "::1"
+
+
 class LiveServer(Tally):
     """A server and its counters."""
 
@@ -107,6 +113,7 @@ class LiveServer(Tally):
         self.inet = isinstance(server.address, InetAddress)
         self.address = server.address.sockaddr
         self.any_port = isinstance(server.address, InetAddress) and server.address.port == 0
+        self.near = _near(server)
         self.send_proxy = server.send_proxy
         #: Of failures to connect; of connections, too, where only these count as successes; of HTTP.
         self.observer: Observation | None = None
@@ -193,6 +200,11 @@ class LiveServer(Tally):
         if pool is not None:
             slot, start = self.row.slot, self.row.start
             slot[start + _IDLE], slot[start + _FRESH] = len(pool.idle), pool.fresh
+            peak = self.peak
+            if peak > pool.lately:
+                pool.lately = peak
+                if peak > pool.need:
+                    pool.need = peak
         self._slot[self._scur_at] = self.sessions  # count() may have written more than is left
         super().collect(wall)
 
