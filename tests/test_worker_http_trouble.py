@@ -232,6 +232,21 @@ def test_body_that_came_before_its_client_stopped_to_read(web: Web) -> None:
     web.fills(server, view[got:].tobytes(), client, len(view))
 
 
+def test_server_timeout_of_a_first_request_that_comes_late(farm: Farm) -> None:
+    """However long its client might have waited with it."""
+    times = Timeouts(connect=5, client=60, server=50, queue=70, http_request=300, http_keep_alive=20)
+    with Web(farm, backend={"http_reuse": "always"}, general={"timeouts": times}) as web:
+        late = web.connect()
+        web.settle()
+        web.pass_time(10)
+        web.pass_time(30)  # by now it is only looked at when its time is over
+        _, server = served(web)
+        late.sock.sendall(GET)
+        web.gets(server, GET)
+        web.pass_time(51)
+        web.is_told(late, 504)
+
+
 def test_connect_timeout_of_a_later_request(farm: Farm) -> None:
     """However long the client might have been idle."""
     times = Timeouts(connect=5, client=60, server=50, queue=70, http_request=10, http_keep_alive=300)
