@@ -19,6 +19,7 @@ from hitlessd.worker.observation import Observation
 from hitlessd.worker.timers import GRAIN, NEVER
 
 if TYPE_CHECKING:
+    from hitlessd.http.heads import Response
     from hitlessd.worker.connection import Connection
     from hitlessd.worker.loop import Worker
 
@@ -101,6 +102,7 @@ class LiveServer(Tally):
         self._up_at = -NEVER
         self.pool = Pool(worker, self) if backend.config.mode == "http" else None
         self.codes = [0] * 10 if self.pool is not None else None
+        self.latest: Response | None = None  # of HTTP: what it said last, if there is nothing unusual to it
         self._slots = worker.slots
         self._slot = self.row.slot
         self._scur_at = self.row.start + _SCUR
