@@ -319,6 +319,45 @@ def test_first_request_gets_a_fresh_connection(web: Web) -> None:
     assert web.worker.idle == 2
 
 
+def test_no_more_are_kept_than_are_needed(web: Web) -> None:
+    """Clients that ask once find no use for what others have left: the latest of that stays."""
+    server: Peer | None = None
+    for _ in range(5):
+        client = web.connect()
+        client.sock.sendall(GET.replace(b"Host", b"Connection: close\r\nHost"))
+        before = server
+        server = web.serve()
+        web.gets(server, GET)
+        server.sock.sendall(OK)
+        assert web.ends(client).endswith(b"ok")
+        web.turn()
+        assert web.worker.idle == 1
+        assert before is None or web.ends(before) == b""
+    clients = [web.connect() for _ in range(3)]
+    servers = []
+    for client in clients:
+        client.sock.sendall(GET)
+        servers.append(web.serve())
+    for client, server in zip(clients, servers, strict=True):
+        web.gets(server, GET)
+        server.sock.sendall(OK)
+        web.gets(client, OK)
+        client.sock.close()
+    web.settle()
+    assert web.worker.idle == 3, "as many as there were requests at once"
+
+
+def test_refused_by_a_server_that_is_near(farm: Farm) -> None:
+    """send(2) tells of it, nobody waits for the event that would."""
+    with Web(farm) as web:
+        farm.listeners[0].close()
+        client = web.connect()
+        client.sock.sendall(GET)
+        web.is_told(client, 503)
+        assert web.value("s1", Column.ECON) == 1
+        assert web.value("s1", Column.SCUR) == web.worker.idle == 0
+
+
 def test_always_reuses(farm: Farm) -> None:
     with Web(farm, backend={"http_reuse": "always"}) as web:
         server = None

@@ -138,11 +138,14 @@ def test_reused_after_a_large_response(web: Web, size: int) -> None:
     assert web.farm.accept() is None
 
 
-def test_body_behind_a_head_of_the_first_moment(web: Web) -> None:
-    """Its head came in the same moment as the connection."""
+@pytest.mark.parametrize("near", [True, False])
+def test_body_behind_a_head_of_the_first_moment(web: Web, near: bool) -> None:
+    """Its head came in the same moment as the connection, on which its request is sent at once, or is not."""
+    (target,) = web.worker.backends["app"].servers
+    target.near = near
     client = web.connect()
     client.sock.sendall(GET)
-    while not web.worker.connections or only(web).state != "connecting":
+    while not web.worker.connections or only(web).state != ("exchanging" if near else "connecting"):
         web.turn()
     assert select.select(web.farm.listeners, [], [], 10)[0]
     server = web.farm.accept()
@@ -227,6 +230,21 @@ def test_body_that_came_before_its_client_stopped_to_read(web: Web) -> None:
     view = memoryview(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
     got = server.send(view)
     web.fills(server, view[got:].tobytes(), client, len(view))
+
+
+def test_server_timeout_of_a_first_request_that_comes_late(farm: Farm) -> None:
+    """However long its client might have waited with it."""
+    times = Timeouts(connect=5, client=60, server=50, queue=70, http_request=300, http_keep_alive=20)
+    with Web(farm, backend={"http_reuse": "always"}, general={"timeouts": times}) as web:
+        late = web.connect()
+        web.settle()
+        web.pass_time(10)
+        web.pass_time(30)  # by now it is only looked at when its time is over
+        _, server = served(web)
+        late.sock.sendall(GET)
+        web.gets(server, GET)
+        web.pass_time(51)
+        web.is_told(late, 504)
 
 
 def test_connect_timeout_of_a_later_request(farm: Farm) -> None:

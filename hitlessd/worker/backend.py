@@ -19,6 +19,7 @@ from hitlessd.worker.observation import Observation
 from hitlessd.worker.timers import GRAIN, NEVER
 
 if TYPE_CHECKING:
+    from hitlessd.http.heads import Response
     from hitlessd.worker.connection import Connection
     from hitlessd.worker.loop import Worker
 
@@ -80,6 +81,12 @@ def _key_of(config: Backend) -> Callable[[Connection], bytes]:
     return _source
 
 
+def _near(server: Server) -> bool:
+    """Whether it is on this machine, so that nothing has to be waited for when it is connected to."""
+    address = server.address
+    return not isinstance(address, InetAddress) or address.host.startswith("127.") or address.host == "::1"
+
+
 class LiveServer(Tally):
     """A server and its counters."""
 
@@ -98,6 +105,7 @@ class LiveServer(Tally):
         self._up_at = -NEVER
         self.pool = Pool(worker, self) if backend.config.mode == "http" else None
         self.codes = [0] * 10 if self.pool is not None else None
+        self.latest: Response | None = None  # of HTTP: what it said last, if there is nothing unusual to it
         self._slots = worker.slots
         self._slot = self.row.slot
         self._scur_at = self.row.start + _SCUR
@@ -110,6 +118,7 @@ class LiveServer(Tally):
         self.inet = isinstance(server.address, InetAddress)
         self.address = server.address.sockaddr
         self.any_port = isinstance(server.address, InetAddress) and server.address.port == 0
+        self.near = _near(server)
         self.send_proxy = server.send_proxy
         #: Of failures to connect; of connections, too, where only these count as successes; of HTTP.
         self.observer: Observation | None = None
@@ -200,6 +209,11 @@ class LiveServer(Tally):
         if pool is not None:
             slot, start = self.row.slot, self.row.start
             slot[start + _IDLE], slot[start + _FRESH] = len(pool.idle), pool.fresh
+            peak = self.peak
+            if peak > pool.lately:
+                pool.lately = peak
+                if peak > pool.need:
+                    pool.need = peak
         if self.place >= 0:
             self.backend.rank(self.place)
         super().collect(wall)

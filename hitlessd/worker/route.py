@@ -54,5 +54,5 @@ class Route:
         of_http = (http_request, keep_alive, client, server)
         first = min(every if frontend.mode == "tcp" else every + of_http)
         fin_nearer = client_fin < client_open or server_fin < server_open
-        idles, waits = keep_alive > least, keep_alive < least
+        idles, waits = max(http_request, keep_alive) > least, keep_alive < least
         return cls(*every, min(connect, 1.0), *of_http, least, idles, waits, first, fin_nearer)

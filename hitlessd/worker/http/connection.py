@@ -471,6 +471,7 @@ class HttpConnection(Visits):
         self.count()
         self.log_exchange()
         read = client.body.done
+        kept = None
         if client.mark:
             worker.parking.unpark(self)
         if client.pipe is not None:
@@ -483,10 +484,12 @@ class HttpConnection(Visits):
                 client.peer = server.peer = server.conn = None  # type: ignore[assignment]
                 server.held = True
                 server.bulky = server.ready = 0
-                target.pool.give(server)
+                kept = target.pool
             else:
                 self.drop_server()
         self.give_slot_back()
+        if kept is not None and server is not None:
+            kept.give_back(server)
         self.exit()
         self.exchange = None
         self.cause = ""

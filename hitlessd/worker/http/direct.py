@@ -15,6 +15,7 @@ from hitlessd.http.edit import forward_request, forward_response
 from hitlessd.http.grammar import MAX_HEAD, Refused
 from hitlessd.http.heads import parse_request, parse_response
 from hitlessd.worker.connection import State
+from hitlessd.worker.http.dial import dial
 from hitlessd.worker.http.exchange import Exchange
 from hitlessd.worker.http.side import WHOLE, HttpSide
 from hitlessd.worker.relay import SCRATCH
@@ -110,9 +111,13 @@ class ClientSide(HttpSide):
             account.ledger.accounts.append(account)
         idle = target.pool.idle
         if not idle or (frontend.first_is_fresh and not exchanges):
-            backend.opened += 1
             conn.assigned_at = conn.connected_at = -1.0
-            conn.connect(target)
+            if idle and backend.config.http_reuse == "aggressive":
+                backend.opened += 1
+                conn.connect(target)
+            else:
+                account.opened += 1
+                dial(conn, target)
             return
         account.opened += 1
         server, _ = idle.popitem()
@@ -178,16 +183,25 @@ class ServerSide(HttpSide):
             conn.at_eof(self)
             return
         self.received += size
-        at = data.find(b"\r\n\r\n") + 4
-        if 4 <= at <= MAX_HEAD and size < SCRATCH:
-            try:
-                response = parse_response(data[:at])
-            except Refused:
-                pass
+        if size < SCRATCH:
+            # Mostly the head is the same as the one before; to see that takes half as long as to look it up.
+            target = conn.target
+            response: Response | None = target.latest
+            if response is not None and data.startswith(response.raw):
+                at = len(response.raw)
             else:
-                if response.direct and at + response.length == size:
-                    self._end(response, data, at)
-                    return
+                response = None
+                at = data.find(b"\r\n\r\n") + 4
+                if 4 <= at <= MAX_HEAD:
+                    try:
+                        response = parse_response(data[:at])
+                    except Refused:
+                        pass
+                    else:
+                        target.latest = response if response.direct else None
+            if response is not None and response.direct and at + response.length == size:
+                self._end(response, data, at)
+                return
         conn.direct = False
         self.last = conn.worker.now
         if size == SCRATCH:
@@ -251,14 +265,16 @@ class ServerSide(HttpSide):
         else:
             target.sessions -= 1
         pool = target.pool
-        if pool.bucket and len(pool.idle) < pool.most:
+        idle = pool.idle
+        kept = len(idle)
+        if kept + target.sessions < pool.need and pool.bucket and kept < pool.most:
             self.pool = pool
-            pool.idle[self] = None
+            idle[self] = None
             if self.uses == 1:
                 pool.fresh += 1
             worker.idle += 1
         else:
-            pool.give(self)
+            pool.give_back(self)
         conn.entered = False
         backend.sessions -= 1
         if not keep:

@@ -2,6 +2,10 @@
 
 The latest is taken first, so that a few do the work and the others show that they are not needed. An idle one stays
 registered: whatever it says, or its end, makes it useless.
+
+No more are kept than were lately in use at once, or than there are clients: where every client asks only once, and
+http-reuse lets it have none of these, they would only become more, up to maxconn; and to close one that was not touched
+for thousands of requests costs more than one that caches still know.
 """
 
 from __future__ import annotations
@@ -32,6 +36,8 @@ class Pool:
         self._limit = self.most = -(-most // worker.table.workers) if most >= 0 else 1 << 60
         self._delay = server.config.pool_purge_delay
         self.fresh = 0  # of the idle ones: have served one exchange only, see http-reuse aggressive
+        self.need = 0  # so many were in use at once, in this period of pool-purge-delay or the one before
+        self.lately = 0  # ... in this one; see LiveServer.collect()
         self.unneeded = 0  # so many were idle all the time since the last purge
         self.bucket = 0
         self._due = NEVER
@@ -83,10 +89,19 @@ class Pool:
         worker.idle += 1
         if len(self.idle) > self.most:
             self.drop(next(iter(self.idle)))
+        if len(self.idle) > self.need:
+            self.need = len(self.idle)  # brought by another worker, which has found them worth keeping
         if not self.bucket:
             self.unneeded = len(self.idle)
             self._due = worker.now + self._delay
             worker.wheel.add(self, self._due)
+
+    def give_back(self, side: HttpSide) -> None:
+        """As give(), behind an exchange that was counted off its server; if there are enough, the oldest goes."""
+        kept = len(self.idle)
+        if kept + self.server.sessions >= self.need and kept >= len(self._worker.connections):
+            self.drop_oldest()
+        self.give(side)
 
     def drop(self, side: HttpSide) -> None:
         """It is useless: its server has ended it, or there is no room."""
@@ -118,7 +133,8 @@ class Pool:
         worker = self._worker
         if side.shared:
             farewell(side.sock)
-        worker.epoll.unregister(side.fd)
+        if side.copied:
+            worker.epoll.unregister(side.fd)
         worker.handlers[side.fd] = ignore
         worker.closing.append(side.sock)
 
@@ -132,6 +148,8 @@ class Pool:
         for _ in range((self.unneeded + 1) // 2):
             self.drop_oldest()
         self.unneeded = len(self.idle)
+        self.need = max(self.lately, self.unneeded)
+        self.lately = self.server.sessions
         if self.idle:
             self._due = self._worker.now + self._delay
             self._worker.wheel.add(self, self._due)
