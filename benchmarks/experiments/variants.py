@@ -1,7 +1,7 @@
 """Variants of hitlessd side by side: another interpreter, other flags, an environment, another tree.
 
-Each serves the same traffic in turn, with haproxy among them; what counts is CPU a unit, as a ratio to the first variant
-round by round, since a machine that others use is as slow in one round as its neighbours in the same one.
+Each serves the same traffic in turn, with haproxy among them; what counts is CPU a unit, as a ratio to the first
+variant of the same round, since a machine that others use is about as slow for all of a round.
 """
 
 import contextlib
@@ -22,18 +22,19 @@ from benchmarks.proxies import Haproxy, Hitlessd, Proxy, haproxy_version
 from tests.support.backend import Backend
 from tests.support.processes import ROOT, free_port
 
-__all__ = ["WORKS", "Variant", "compare", "copy_tree", "table"]
+__all__ = ["WORKS", "Variant", "compare", "copy_tree", "table", "tcp_works"]
 
 WORKS: Final = ("connect", "keepalive", "http", "single")
 """TCP with one request a connection, and kept; HTTP kept, and with one request a connection. All as shipped."""
 
 _TCP: Final = {
-    "connect": {"mode": "connect", "total": 12000, "clients": 64, "close": "plain", "body": (64, 1024)},
-    "keepalive": {"mode": "keepalive", "total": 50000, "clients": 64, "body": (64, 1024)},
+    "connect": {"mode": "connect", "total": 8000, "clients": 64, "close": "plain", "body": (64, 1024)},
+    "keepalive": {"mode": "keepalive", "total": 25000, "clients": 64, "body": (64, 1024)},
+    "bulk": {"mode": "bulk", "direction": "down", "size": 64 << 20, "total": 10, "clients": 8, "timeout": 60},
 }
 _HTTP: Final[dict[str, list[str]]] = {"http": [], "single": ["-H", "Connection: close"]}
 _SCRIPT: Final = "function done(s) io.write(string.format('{\"requests\": %d}\\n', s.requests)) end\n"
-_SECONDS: Final = 2
+_SECONDS: Final = 1
 _TIMEOUT: Final = 60
 
 
@@ -83,6 +84,11 @@ class _Http(HttpHitlessd):
         return self.variant.edited(super().text(listen, servers))
 
 
+def tcp_works(names: Sequence[str] = WORKS) -> list[Work]:
+    """Those of `names` that are TCP."""
+    return [Work(name, "", 1e6, "", "", _TCP[name], _units) for name in names if name in _TCP]
+
+
 def copy_tree(directory: Path) -> Path:
     """A copy of the package in `directory`, to be changed."""
     subprocess.run(["cp", "-r", str(ROOT / "hitlessd"), str(directory)], check=True)
@@ -123,7 +129,7 @@ def compare(variants: Sequence[Variant], rounds: int, works: Sequence[str] = WOR
     found: dict[str, dict[str, Series]] = {}
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        tcp = [Work(name, "", 1e6, "", "", _TCP[name], _units) for name in works if name in _TCP]
+        tcp = tcp_works(works)
         if tcp:
             backend = stack.enter_context(Backend(cpu=LOAD_CPU))
             port = int(backend.addresses[0].rpartition(":")[2])
