@@ -139,9 +139,7 @@ def with_uring(listener: socket.socket, port: int) -> None:
                 prep_connect(sqe := get_sqe(ring), server.fd, address)
                 sqe.user_data = server.number << 2 | _CONNECT
                 continue
-            side = sides.get(data >> 2)  # type: ignore[assignment]
-            if side is None:
-                continue
+            side = sides[data >> 2]
             if what == _CONNECT:
                 receive(side)
                 receive(side.peer)
@@ -188,10 +186,10 @@ def main(arguments: Sequence[str]) -> None:
             {"epoll": with_epoll, "io_uring": with_uring}[name](listener, int(server))
     rounds = int(arguments[0]) if arguments else 3
     with tempfile.TemporaryDirectory() as text, Backend(cpu=LOAD_CPU) as backend:
-        port = int(backend.addresses[0].rpartition(":")[2])
+        behind = int(backend.addresses[0].rpartition(":")[2])
         proxies: list[Proxy] = []
         for name in ("epoll", "io_uring"):
-            proxy = _Relay(Path(text) / name, [free_port()], [port], cpu=PROXY_CPU)
+            proxy = _Relay(Path(text) / name, [free_port()], [behind], cpu=PROXY_CPU)
             proxy.name = name
             proxies.append(proxy)
         with proxies[0], proxies[1]:

@@ -29,7 +29,7 @@ WORKS: Final = ("connect", "keepalive", "http", "single")
 
 _TCP: Final = {
     "connect": {"mode": "connect", "total": 8000, "clients": 64, "close": "plain", "body": (64, 1024)},
-    "keepalive": {"mode": "keepalive", "total": 25000, "clients": 64, "body": (64, 1024)},
+    "keepalive": {"mode": "keepalive", "total": 30000, "clients": 64, "body": (64, 1024)},
     "bulk": {"mode": "bulk", "direction": "down", "size": 64 << 20, "total": 10, "clients": 8, "timeout": 60},
 }
 _HTTP: Final[dict[str, list[str]]] = {"http": [], "single": ["-H", "Connection: close"]}
