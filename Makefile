@@ -48,7 +48,7 @@ $(VENV)/.runtime: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.runtime pyproject.toml
 	@$(call need,$(TEST_PACKAGES))
-	$(BIN)/pip install -q 'setuptools>=66' 'pytest>=8' 'hypothesis>=6' 'h11>=0.14' 'httptools>=0.6' 'mypy>=1.10' 'ruff>=0.6' 'websockets>=15' \
+	$(BIN)/pip install -q 'setuptools>=66' 'pytest>=8' 'pytest-xdist>=3' 'hypothesis>=6' 'h11>=0.14' 'httptools>=0.6' 'mypy>=1.10' 'ruff>=0.6' 'websockets>=15' \
 		'haproxyadmin==0.2.4' 'haproxystats==0.5.1' 'pandas>=2,<3'
 	touch $@
 
@@ -61,7 +61,8 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest
+	# Most tests wait for something: three at a time keep two CPUs busy.
+	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 deb:
 	@$(call need,$(DEB_PACKAGES))

@@ -158,7 +158,7 @@ def test_what_is_no_hello_is_not_waited_for(farm: Farm, data: bytes) -> None:
         _end(lab, client, server)
 
 
-@pytest.mark.parametrize("data", [b"", HELLO[:100]])
+@pytest.mark.parametrize("data", [b"", HELLO[:100]], ids=["nothing", "a part"])
 def test_after_the_delay_the_default_counts(farm: Farm, data: bytes) -> None:
     with Lab(make(farm)) as lab:
         client = lab.connect()
@@ -192,7 +192,7 @@ def test_timeout_client_counts_meanwhile(farm: Farm) -> None:
         assert " www www/<NOSRV> -1/-1/3200 0 cR 1/1/0/0/0 0/0" in lab.lines[-1]
 
 
-@pytest.mark.parametrize("data", [HELLO, HELLO[:50], b""])
+@pytest.mark.parametrize("data", [HELLO, HELLO[:50], b""], ids=["all", "a part", "nothing"])
 def test_an_end_is_the_last_that_comes(farm: Farm, data: bytes) -> None:
     with Lab(make(farm)) as lab:
         client = lab.connect()
