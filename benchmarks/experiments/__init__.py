@@ -1,0 +1,1 @@
+"""Experiments: what might make hitlessd cheaper, measured beside what is shipped (docs/performance-experiments.md)."""
