@@ -14,7 +14,10 @@ APT = DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=
 RUNTIME_PACKAGES = python3 python3-venv python3-systemd python3-prometheus-client python3-rich
 TEST_PACKAGES = bash-completion chromium-headless-shell fish fonts-dejavu-core haproxy hatop iproute2 man-db nghttp2-client \
 	libnginx-mod-stream nginx prometheus prometheus-haproxy-exporter python3-pyte slowhttptest strace systemd wrk zsh
-VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-linux e2fsprogs qemu-system-x86
+VM_PACKAGES = mmdebstrap systemd-container debian-archive-keyring iproute2 util-linux e2fsprogs qemu-system-x86 qemu-utils
+
+# Two machines at a time.
+VM_PYTEST = $(SUDO) $(BIN)/python -m pytest vm-tests -n 2
 
 # What builds the package, see debian/control, and what criticises it.
 DEB_PACKAGES = build-essential debhelper dh-python lintian pybuild-plugin-pyproject python3-all python3-setuptools
@@ -71,17 +74,17 @@ deb:
 vm-test: $(VENV)/.test
 	@$(call need,$(VM_PACKAGES) $(DEB_PACKAGES))
 	$(SUDO) $(BIN)/python vm-tests/image.py
-	$(SUDO) $(BIN)/python -m pytest vm-tests -m 'not long'
+	$(VM_PYTEST) -m 'not long'
 
 vm-long: $(VENV)/.test
 	@$(call need,$(VM_PACKAGES) $(DEB_PACKAGES))
 	$(SUDO) $(BIN)/python vm-tests/image.py
-	$(SUDO) $(BIN)/python -m pytest vm-tests -m long
+	$(VM_PYTEST) -m long
 
 vm-quick: $(VENV)/.test
 	@$(call need,$(VM_PACKAGES) $(DEB_PACKAGES))
 	$(SUDO) $(BIN)/python vm-tests/image.py debian-13
-	$(SUDO) $(BIN)/python -m pytest vm-tests -m quick -k debian-13
+	$(VM_PYTEST) -m quick -k debian-13
 
 bench: $(VENV)/.test
 	@$(BIN)/python -m benchmarks

@@ -16,6 +16,7 @@ import pytest
 
 from hitlessd import ctl
 from hitlessd.runtime.control import ReloadOutcome
+from tests.support.notify import NotifySocket
 from tests.test_runtime_harness import PATIENCE, Harness
 
 DONE, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
@@ -335,6 +336,21 @@ def test_nobody_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     with scripted(path, vanish_after(info(7, 1000, 5000))):
         assert ctl.main(["-s", str(path), "reload"]) == UNREACHABLE
     assert capsys.readouterr().err.startswith("cannot learn how the reload ended: hitlessd closed the connection, and")
+
+
+def test_systemd_learns_that_the_reload_of_a_dead_main_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with NotifySocket(tmp_path) as notify:
+        path = tmp_path / "s"
+        for name, value in notify.environment.items():
+            monkeypatch.setenv(name, value)
+        # By hand nobody waits for us.
+        with scripted(path, vanish_after(info(7, 1000, 5000)), vanish_after(info(8, 6000, 7000))):
+            assert ctl.main(["-s", str(path), "reload"]) == DONE
+        monkeypatch.setenv("SYSTEMD_EXEC_PID", str(os.getpid()))
+        with scripted(path, vanish_after(info(7, 1000, 5000))):
+            assert ctl.main(["-s", str(path), "reload"]) == UNREACHABLE
+        notify.wait("READY=1", os.getpid(), 0)
+        assert [each.lines for each in notify.datagrams] == [("READY=1",)]
 
 
 def test_main_vanishes_before_it_says_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

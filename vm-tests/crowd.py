@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import random
@@ -13,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from machine import Machine, Process
@@ -31,6 +31,7 @@ class Program:
         push_support(machine)
         within = f"ip netns exec {netns} " if netns else ""
         self.what = what
+        self.patience = machine.patience
         self.process: Process = machine.start(
             "sh", "-c", f"cd /opt/load && ulimit -n $(ulimit -Hn) && exec {within}python3 -m tests.support.{what}"
         )
@@ -43,6 +44,7 @@ class Program:
 
     def hear(self, wanted: Callable[[str], bool], deadline: float = PATIENCE) -> str:
         """The next line on stderr that is wanted."""
+        deadline *= self.patience
         end = time.monotonic() + deadline
         while True:
             try:
@@ -55,6 +57,7 @@ class Program:
 
     def stop(self, deadline: float = PATIENCE) -> str:
         """Its last line on stdout, after SIGTERM."""
+        deadline *= self.patience
         self.process.send_signal(signal.SIGTERM)
         if not self.ended.wait(deadline):
             raise TimeoutError(f"not within {deadline:g} s: the end of {self.what}")
@@ -100,7 +103,7 @@ class _CrowdProgram(Program):
 class Crowd:
     """A crowd (tests/support/crowd.py) and its server, from the beginning of a with-block on; then all are connected.
 
-    `netns` and `server_netns` are network namespaces for the one and the other.
+    On a slow machine there are fewer. `netns` and `server_netns` are network namespaces for the one and the other.
     """
 
     def __init__(
@@ -117,8 +120,12 @@ class Crowd:
         options: str = "",
     ) -> None:
         self.machine = machine
+        # No kind may be missing. Bulk ones take all that there is, and a worker must find time to answer pings.
+        idle, pingpong = math.ceil(idle / machine.pace), math.ceil(pingpong / machine.pace)
+        bulk = math.ceil(bulk / machine.pace**2)
         self.size = idle + pingpong + bulk
-        self._crowd = f"crowd --target {target} --idle {idle} --pingpong {pingpong} --bulk {bulk} {options}"
+        timeout = f"--timeout {20 * machine.pace:g}"
+        self._crowd = f"crowd --target {target} --idle {idle} --pingpong {pingpong} --bulk {bulk} {timeout} {options}"
         self._listen = listen
         self._netns = netns, server_netns
 
@@ -190,7 +197,7 @@ class Account:
 
 
 class Killer:
-    """Kills processes of the unit at once: from the host, where no command has to be started for it."""
+    """Kills processes of the unit, at moments that a seed decides."""
 
     def __init__(self, machine: Machine, seed: int) -> None:
         self.machine = machine
@@ -198,17 +205,8 @@ class Killer:
         self.kills = 0
 
     def processes(self) -> tuple[int, list[int]]:
-        """Of the unit, by the host's pids: the main process, 0 if there is none, and its workers."""
-        place = Path(f"/proc/{self.machine.leader}/root/sys/fs/cgroup/system.slice/{UNIT}/cgroup.procs")
-        parents: dict[int, int] = {}
-        with contextlib.suppress(OSError):
-            for line in place.read_text().split():
-                with contextlib.suppress(OSError, ValueError):
-                    status = Path(f"/proc/{line}/stat").read_text().rpartition(")")[2].split()
-                    if status[0] not in "ZX":
-                        parents[int(line)] = int(status[1])
-        main = max((pid for pid, parent in parents.items() if parent == self.machine.leader), default=0)
-        return main, [pid for pid, parent in parents.items() if parent == main]
+        """The main process, 0 if there is none, and its workers, by the pids that the machine's kill() takes."""
+        return self.machine.processes(UNIT)
 
     def kill(self, what: str, number: signal.Signals = signal.SIGKILL) -> int:
         """Kill the main process or a worker, as soon as there is one."""
@@ -218,9 +216,7 @@ class Killer:
             return main if what == "main" else self.dice.choice(workers) if workers else 0
 
         pid = self.machine.wait_until(victim, 20, f"a process to kill: {what}")
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-            self.kills += 1
+        self.kills += self.machine.kill(pid, number)
         return pid
 
     def delay(self) -> float:

@@ -1,205 +1,166 @@
-r"""A Debian machine on its suite's own kernel, booted by QEMU for the length of a with-block, and root's shell in it.
+"""Machines that QEMU boots: a Debian suite on its own kernel.
 
-    with Kernel("debian-12", tree, "[global]\n...", package) as kernel:
-        kernel.run("cd /opt/hitlessd && python3 -m pytest tests/test_relay_flow.py", timeout=100)
-
-machine.py is ten times as fast, but its machines share the host's kernel. Here KVM is used where it works; it may be
-there and yet not boot, and then QEMU computes every instruction itself (TCG): a boot takes half a minute, and what has
-deadlines must be patient.
-
-The image's disk (image.py) is never written to; the files come on a second one, as a tar archive. The first serial line
-is the console, the second one the shell. Nothing outlives the with-block, nor the thread that booted it.
+container.py is ten times as fast, but its machines share the host's kernel. A program in one of these is run by ssh(1),
+any number at once over one connection, which goes through a port of virtio-serial and so needs no network. Nothing
+outlives the with-block, nor the thread that booted it.
 """
 
-import contextlib
+from __future__ import annotations
+
 import itertools
 import os
 import select
 import shlex
+import signal
 import subprocess
-import tarfile
-import tempfile
+import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from image import SUITES, disk_path, image_path
-from machine import (
-    ARTEFACTS,
-    ENVIRONMENT,
-    MachineError,
-    add_text,
-    artefacts_directory,
-    owned_source,
-)
+from image import SUITES, disk_path
+from machine import ARTEFACTS, ENVIRONMENT, Machine, MachineError, Process
+from qemu import DEADLINES, booted
 
 __all__ = ["SUITES", "Kernel"]
 
-CPUS = 2
+PACES = {"kvm": 1.0, "tcg": 8.0}
 
-# No mitigations: they cost, above all without KVM, and protect nothing here.
-COMMAND_LINE = (
-    "root=/dev/vda rw console=ttyS0 panic=-1 mitigations=off systemd.getty_auto=no systemd.wants=serial-shell.service"
-)
+# Connects ssh(1) with the port's socket, and leaves (ProxyUseFdpass).
+PROXY = """\
+import socket, sys
+port = socket.socket(socket.AF_UNIX)
+port.connect(sys.argv[1])
+socket.send_fds(socket.socket(fileno=1), [b"x"], [port.fileno()])
+"""
+# Runs "$@" under a number by which signals find it.
+STARTED = 'mkdir -p /run/started; echo $$ >/run/started/{number}; exec "$@"'
 
-QEMU = (
-    *("qemu-system-x86_64", "-nodefaults", "-display", "none"),
-    *("-cpu", "max", "-smp", str(CPUS), "-m", "2G", "-append", COMMAND_LINE),
-    *("-chardev", "stdio,id=shell,signal=off", "-serial", "chardev:console", "-serial", "chardev:shell"),
-)
-
-DEADLINES = {"kvm": 10.0, "tcg": 150.0}
-"""Seconds for a boot by each of QEMU's accelerators, in the order in which they are tried. It must work with the last
-one; what an earlier one did not boot in time is not tried again."""
-
-SOURCES = ("hitlessd", "tests", "vm-tests", "pyproject.toml")
-"""What of the source tree is in /opt/hitlessd, beside what is installed."""
-
-PACKAGE = "root/hitlessd.deb"
-INSTALL_PACKAGE = ("dpkg", "--force-confold", "--install", f"/{PACKAGE}")
-"""As apt does when nothing else is missing; with our configuration, which is there already."""
-
-_marks = itertools.count(1)
-_refused: set[str] = set()
+_numbers = itertools.count(1)
 
 
-class Kernel:
-    """The image `name`, a key of SUITES, booted with a source tree and with the Debian package made of it.
+class RemoteProcess(Process):
+    """A process behind ssh(1). Signals go to it by a command of their own."""
 
-    The package comes as apt installs it: its service and socket are enabled and have been started. All times are in
-    seconds. Entering the with-block boots as far as multi-user.target; leaving it ends the machine at once, as a power
-    cut would. Leaving by an exception keeps the console. Not safe for use by several threads at once.
-    """
+    kernel: Kernel
+    number: int
 
-    def __init__(self, name: str, tree: Path, configuration: str, package: Path, artefacts: Path = ARTEFACTS) -> None:
-        self.name = name
-        self.tree = tree
-        self.package = package
-        self.configuration = configuration
-        self.artefacts = artefacts
+    @property
+    def inside_pid(self) -> int:
+        def told() -> str:
+            if self.poll() is not None:
+                return "0"
+            return self.kernel.run("cat", f"/run/started/{self.number}", check=False).stdout.strip()
+
+        return int(self.kernel.wait_until(told, 5, "a pid"))
+
+    def send_signal(self, sig: int) -> None:
+        if self.poll() is None and self.kernel.alive and (pid := self.inside_pid):
+            self.kernel.run("kill", f"-{int(sig)}", str(pid), check=False)
+        if sig == signal.SIGKILL:
+            super().send_signal(sig)
+
+
+class Kernel(Machine):
+    """A machine of QEMU's; entering the with-block boots as far as multi-user.target."""
+
+    def __init__(self, name: str, artefacts: Path = ARTEFACTS) -> None:
+        super().__init__(name, artefacts)
         self.accelerator = ""
         """How it was booted in the end."""
-        self._cleanup = contextlib.ExitStack()
 
     def __repr__(self) -> str:
         return f"<Kernel {self.name}>"
 
-    def __enter__(self) -> Self:
-        if not disk_path(self.name).exists():
-            raise MachineError(f"cannot boot {self.name}: there is no image; run `python vm-tests/image.py` as root")
-        with contextlib.ExitStack() as self._cleanup:
-            self._console = self._cleanup.enter_context(tempfile.NamedTemporaryFile("a+b"))
-            archive = self._cleanup.enter_context(tempfile.NamedTemporaryFile())
-            with tarfile.open(fileobj=archive, mode="w") as content:
-                add_text(content, "/etc/hitlessd/hitlessd.conf", self.configuration)
-                content.add(self.package, PACKAGE)
-                for source in SOURCES:
-                    content.add(self.tree / source, f"opt/hitlessd/{source}", filter=owned_source)
-            archive.flush()
-            *attempts, last = (each for each in DEADLINES if each not in _refused)
-            if not any(self._boot(each, archive.name) for each in attempts):
-                _refused.update(attempts)
-                if not self._boot(last, archive.name):
-                    said = self._console_output()[-4000:].decode(errors="replace")
-                    raise MachineError(f"cannot boot {self.name} in QEMU; the last of its console:\n{said}")
-            installed = self.run(shlex.join(INSTALL_PACKAGE), timeout=DEADLINES["tcg"])
-            if installed.returncode:
-                raise MachineError(f"cannot install hitlessd on {self.name}: {installed.stdout}")
-            # Only now is it left to __exit__.
-            self._cleanup = self._cleanup.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is not None and issubclass(kind, Exception):
-            self.keep(self.name)
-        self._cleanup.close()
-
-    def run(self, command: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """Run a shell's command as root: its exit status, and in `stdout` what it wrote to stdout and stderr.
-
-        What it leaves running must not write to the shell's output. After `timeout`: TimeoutError, and the machine is
-        of no more use; MachineError if it dies.
-        """
-        mark = f"--- end of command {next(_marks)}, exit status "
-        # In two parts, lest an echo be taken for it.
-        text = f"(\n{command}\n) </dev/null 2>&1; printf '%s%s %d\\n' '{mark[:5]}' '{mark[5:-1]}' $?\n"
-        self._tell(text)
-        output, status = self._read(mark, timeout)
-        return subprocess.CompletedProcess(command, int(status), output, "")
+    @property
+    def alive(self) -> bool:
+        return self._qemu.poll() is None
 
     def reboot(self) -> None:
         """Reboot in order, and return at multi-user.target. The disk stays, what was in memory does not."""
-        self._tell("systemctl --no-block reboot; exit\n")
+        self._master.kill()
+        self._master.wait()
+        self._qemu.tell("systemctl --no-block reboot; exit\n")
         # It has to go down as well.
-        self._read("ready", 2 * DEADLINES["tcg"])
+        self._qemu.hear("ready", 2 * DEADLINES[self._qemu.accelerator])
+        self._connect()
 
-    def keep(self, label: str) -> Path:
-        """Keep the console's output and the journal in the directory LABEL of `artefacts`, and return its path."""
-        directory = artefacts_directory(self.artefacts, label)
-        if not self._console.closed:
-            (directory / "console.log").write_bytes(self._console_output())
-        # The machine may be the very thing that failed.
-        with contextlib.suppress(AssertionError, AttributeError, MachineError, OSError):
-            said = self.run("journalctl --boot --output=short-precise --no-pager", timeout=30).stdout
-            (directory / "journal.log").write_text(said)
-        return directory
+    def processes(self, unit: str) -> tuple[int, list[int]]:
+        main = int(self.property(unit, "MainPID"))
+        children = self.run("pgrep", "-P", str(main), check=False).stdout if main else ""
+        return main, [int(pid) for pid in children.split()]
+
+    def kill(self, pid: int, number: int) -> bool:
+        return self.run("kill", f"-{int(number)}", str(pid), check=False).returncode == 0
 
     # Within
 
-    def _boot(self, accelerator: str, archive: str) -> bool:
-        """Boot until the shell is there; False if that cannot be, and then nothing is left of the try."""
-        root = image_path(self.name)
+    def _boot(self) -> None:
+        if not disk_path(self.name).exists():
+            raise MachineError(f"cannot boot {self.name}: there is no image; run `python vm-tests/image.py` as root")
         begin = time.monotonic()
-        with contextlib.ExitStack() as attempt:
-            self._qemu = attempt.enter_context(
-                subprocess.Popen(
-                    [
-                        *("setpriv", "--pdeathsig=KILL", *QEMU, "-accel", accelerator),
-                        *("-kernel", str(root / "vmlinuz"), "-initrd", str(root / "initrd.img")),
-                        *("-drive", f"file={disk_path(self.name)},format=raw,if=virtio,snapshot=on"),
-                        *("-drive", f"file={archive},format=raw,if=virtio,readonly=on"),
-                        *("-chardev", f"file,id=console,path={self._console.name},append=on"),
-                    ],
-                    bufsize=0,
-                    env=ENVIRONMENT,
-                    start_new_session=True,  # the terminal's Ctrl-C is for pytest, which then ends us in order
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=self._console,
-                )
+        self._qemu = self._cleanup.enter_context(booted(self.name))
+        self._life = os.pidfd_open(self._qemu.pid)
+        self._cleanup.callback(os.close, self._life)
+        self.pace = PACES[self._qemu.accelerator]
+        self.patience = 2 * self.pace + 1
+        self.accelerator = f"{self._qemu.accelerator}, booted in {time.monotonic() - begin:.0f} s"
+        self._connect()
+
+    def _connect(self) -> None:
+        """Have sshd(8) answer."""
+        # The clock of a machine that was not booted just now is late.
+        self._qemu.tell(f"date -s @{time.time():.0f} >/dev/null; systemctl start machine-ssh.service\n")
+        proxy = shlex.join([sys.executable, "-c", PROXY, str(self._qemu.port)])
+        self._master = self._cleanup.enter_context(
+            subprocess.Popen(
+                [
+                    *("setpriv", "--pdeathsig=KILL", *self._ssh(), "-o", f"ProxyCommand={proxy}"),
+                    *("-o", "ProxyUseFdpass=yes", "-M", "-n", "-T", "machine", "echo connected; exec sleep inf"),
+                ],
+                env=ENVIRONMENT,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
             )
-            attempt.callback(self._qemu.kill)
-            try:
-                self._read("ready", DEADLINES[accelerator])
-            except (MachineError, TimeoutError):
-                return False
-            self._cleanup.push(attempt.pop_all())
-        self.accelerator = f"{accelerator}, booted in {time.monotonic() - begin:.0f} s"
-        return True
+        )
+        self._cleanup.callback(self._master.kill)
+        self._cleanup.callback(self._end_started)
+        assert self._master.stdout is not None
+        patience = DEADLINES[self._qemu.accelerator]
+        if not select.select([self._master.stdout], [], [], patience)[0] or not self._master.stdout.readline():
+            raise MachineError(f"cannot reach {self.name}: sshd does not answer")
 
-    def _tell(self, text: str) -> None:
-        assert self._qemu.stdin is not None
-        self._qemu.stdin.write(text.encode())
+    def _ssh(self) -> list[str]:
+        options = (
+            "BatchMode=yes",
+            f"ControlPath={self._qemu.port.parent}/control",
+            f"IdentityFile={self._qemu.key}",
+            "LogLevel=ERROR",
+            "StrictHostKeyChecking=no",
+            "User=root",
+            "UserKnownHostsFile=/dev/null",
+        )
+        return ["ssh", "-F", "/dev/null", *(word for option in options for word in ("-o", option))]
 
-    def _read(self, mark: str, timeout: float) -> tuple[str, str]:
-        """Read until a line begins with `mark`: what came before, and the rest of that line."""
-        end = time.monotonic() + timeout
-        output = b"\n"
-        reader = self._qemu.stdout
-        assert reader is not None
-        while True:
-            before, found, rest = output.partition(b"\n" + mark.encode())
-            if found and b"\n" in rest:
-                return before[1:].decode(errors="replace"), rest.decode(errors="replace").strip()
-            if not select.select([reader], [], [], max(0.0, end - time.monotonic()))[0]:
-                said = output[-4000:].decode(errors="replace")
-                raise TimeoutError(f"not within {timeout:g} s on {self.name}: {mark}; it said:\n{said}")
-            if not (data := os.read(reader.fileno(), 65536)):
-                raise MachineError(f"cannot wait for {mark}: {self.name} has died")
-            output += data.replace(b"\r", b"")
+    def _command(self, argv: Iterable[str]) -> list[str]:
+        return ["setpriv", "--pdeathsig=KILL", *self._ssh(), "-T", "machine", "--", shlex.join(argv)]
+
+    def _process(self, argv: Iterable[str], stdin: int) -> Process:
+        number = next(_numbers)
+        process = RemoteProcess(
+            self._command(["sh", "-c", STARTED.format(number=number), "sh", *argv]),
+            encoding="utf-8",
+            env=ENVIRONMENT,
+            errors="replace",
+            start_new_session=True,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        process.kernel, process.number = self, number
+        return process
 
     def _console_output(self) -> bytes:
-        return Path(self._console.name).read_bytes()
+        return self._qemu.console.read_bytes()

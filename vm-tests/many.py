@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 
-from inside import CONFIGURATION, PATIENCE, UNIT, configure, do, info, main_pid, wait_served
+from inside import CONFIGURATION, PATIENCE, UNIT, configure, do, info, main_pid, wait_served, workers
 
 from tests.support.processes import poll_until, raise_descriptor_limit
 
@@ -49,6 +49,7 @@ def ask(socks: list[socket.socket]) -> None:
 
 def main() -> None:
     count = int(sys.argv[1])
+    patience = PATIENCE + count / 50
     raise_descriptor_limit()
     configure(CONFIGURATION.replace("workers = 2", f"workers = 2\nmaxconn = {count + 100}"))
     listener = socket.create_server(("127.0.0.1", 9003), backlog=4096)
@@ -65,12 +66,14 @@ def main() -> None:
             ask(some)
             socks += some
         took.append(f"connected in {time.monotonic() - began:.0f} s")
-        poll_until(lambda: info().get("CurrParked") == str(count), PATIENCE, "all are parked", 0.5)
+        poll_until(lambda: info().get("CurrParked") == str(count), patience, "all are parked", 0.5)
+        held = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in workers())
+        assert held > 2 * count, held
         for verb in ("reload", "restart"):
             old, began = main_pid(), time.monotonic()
             do("systemctl", verb, UNIT)
             took.append(f"{verb} returned after {time.monotonic() - began:.1f} s")
-            wait_served(old, count, 2 * PATIENCE)
+            wait_served(old, count, patience)
             took.append(f"all parked again after {time.monotonic() - began:.1f} s")
             ask(socks)
         told = info()
@@ -78,7 +81,7 @@ def main() -> None:
     finally:
         os.kill(server, 9)
         os.waitpid(server, 0)
-    print(f"{count} connections, {2 * count} descriptors: {'; '.join(took)}")
+    print(f"{count} connections, {held} descriptors: {'; '.join(took)}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from wires import BALANCER, SERVERS, SWITCH, switch
 from tests.support.crowd import Population
 from tests.support.processes import ROOT
 
-IDLE, PINGPONG, RELOADS = 10, 5, 3
+IDLE, PINGPONG, RELOADS = 10, 5, 10
 BAD = "netem delay 20ms 5ms loss 2%"
 ECHO = f"python3 -m tests.support.backend --listen {SERVERS[0]}:9003"
 
@@ -63,7 +63,7 @@ def main() -> None:
         with subprocess.Popen([*inside, "one", *ECHO.split()], cwd=ROOT, stdout=subprocess.PIPE) as server:
             try:
                 assert server.stdout is not None and server.stdout.readline()
-                done = subprocess.run([*inside, "clients", sys.executable, *sys.argv, "crowd"], timeout=5 * PATIENCE)
+                done = subprocess.run([*inside, "clients", sys.executable, *sys.argv, "crowd"], timeout=10 * PATIENCE)
                 counted = output("tc", "-s", "qdisc", "show", "dev", SWITCH)
             finally:
                 server.kill()

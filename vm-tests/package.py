@@ -3,6 +3,7 @@
 python vm-tests/package.py DIRECTORY    builds it there: hitlessd_VERSION_all.deb and the source package
 """
 
+import fcntl
 import os
 import re
 import shutil
@@ -11,14 +12,21 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
-__all__ = ["build", "with_version"]
+__all__ = ["Built", "build", "build_once", "with_version"]
 
 TREE = Path(__file__).resolve().parent.parent
 #: What a Python program that builds something else must not hand down.
 _UNWANTED = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHONPATH", "VIRTUAL_ENV", "DEB_BUILD_OPTIONS")
 
 Change = Callable[[Path], object]
+
+
+class Built(Protocol):
+    """Gives the package of that name, made with these changes, whoever has built it."""
+
+    def __call__(self, name: str, *changes: Change) -> Path: ...
 
 
 def with_version(version: str) -> Change:
@@ -43,6 +51,16 @@ def build(directory: Path, *changes: Change, tree: Path = TREE) -> Path:
         for change in changes:
             change(source)
         return _build(source, directory)
+
+
+def build_once(directory: Path, name: str, *changes: Change) -> Path:
+    """The package that build() leaves in `directory`/`name`: built by the first of all processes that ask for it."""
+    place = directory / name
+    place.mkdir(parents=True, exist_ok=True)
+    with open(place / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Whole: of a build that failed nothing is copied.
+        return next(place.glob("*.deb"), None) or build(place, *changes)
 
 
 def _build(source: Path, directory: Path) -> Path:

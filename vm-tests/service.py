@@ -180,7 +180,8 @@ class Load:
 
     def __init__(self, machine: Machine, rate: int, *more: str, port: int = PORT) -> None:
         self._machine = machine
-        self._options = f"--target 127.0.0.1:{port} --rate {rate} --json --progress 60 {' '.join(more)}"
+        pace = f"--rate {round(rate / machine.pace)} --timeout {10 * machine.pace:g}"
+        self._options = f"--target 127.0.0.1:{port} {pace} --json --progress 60 {' '.join(more)}"
 
     def __enter__(self) -> Load:
         self._machine.push(TREE / "tests" / "__init__.py", "/opt/load/tests/__init__.py")
@@ -199,7 +200,7 @@ class Load:
     def stop(self) -> dict[str, Any]:
         """End the load in order; what it counted."""
         self._client.terminate()
-        stdout, stderr = self._client.communicate(timeout=60)
+        stdout, stderr = self._client.communicate(timeout=60 * self._machine.patience)
         assert stdout, stderr
         report: dict[str, Any] = json.loads(stdout.splitlines()[-1])
         return report

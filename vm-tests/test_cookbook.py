@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from machine import SUITES, Machine
-from service import LOADED, PORT, TREE, UNIT, Load, Service, configuration
+from machine import Machine
+from service import LOADED, PORT, UNIT, Load, Service, configuration
 
 Record = Callable[[str, object], None]
 
@@ -40,30 +40,23 @@ TimeoutStopSec=1h
 """
 
 
-@pytest.fixture(scope="module", params=list(SUITES))
-def installed(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A machine with hitlessd and haproxy."""
-    with Machine(request.param) as machine:
-        machine.install(TREE, configuration(backend=LOADED))
-        machine.write("/etc/haproxy/haproxy.cfg", HAPROXY)
-        machine.run("systemctl", "unmask", "haproxy.service")
-        yield machine
+@pytest.fixture(scope="module")
+def text() -> str:
+    return configuration(backend=LOADED)
 
 
-@pytest.fixture
-def machine(installed: Machine) -> Machine:
-    """By this name, for the evidence of failed tests."""
+@pytest.fixture(scope="module")
+def installed(installed: Machine) -> Machine:
+    """With haproxy beside it."""
+    installed.write("/etc/haproxy/haproxy.cfg", HAPROXY)
+    installed.run("systemctl", "unmask", "haproxy.service")
     return installed
 
 
 @pytest.fixture
-def service(machine: Machine) -> Iterator[Service]:
-    service = Service(machine)
-    try:
-        yield service
-    finally:
-        machine.run("systemctl", "stop", "haproxy.service", check=False)
-        service.stop()
+def service(service: Service) -> Iterator[Service]:
+    yield service
+    service.machine.run("systemctl", "stop", "haproxy.service", check=False)
 
 
 def accepting(service: Service, load: Load, more: int) -> None:

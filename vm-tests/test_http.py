@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from crowd import Program
-from machine import SUITES, Machine
-from service import PORT, TREE, UNIT, Service
+from machine import Machine
+from service import PORT, UNIT, Service
 
 Record = Callable[[str, object], None]
 
@@ -39,28 +39,9 @@ default-server = check inter 200ms fall 1 rise 2
 """
 
 
-@pytest.fixture(scope="module", params=list(SUITES))
-def installed(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A machine with hitlessd installed."""
-    with Machine(request.param) as machine:
-        machine.install(TREE, CONFIGURATION)
-        yield machine
-
-
-@pytest.fixture
-def machine(installed: Machine) -> Machine:
-    """By this name, for the evidence of failed tests."""
-    return installed
-
-
-@pytest.fixture
-def service(machine: Machine) -> Iterator[Service]:
-    service = Service(machine)
-    service.configure(CONFIGURATION)
-    try:
-        yield service
-    finally:
-        service.stop()
+@pytest.fixture(scope="module")
+def text() -> str:
+    return CONFIGURATION
 
 
 def statuses(service: Service) -> dict[str, str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from machine import SUITES, Machine
+from machine import Machine
 from service import TREE, UNIT, Service, backend, configuration
 
 from hitlessd.events import Event
@@ -20,12 +20,12 @@ server dead = 127.0.0.1:9 check inter 100ms fall 1
 """
 
 
-@pytest.fixture(params=list(SUITES))
-def service(request: pytest.FixtureRequest) -> Iterator[Service]:
-    with Machine(request.param) as machine:
-        machine.install(TREE, configuration())
-        with backend(machine):
-            yield Service(machine)
+@pytest.fixture
+def service(fresh_machine: Machine) -> Iterator[Service]:
+    """On a machine whose journal has nothing else."""
+    fresh_machine.install(TREE, configuration())
+    with backend(fresh_machine):
+        yield Service(fresh_machine)
 
 
 def entries(service: Service, event: Event) -> list[dict[str, str]]:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from machine import ARTEFACTS, SUITES, Machine, MachineError
+from container import Container
+from machine import ARTEFACTS, SUITES, MachineError
 
 HERE = Path(__file__).resolve().parent
 VERSIONS = {"debian-12": "252", "debian-13": "257"}
@@ -26,6 +27,12 @@ while True:
 CLIENT = "import socket; print(socket.create_connection(('127.0.0.1', 4711), 10).recv(5).decode())"
 
 
+@pytest.fixture
+def machine(booted: Container) -> Container:
+    """Shared by all tests that ask for it: they must leave it as they found it."""
+    return booted
+
+
 def running_cgroups() -> set[str]:
     """The machines of this process that still have a cgroup."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
@@ -33,7 +40,7 @@ def running_cgroups() -> set[str]:
     return {path.name for path in hierarchy.glob(f"hitlessd-vm-{os.getpid()}-*")}
 
 
-def test_boots_completely(machine: Machine, record_property: Callable[[str, object], None]) -> None:
+def test_boots_completely(machine: Container, record_property: Callable[[str, object], None]) -> None:
     version = machine.run("systemctl", "--version").stdout.split()[1]
     assert version.startswith(VERSIONS[machine.name])
     state = machine.run("systemctl", "is-system-running", check=False).stdout.strip()
@@ -42,33 +49,33 @@ def test_boots_completely(machine: Machine, record_property: Callable[[str, obje
     record_property("boot", machine.run("systemd-analyze", "time").stdout.splitlines()[0].strip())
 
 
-def test_has_a_loopback_interface_and_no_other(machine: Machine) -> None:
+def test_has_a_loopback_interface_and_no_other(machine: Container) -> None:
     addresses = machine.run("ip", "-brief", "address").stdout
     assert addresses.split() == ["lo", "UNKNOWN", "127.0.0.1/8", "::1/128"]
 
 
-def test_sees_only_cgroup2(machine: Machine) -> None:
+def test_sees_only_cgroup2(machine: Container) -> None:
     assert machine.run("stat", "--file-system", "--format=%T", "/sys/fs/cgroup").stdout.strip() == "cgroup2fs"
 
 
-def test_run_gives_status_and_output(machine: Machine) -> None:
+def test_run_gives_status_and_output(machine: Container) -> None:
     result = machine.run("sh", "-c", "cat; echo err >&2; exit 3", input="in\n", check=False)
     assert (result.returncode, result.stdout, result.stderr) == (3, "in\n", "err\n")
     assert machine.run("cat").stdout == ""
 
 
-def test_run_raises_with_what_the_command_said(machine: Machine) -> None:
+def test_run_raises_with_what_the_command_said(machine: Container) -> None:
     with pytest.raises(MachineError, match=r"cannot 'sh -c .*' on debian-1\d: exit status 3: too bad"):
         machine.run("sh", "-c", "echo too bad; exit 3")
 
 
-def test_run_kills_what_takes_too_long(machine: Machine) -> None:
+def test_run_kills_what_takes_too_long(machine: Container) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         machine.run("sleep", "4711", timeout=0.1)
     assert machine.run("pgrep", "--full", "sleep 4711", check=False).stdout == ""
 
 
-def test_start_gives_a_process_that_signals_reach(machine: Machine) -> None:
+def test_start_gives_a_process_that_signals_reach(machine: Container) -> None:
     with machine.start(
         "sh", "-c", "trap 'echo got it; exit 7' USR1; echo ready; while :; do read line; done"
     ) as process:
@@ -85,7 +92,7 @@ def test_start_gives_a_process_that_signals_reach(machine: Machine) -> None:
         assert process.wait(10) == 7
 
 
-def test_start_gives_a_process_that_can_be_killed(machine: Machine) -> None:
+def test_start_gives_a_process_that_can_be_killed(machine: Container) -> None:
     with machine.start("sleep", "inf") as process:
         inside = process.inside_pid
         process.kill()
@@ -93,7 +100,7 @@ def test_start_gives_a_process_that_can_be_killed(machine: Machine) -> None:
     assert machine.run("test", "-e", f"/proc/{inside}", check=False).returncode == 1
 
 
-def test_start_gives_a_process_that_can_be_stopped(machine: Machine) -> None:
+def test_start_gives_a_process_that_can_be_stopped(machine: Container) -> None:
     def state() -> str:
         return machine.read(f"/proc/{inside}/stat").rpartition(")")[2].split()[0]
 
@@ -111,7 +118,7 @@ def test_start_gives_a_process_that_can_be_stopped(machine: Machine) -> None:
         assert process.wait(10) == -signal.SIGKILL
 
 
-def test_files_go_in_and_come_out(fresh_machine: Machine, tmp_path: Path) -> None:
+def test_files_go_in_and_come_out(fresh_machine: Container, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "file").write_text("content")
     os.chown(tmp_path / "sub", 1234, 1234)
@@ -122,7 +129,7 @@ def test_files_go_in_and_come_out(fresh_machine: Machine, tmp_path: Path) -> Non
     assert fresh_machine.run("/srv/script").stdout == "done\n"
 
 
-def test_files_do_not_leave_through_symbolic_links(fresh_machine: Machine, tmp_path: Path) -> None:
+def test_files_do_not_leave_through_symbolic_links(fresh_machine: Container, tmp_path: Path) -> None:
     fresh_machine.run("ln", "-s", str(tmp_path), "/srv/link")
     fresh_machine.run("mkdir", "--parents", str(tmp_path))
     fresh_machine.write("/srv/link/file", "content")
@@ -130,14 +137,14 @@ def test_files_do_not_leave_through_symbolic_links(fresh_machine: Machine, tmp_p
     assert fresh_machine.read(f"{tmp_path}/file") == "content"
 
 
-def test_boots_are_fresh(fresh_machine: Machine) -> None:
+def test_boots_are_fresh(fresh_machine: Container) -> None:
     mark = Path("/usr/mark")
     fresh_machine.write(str(mark), "")
-    with Machine(fresh_machine.name) as other:
+    with Container(fresh_machine.name) as other:
         assert other.run("test", "-e", str(mark), check=False).returncode == 1
 
 
-def test_journal_is_read_by_unit_and_from_a_cursor(machine: Machine) -> None:
+def test_journal_is_read_by_unit_and_from_a_cursor(machine: Container) -> None:
     before = machine.journal_cursor()
     machine.run("systemd-run", "--wait", "--quiet", "--unit=said", "echo", "one")
     between = machine.journal_cursor()
@@ -153,7 +160,7 @@ def test_journal_is_read_by_unit_and_from_a_cursor(machine: Machine) -> None:
     assert any(entry.get("MESSAGE") == "three" for entry in machine.journal(since_cursor=between))
 
 
-def test_a_first_connection_starts_a_socket_unit(fresh_machine: Machine) -> None:
+def test_a_first_connection_starts_a_socket_unit(fresh_machine: Container) -> None:
     fresh_machine.write("/srv/server.py", SERVER)
     fresh_machine.write("/etc/systemd/system/hello.socket", "[Socket]\nListenStream=127.0.0.1:4711\n")
     fresh_machine.write("/etc/systemd/system/hello.service", "[Service]\nExecStart=/usr/bin/python3 /srv/server.py\n")
@@ -165,14 +172,14 @@ def test_a_first_connection_starts_a_socket_unit(fresh_machine: Machine) -> None
     assert fresh_machine.property("hello.service", "MainPID") != "0"
 
 
-def test_wait_until_gives_the_value_or_raises(machine: Machine) -> None:
+def test_wait_until_gives_the_value_or_raises(machine: Container) -> None:
     values = iter([0, "", "there"])
     assert machine.wait_until(lambda: next(values), 10, "the third value") == "there"
     with pytest.raises(TimeoutError, match=r"not within 0 s on debian-1\d: nothing"):
         machine.wait_until(lambda: False, 0, "nothing")
 
 
-def test_wait_until_notices_that_the_machine_died(fresh_machine: Machine) -> None:
+def test_wait_until_notices_that_the_machine_died(fresh_machine: Container) -> None:
     os.kill(fresh_machine.leader, signal.SIGKILL)
     with pytest.raises(MachineError, match="has died"):
         fresh_machine.wait_until(lambda: False, 60, "nothing")
@@ -181,7 +188,7 @@ def test_wait_until_notices_that_the_machine_died(fresh_machine: Machine) -> Non
 @pytest.mark.parametrize("name", SUITES)
 def test_nothing_remains_of_a_machine(name: str, tmp_path: Path) -> None:
     before = running_cgroups()
-    with Machine(name, artefacts=tmp_path) as machine:
+    with Container(name, artefacts=tmp_path) as machine:
         assert len(running_cgroups() - before) == 1
         process = machine.start("sleep", "inf")
         stopped = machine.start("sleep", "inf")
@@ -197,7 +204,8 @@ def test_nothing_remains_of_a_machine(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SUITES)
 def test_nothing_remains_of_a_killed_test_run(name: str) -> None:
     program = (
-        f"import sys; sys.path.insert(0, {str(HERE)!r}); from machine import Machine; machine = Machine({name!r}); "
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); from container import Container; "
+        f"machine = Container({name!r}); "
         "machine.__enter__(); machine.start('cat').send_signal(19); print(machine.leader, flush=True); sys.stdin.read()"
     )
     argv = [sys.executable, "-B", "-c", program]
@@ -215,7 +223,7 @@ def test_nothing_remains_of_a_killed_test_run(name: str) -> None:
 
 def test_an_exception_keeps_the_evidence(tmp_path: Path) -> None:
     def fail() -> None:
-        with Machine("debian-12", artefacts=tmp_path) as machine:
+        with Container("debian-12", artefacts=tmp_path) as machine:
             machine.run("logger", "a trace of it")
             machine.run("journalctl", "--sync")
             raise ZeroDivisionError
@@ -230,14 +238,14 @@ def test_an_exception_keeps_the_evidence(tmp_path: Path) -> None:
 def test_a_failed_boot_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     before = running_cgroups()
     with pytest.raises(MachineError, match="cannot boot debian-13: it is not up after 0 s"):
-        Machine("debian-13", boot_deadline=0, artefacts=tmp_path).__enter__()
+        Container("debian-13", boot_deadline=0, artefacts=tmp_path).__enter__()
     assert running_cgroups() == before
 
 
 def test_a_machine_without_an_image_says_how_to_make_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(MachineError, match=r"cannot boot debian-12: there is no .*; run `python vm-tests/image.py`"):
-        Machine("debian-12").__enter__()
+        Container("debian-12").__enter__()
 
 
 def test_artefacts_have_a_place_in_the_tree() -> None:

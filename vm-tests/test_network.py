@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from crowd import CROWDED, Crowd, Program, bad_wires
-from machine import SUITES, Machine
-from service import LOADED, PORT, TREE, UNIT, Service
+from machine import Machine
+from service import LOADED, PORT, UNIT, Service
 from wires import BALANCER, SERVERS, switch
 
 Record = Callable[[str, object], None]
@@ -45,28 +45,17 @@ server two = {SERVERS[1]}:{LOADED}
 """
 
 
-@pytest.fixture(scope="module", params=list(SUITES))
-def installed(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A machine with hitlessd installed."""
-    with Machine(request.param) as machine:
-        machine.install(TREE, CONFIGURATION)
-        yield machine
+@pytest.fixture(scope="module")
+def text() -> str:
+    return CONFIGURATION
 
 
 @pytest.fixture
-def machine(installed: Machine) -> Machine:
-    """By this name, for the evidence of failed tests."""
-    return installed
-
-
-@pytest.fixture
-def service(machine: Machine) -> Iterator[Service]:
-    service = Service(machine)
-    with switch(lambda script: machine.run("sh", "-c", script)):
-        try:
-            yield service
-        finally:
-            service.stop()
+def service(service: Service) -> Iterator[Service]:
+    """On a network."""
+    with switch(lambda script: service.machine.run("sh", "-c", script)):
+        yield service
+        service.stop()
 
 
 def rows(service: Service) -> dict[tuple[str, str], dict[str, str]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from crowd import CROWDED, Crowd
-from machine import SUITES, Machine
-from package import build, with_version
+from machine import Machine
+from package import Built, build, with_version
 from service import LOADED, SOCKET, TREE, UNIT, Load, Service
 
 Record = Callable[[str, object], None]
@@ -50,23 +50,21 @@ def ruin(tree: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    directory = tmp_path_factory.mktemp("packages")
+def packages(built: Built) -> dict[str, Path]:
     return {
-        OLD: build(directory, with_version(OLD)),
-        NEW: build(directory, with_version(NEW)),
-        BROKEN: build(directory, with_version(BROKEN), ruin),
+        OLD: built(OLD, with_version(OLD)),
+        NEW: built(NEW, with_version(NEW)),
+        BROKEN: built(BROKEN, with_version(BROKEN), ruin),
     }
 
 
-@pytest.fixture(scope="module", params=list(SUITES))
-def installed(request: pytest.FixtureRequest, packages: dict[str, Path]) -> Iterator[Machine]:
+@pytest.fixture(scope="module")
+def installed(booted: Machine, packages: dict[str, Path]) -> Machine:
     """A machine where the package is installed as it comes."""
-    with Machine(request.param) as machine:
-        for package in packages.values():
-            machine.push(package, f"/root/{package.name}")
-        install(machine, OLD)
-        yield machine
+    for package in packages.values():
+        booted.push(package, f"/root/{package.name}")
+    install(booted, OLD)
+    return booted
 
 
 @pytest.fixture

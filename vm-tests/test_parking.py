@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from crowd import CROWDED, Account, Crowd, Killer, bad_wires, cpu_of_pid_1, hog, parked
@@ -47,28 +47,9 @@ def configuration(
     return CONFIGURATION.format(bind=bind, server=server, more=more, maxconn=maxconn)
 
 
-@pytest.fixture(scope="module", params=list(SUITES))
-def installed(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A machine with hitlessd installed."""
-    with Machine(request.param) as machine:
-        machine.install(TREE, configuration())
-        yield machine
-
-
-@pytest.fixture
-def machine(installed: Machine) -> Machine:
-    """By this name, for the evidence of failed tests."""
-    return installed
-
-
-@pytest.fixture
-def service(machine: Machine) -> Iterator[Service]:
-    service = Service(machine)
-    service.configure(configuration())
-    try:
-        yield service
-    finally:
-        service.stop()
+@pytest.fixture(scope="module")
+def text() -> str:
+    return configuration()
 
 
 def restart(service: Service) -> float:

@@ -6,37 +6,19 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from machine import SUITES, Machine
-from service import FAULTS, LOADED, PORT, SOCKET, TREE, UNIT, Load, Service, backend, configuration
+from machine import Machine
+from service import FAULTS, LOADED, PORT, SOCKET, UNIT, Load, Service, backend, configuration
 
 from tests.support.places import places
 
 RATE = 1000
 
 
-@pytest.fixture(scope="module", params=list(SUITES))
-def installed(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A machine with hitlessd installed and an echo server behind it."""
-    with Machine(request.param) as machine:
-        machine.install(TREE, configuration())
-        with backend(machine):
-            yield machine
-
-
-@pytest.fixture
-def machine(installed: Machine) -> Machine:
-    """By this name, for the evidence of failed tests."""
-    return installed
-
-
-@pytest.fixture
-def service(machine: Machine) -> Iterator[Service]:
-    service = Service(machine)
-    service.configure(configuration())
-    try:
-        yield service
-    finally:
-        service.stop()
+@pytest.fixture(scope="module")
+def installed(installed: Machine) -> Iterator[Machine]:
+    """With an echo server."""
+    with backend(installed):
+        yield installed
 
 
 def test_the_first_connection_starts_it(service: Service) -> None:
@@ -221,7 +203,7 @@ def test_whoever_dies_in_a_handover_one_generation_serves(
     service.drop_in(f"[Service]\nEnvironment=HITLESSD_FAULTS={FAULTS}\n")
     service.start()
     assert service.connect() == "hello"
-    listener = service.listener()
+    listener, cursor = service.listener(), service.machine.journal_cursor()
     for place in places():
         service.fault(place, f"SIG{number}")
         refused = service.reload().returncode != 0
@@ -236,3 +218,5 @@ def test_whoever_dies_in_a_handover_one_generation_serves(
         again = service.reload()
         assert again.returncode == 0, (place, again.stderr)
         assert service.serving(), place
+    # systemd has waited for nobody who is dead.
+    assert [line for line in service.complaints(cursor) if "Watchdog" in line or "timed out" in line] == []

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from crowd import CROWDED, Crowd, Killer, parked
-from machine import SUITES, Machine
-from service import PORT, TREE, UNIT, Load, Service, backend
+from machine import Machine
+from service import PORT, UNIT, Load, Service, backend
 
 Record = Callable[[str, object], None]
 
@@ -82,30 +82,16 @@ def configuration(more: str = "maxconn = 3000") -> str:
     return CONFIGURATION.format(more=more)
 
 
-@pytest.fixture(scope="module", params=list(SUITES))
-def installed(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A machine with hitlessd installed."""
-    with Machine(request.param) as machine:
-        machine.install(TREE, configuration())
-        # Of its own, so that it can be filled.
-        machine.run("mount", "-t", "tmpfs", "-o", "size=1M,mode=1777", "private", "/var/tmp")
-        yield machine
+@pytest.fixture(scope="module")
+def text() -> str:
+    return configuration()
 
 
-@pytest.fixture
-def machine(installed: Machine) -> Machine:
-    """By this name, for the evidence of failed tests."""
+@pytest.fixture(scope="module")
+def installed(installed: Machine) -> Machine:
+    """With a /var/tmp of its own, so that it can be filled."""
+    installed.run("mount", "-t", "tmpfs", "-o", "size=1M,mode=1777", "private", "/var/tmp")
     return installed
-
-
-@pytest.fixture
-def service(machine: Machine) -> Iterator[Service]:
-    service = Service(machine)
-    service.configure(configuration())
-    try:
-        yield service
-    finally:
-        service.stop()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from container import Container
 from machine import Machine
 from service import TREE
 
@@ -25,7 +26,7 @@ FILES = (
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    with Machine("debian-13") as machine:
+    with Container("debian-13") as machine:
         for name in ("hitlessd", "tests"):
             machine.push(TREE / name, f"/opt/hitlessd/{name}")
         machine.push(TREE / "pyproject.toml", "/opt/hitlessd/pyproject.toml")

@@ -11,8 +11,9 @@ from hitlessd.ctl.output import DONE, REFUSED, UNREACHABLE, say
 __all__ = ["quietly", "reload"]
 
 _RECONNECT = 30.0  # seconds in which a new main process must answer after the one we spoke to has gone
-#: The same as an ExecReload=: systemd starts the crashed service again only after we have ended (systemd.service(5)).
-_RECONNECT_IN_UNIT = 1.0
+#: The same as an ExecReload=: systemd starts the crashed service again only after we have ended (systemd.service(5)),
+#: and clients wait meanwhile. Only who died between MAINPID= and the hand-over of its callers has a successor.
+_RECONNECT_IN_UNIT = 0.3
 _PAUSE = 0.05  # seconds between attempts to reconnect
 _HISTORY = 5.0  # seconds to wait for it
 
@@ -89,6 +90,8 @@ def _outcome_from_successor(
     """The main process has gone without an answer: whoever serves now tells how it ended."""
     asked = number(before, "Now_monotonic_usec")
     in_unit = os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+    if in_unit:
+        _end_reload()
     until = time.monotonic() + (_RECONNECT_IN_UNIT if in_unit else _RECONNECT)
     if deadline is not None:
         until = min(until, deadline)
@@ -108,6 +111,14 @@ def _outcome_from_successor(
         return _no_answer(where, timeout)
     say(f"cannot learn how the reload ended: hitlessd closed the connection, and {reason}", error=True)
     return UNREACHABLE
+
+
+def _end_reload() -> None:
+    """Tell systemd that the reload is over, lest it wait when we have ended for READY=1 from a main process that said
+    RELOADING=1 and is dead: 257 does, until the watchdog fires, and restarts nothing meanwhile."""
+    from hitlessd.systemd import Manager  # only those who need it pay for it
+
+    Manager(dict(os.environ)).notify("READY=1")
 
 
 def _judge(where: str, info: dict[str, str], show: Show, comparable: bool) -> int:
