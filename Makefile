@@ -63,8 +63,8 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Most tests wait for something: three at a time keep two CPUs busy.
 test: $(VENV)/.test
-	# Most tests wait for something: three at a time keep two CPUs busy.
 	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 deb:
