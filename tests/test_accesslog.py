@@ -297,6 +297,7 @@ def test_the_same_connections_through_haproxy_look_alike(tmp_path: Path) -> None
 
 _HTTP = """\
 global
+    nbthread 1
     log stdout format raw local0
 defaults
     mode http

@@ -97,13 +97,14 @@ class Immigration:
         for position, conn in taken:
             if conn.slot >= 0:
                 batch.keep(position)
-        # Nothing of them was read or written so far: should we die, the sender goes on with those that are not parked.
+        # Nothing of them was read or written: had we died, the sender would go on with those that are not parked.
+        batch.count()
+        # Before anybody knows: whoever hears of the move may ask at once how many are here.
+        worker.write_counters()
         try:
             channel.send(self._sock, {"is": "taken"})
         except OSError:
             pass  # the sender is gone; what it sent is still to be read
-        batch.count()
-        worker.write_counters()
         self._strike(f"batch-{self._batches}")
 
     def _refuse(self, why: str) -> None:
