@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hitlessd import latecomers
+from hitlessd.bugs import account
 from hitlessd.dataclass import replace
 from hitlessd.errors import ConfigError, HitlessdError, PeerError, SystemRefused
 from hitlessd.events import Event
@@ -470,9 +471,5 @@ class Main(Facade):
             self._homecoming.lose(Counter({YOUNG: lost}))  # the successor goes on with the others
 
     def _report(self, what: str, error: BaseException) -> None:
-        import traceback  # in hand for a bug only; its import would slow every reload
-
-        text = "".join(traceback.format_exception(error))
-        self.log(
-            "crit", f"a callback of {what} failed, which is a bug in hitlessd; it goes on\n{text}", event=Event.BUG
-        )
+        text = f"a callback of {what} failed, which is a bug in hitlessd; it goes on\n{account(error)}"
+        self.log("crit", text, event=Event.BUG)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hitlessd import channel, worker
+from hitlessd.bugs import account
 from hitlessd.descriptors import ShortOfDescriptors, close_all
 from hitlessd.errors import PeerError
 from hitlessd.events import Event
@@ -333,11 +334,9 @@ class Pool:
                     exact=self._parks.exact,
                 )
             )
-        except BaseException:
-            import traceback
-
+        except BaseException as error:
             with contextlib.suppress(Exception):
-                self._log("crit", f"worker {index} ends: {traceback.format_exc()}", event=Event.BUG)
+                self._log("crit", f"worker {index} ends: {account(error)}", event=Event.BUG)
         finally:
             os._exit(1)
 

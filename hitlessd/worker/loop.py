@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Container, Sequence
 from typing import NoReturn
 
+from hitlessd.bugs import account
 from hitlessd.events import Event
 from hitlessd.model import Backend, Frontend
 from hitlessd.quota import Quota
@@ -290,9 +291,7 @@ class Worker:
 
     def crashed(self, owner: object) -> None:
         """A bug met one connection: say so, close that one, go on. To be called while the exception is handled."""
-        import traceback  # its import would slow every reload
-
-        text = f"cannot go on with a connection because of a bug in hitlessd: {traceback.format_exc()}"
+        text = f"cannot go on with a connection because of a bug in hitlessd: {account()}"
         self.log("err", text, event=Event.BUG)
         conn = owner.conn if isinstance(owner, Side) else owner
         if not isinstance(conn, Connection):
@@ -301,7 +300,7 @@ class Worker:
             conn.cause = conn.cause or "ID"
             conn.close()
         except Exception:
-            text = f"cannot close a connection because of a bug in hitlessd: {traceback.format_exc()}"
+            text = f"cannot close a connection because of a bug in hitlessd: {account()}"
             self.log("crit", text, event=Event.BUG)
 
     def _refresh(self) -> None:
