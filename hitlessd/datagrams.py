@@ -6,6 +6,7 @@ address: that halves what sending costs.
 
 from __future__ import annotations
 
+import array
 import errno
 import socket
 from typing import Any
@@ -62,6 +63,23 @@ class Datagrams:
                 self.socket.close()
                 self.socket = made
             self.socket.send(data)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    def send_descriptor(self, fd: int) -> int:
+        """An empty datagram with a descriptor, over a unix socket that send() has opened; 0, or errno."""
+        assert self.socket is not None
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        try:
+            self.socket.sendmsg([], rights)
+            return 0
+        except OSError:
+            pass
+        try:
+            # What is too large is refused before the kernel looks whether anybody is there, so that send() did not.
+            self.socket.connect(self._address)
+            self.socket.sendmsg([], rights)
         except OSError as error:
             return error.errno or errno.EIO
         return 0
