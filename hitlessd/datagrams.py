@@ -7,6 +7,7 @@ address: that halves what sending costs.
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import socket
 from typing import Any
@@ -31,6 +32,13 @@ class Datagrams:
         """Raises OSError for want of descriptors; not when nobody is there."""
         if self.socket is None:
             self.socket = self._made()
+
+    def renew(self) -> None:
+        """Look again who is at the path of a unix socket: another one may be, while the old one's socket is open still,
+        in a process that its receiver left behind, and takes what nobody will read."""
+        if self.socket is not None and self._family == socket.AF_UNIX:
+            with contextlib.suppress(OSError):  # the old one is better than none
+                self.socket.connect(self._address)
 
     def send(self, data: bytes) -> int:
         """0, or errno. Raises OSError only for want of descriptors."""
