@@ -6,6 +6,8 @@ address: that halves what sending costs.
 
 from __future__ import annotations
 
+import array
+import contextlib
 import errno
 import socket
 from typing import Any
@@ -30,6 +32,13 @@ class Datagrams:
         """Raises OSError for want of descriptors; not when nobody is there."""
         if self.socket is None:
             self.socket = self._made()
+
+    def renew(self) -> None:
+        """Look again who is at the path of a unix socket: another one may be, while the old one's socket is open still,
+        in a process that its receiver left behind, and takes what nobody will read."""
+        if self.socket is not None and self._family == socket.AF_UNIX:
+            with contextlib.suppress(OSError):  # the old one is better than none
+                self.socket.connect(self._address)
 
     def send(self, data: bytes) -> int:
         """0, or errno. Raises OSError only for want of descriptors."""
@@ -62,6 +71,23 @@ class Datagrams:
                 self.socket.close()
                 self.socket = made
             self.socket.send(data)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    def send_descriptor(self, fd: int) -> int:
+        """An empty datagram with a descriptor, over a unix socket that send() has opened; 0, or errno."""
+        assert self.socket is not None
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        try:
+            self.socket.sendmsg([], rights)
+            return 0
+        except OSError:
+            pass
+        try:
+            # What is too large is refused before the kernel looks whether anybody is there, so that send() did not.
+            self.socket.connect(self._address)
+            self.socket.sendmsg([], rights)
         except OSError as error:
             return error.errno or errno.EIO
         return 0

@@ -5,7 +5,6 @@ libsystemd's sd_journal_sendv(3) blocks while journald takes nothing; a worker t
 
 from __future__ import annotations
 
-import array
 import errno
 import fcntl
 import os
@@ -54,20 +53,16 @@ class Journal:
 
     def _send_file(self, entry: bytes) -> bool:
         """What is too large for a datagram goes as a file."""
-        sock = self._datagrams.socket
-        assert sock is not None
         fd = os.memfd_create("journal-entry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             with open(fd, "wb", buffering=0, closefd=False) as file:
                 file.write(entry)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))
-            sock.sendmsg([], [rights])
+            return not self._datagrams.send_descriptor(fd)
         except OSError:
             return False
         finally:
             os.close(fd)
-        return True
 
     def close(self) -> None:
         self._datagrams.close()

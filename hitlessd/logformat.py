@@ -159,6 +159,7 @@ class _Compiler:
         self._names["shown"] = _shown
         expression = f"shown({name}(r))"
         at = match.end()
+        last = ""
         while text.startswith(",", at):
             match = _FETCH.match(text, at + 1)
             converter = match[1] if match else ""
@@ -167,12 +168,15 @@ class _Compiler:
                     f'cannot use the converter "{converter}": expected {" or ".join(_CONVERTERS)}'
                     f"{_nearest(converter, _CONVERTERS)}"
                 )
-            # Only ASCII letters have two cases in a header.
-            self._names[converter] = _lower if converter == "lower" else _upper
-            expression = f"{converter}({expression})"
+            last = converter
             at = match.end()
         if not text.startswith("]", at):
             raise ValueError(f'cannot read "%[{text[match.start() :]}": expected "]" after "{match[0].strip()}"')
+        if last:
+            # The others leave no trace, and Python would not read hundreds of parentheses in each other. Only ASCII
+            # letters have two cases in a header.
+            self._names[last] = _lower if last == "lower" else _upper
+            expression = f"{last}({expression})"
         if self._log:
             expression = f"controls({expression})"
         self._value(self._text(expression, flags))

@@ -43,6 +43,7 @@ class Syslog:
         """Whether it went out. Longer lines are cut."""
         line = self._head_at(int(time.time()), priority) + text
         data = line.replace("\n", " ").encode(errors="backslashreplace")
+        self._datagrams.renew()
         return not self._send(data[: _LONGEST - 1] + b"\n")
 
     def access(self, line: str, whole: bool = False, fields: str = "", generation: int = 0) -> bool:
@@ -54,6 +55,7 @@ class Syslog:
         if second != self._second:
             self._head = self._head_at(second, _INFO)
             self._second = second
+            self._datagrams.renew()
         line = f"{self._head}{line}\n"
         try:
             data = line.encode()

@@ -35,6 +35,44 @@ def test_of_the_one_that_is_being_handled() -> None:
         assert account().endswith("in fail\nValueError: no such thing")
 
 
+@pytest.mark.parametrize("how", ["cause", "context", "none"])
+def test_what_led_to_it_is_told_first(how: str) -> None:
+    def lead() -> None:
+        try:
+            fail(1)
+        except ValueError as error:
+            if how == "context":
+                raise KeyError("b")  # noqa: B904
+            raise KeyError("b") from (error if how == "cause" else None)
+
+    with pytest.raises(KeyError) as caught:
+        lead()
+    library = "".join(traceback.format_exception(caught.value)).splitlines()
+    # Without the text of the lines.
+    assert account(caught.value).splitlines() == [line for line in library if not line.startswith("    ")]
+
+
+def test_a_circle_of_errors_has_an_end() -> None:
+    one, two = ValueError("one"), ValueError("two")
+    one.__cause__, two.__cause__ = two, one
+    assert account(one).count("ValueError: one") == 3
+
+
+def test_a_long_way_is_cut_in_the_middle() -> None:
+    with pytest.raises(ValueError, match="thing") as caught:
+        fail(400)
+    told = account(caught.value).splitlines()
+    assert len(told) == 43 and told[21] == "  ... 362 more calls"
+
+
+def test_an_error_that_cannot_say_what_it_is() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError("mute")
+
+    assert account(Mute()).endswith("Mute: <exception str() failed>")
+
+
 LAST = """
 import os, resource, sys
 from hitlessd import latecomers

@@ -346,7 +346,12 @@ def test_systemd_learns_that_the_reload_of_a_dead_main_is_over(tmp_path: Path, m
         # By hand nobody waits for us.
         with scripted(path, vanish_after(info(7, 1000, 5000)), vanish_after(info(8, 6000, 7000))):
             assert ctl.main(["-s", str(path), "reload"]) == DONE
+        # Nor where another unit runs us, with nobody but us to wait for.
         monkeypatch.setenv("SYSTEMD_EXEC_PID", str(os.getpid()))
+        monkeypatch.setattr("hitlessd.ctl.reload._RECONNECT_IN_UNIT", 0.0)
+        with scripted(path, vanish_after(info(7, 1000, 5000)), vanish_after(), vanish_after(info(8, 6000, 7000))):
+            assert ctl.main(["-s", str(path), "reload"]) == DONE
+        monkeypatch.setenv("MAINPID", str(os.getppid()))
         with scripted(path, vanish_after(info(7, 1000, 5000))):
             assert ctl.main(["-s", str(path), "reload"]) == UNREACHABLE
         notify.wait("READY=1", os.getpid(), 0)

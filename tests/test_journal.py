@@ -98,6 +98,19 @@ def test_a_journald_that_is_not_there_or_comes_back(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_what_is_too_large_finds_the_journald_that_is_there(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "journal"))
+    large = [("MESSAGE", "x" * (9 << 20))]
+    assert not journal.send(large)
+    for _ in ("one that has come late", "one that came back"):
+        receiver = Receiver(str(tmp_path / "journal"))
+        assert journal.send(large)
+        assert [len(entry["MESSAGE"]) for entry in receiver.entries()] == [9 << 20]
+        receiver.socket.close()
+        os.unlink(receiver.path)
+    journal.close()
+
+
 def test_a_journald_that_reads_nothing_costs_lines_and_not_time(receiver: Receiver) -> None:
     log = Log(LogTarget("journal"), 3, journal=receiver.path)
     before = time.monotonic()

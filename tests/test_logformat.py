@@ -129,6 +129,11 @@ def test_samples() -> None:
     assert line("%[src,lower,upper]:%[src_port]") == "192.0.2.7:33088"
 
 
+def test_of_many_converters_the_last_one_counts() -> None:
+    head = Head(fields=((b"X", b"aB"),))
+    assert line(f"%[req.hdr(x){',lower,upper' * 300}]%[req.hdr(x){',upper,lower' * 300}]", request=head) == "ABab"
+
+
 def test_a_header_keeps_its_spaces_and_shows_nothing_as_nothing() -> None:
     assert line(" %[req.hdr(none)]|%ID|%hr   x ", log=False) == " ||   x "
 

@@ -12,7 +12,7 @@ import pytest
 
 from hitlessd.log import Log
 from hitlessd.model import InetAddress, LogTarget, UnixAddress
-from hitlessd.syslog import FACILITIES
+from hitlessd.syslog import FACILITIES, Syslog
 
 #: As haproxy 2.6 writes it, with the process's number.
 _LINE = r"<{}>[A-Z][a-z][a-z] [ \d]\d \d\d:\d\d:\d\d hitlessd\[{}\]: {}\n"
@@ -80,3 +80,26 @@ def test_nobody_there_does_not_raise(tmp_path: Path) -> None:
     log = Log(LogTarget("syslog", "info", UnixAddress(str(tmp_path / "log"))))
     log("info", "lost")
     log.configure(LogTarget("stderr"))
+
+
+def test_a_new_server_is_found_while_the_old_socket_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a server that left it to a child when it was started again."""
+    path = str(tmp_path / "log")
+    now = 1_700_000_000.0
+    monkeypatch.setattr("hitlessd.syslog._time", lambda: now)
+    with _server(socket.AF_UNIX, path) as old:
+        syslog = Syslog(UnixAddress(path), "local0", "hitlessd")
+        assert syslog.access("one") and syslog.send(6, "two")
+        assert old.recv(100).endswith(b" one\n") and old.recv(100).endswith(b" two\n")
+        os.unlink(path)
+        assert syslog.send(6, "three")
+        assert old.recv(100).endswith(b" three\n")  # nobody else is there
+        with _server(socket.AF_UNIX, path) as new:
+            assert syslog.send(6, "four")
+            assert new.recv(100).endswith(b" four\n")
+        os.unlink(path)
+        with _server(socket.AF_UNIX, path) as new:
+            now += 1.0
+            assert syslog.access("five")
+            assert new.recv(100).endswith(b" five\n")
+        syslog.close()

@@ -89,7 +89,7 @@ def _outcome_from_successor(
 ) -> int:
     """The main process has gone without an answer: whoever serves now tells how it ended."""
     asked = number(before, "Now_monotonic_usec")
-    in_unit = os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+    in_unit = _is_exec_reload()
     if in_unit:
         _end_reload()
     until = time.monotonic() + (_RECONNECT_IN_UNIT if in_unit else _RECONNECT)
@@ -111,6 +111,13 @@ def _outcome_from_successor(
         return _no_answer(where, timeout)
     say(f"cannot learn how the reload ended: hitlessd closed the connection, and {reason}", error=True)
     return UNREACHABLE
+
+
+def _is_exec_reload() -> bool:
+    """Whether systemd waits for us with the main process's unit. Of another unit, say one that renews certificates and
+    then has hitlessd reload, there is no main process while we run, or it is ourselves (systemd.exec(5))."""
+    own = str(os.getpid())
+    return os.environ.get("SYSTEMD_EXEC_PID") == own and os.environ.get("MAINPID", own) != own
 
 
 def _end_reload() -> None:
