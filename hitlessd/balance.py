@@ -41,6 +41,8 @@ Loads = Callable[[int], int]
 _LONGEST_CYCLE = 8192
 #: Servers looked at beside each choice, in turn.
 _LOOKS = 4
+#: Among many, so many full ones in a row for each server, and the turn is left.
+_MISSES = 2
 _MASK = (1 << 64) - 1
 
 
@@ -103,10 +105,23 @@ class RoundRobin:
     def choose(self, key: bytes, loads: Loads, full: Collection[int] = NOBODY) -> int | None:
         if full and len(full) >= len(self._weights):
             return None
+        missed = 0
         while True:
             position = self._next()
             if position not in full:
                 return position
+            missed += 1
+            if self._many is not None and missed == _MISSES * len(self._weights):
+                return self._among_free(full)
+
+    def _among_free(self, full: Collection[int]) -> int:
+        """One of the few light ones that are not full, without waiting for its turn among the heavy ones."""
+        free = [position for position in range(len(self._weights)) if position not in full]
+        for position in free:
+            self._current[position] += self._weights[position]
+        best = max(free, key=self._current.__getitem__)
+        self._current[best] -= sum(self._weights[position] for position in free)
+        return best
 
 
 class StaticRoundRobin:

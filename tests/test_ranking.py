@@ -50,6 +50,23 @@ def test_heavy_ones_are_not_chosen_in_a_row() -> None:
     assert sum(one == other == 0 for one, other in pairwise(turn)) <= 1
 
 
+def test_roundrobin_finds_light_ones_among_many_full_heavy_ones_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a million places of a turn are not gone through; the light ones have their weights."""
+    algorithm, loads = RoundRobin([256] * 2000 + [1, 3]), Loads(2002)
+    steps = 0
+    following = algorithm._next
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return following()
+
+    monkeypatch.setattr(algorithm, "_next", step)
+    chosen = [algorithm.choose(b"", loads, range(2000)) for _ in range(8)]
+    assert Counter(chosen) == {2000: 2, 2001: 6}
+    assert steps <= 8 * 2 * 2002
+
+
 @pytest.mark.parametrize("weights", [[1] * MANY, [3] * 50, [5, 1] * 20, [251, 241] * 40])
 def test_roundrobin_among_many_gives_each_its_weight(weights: list[int]) -> None:
     algorithm, loads = RoundRobin(weights, 5), Loads(len(weights))

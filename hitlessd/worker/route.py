@@ -32,7 +32,7 @@ class Route:
     server_idle: float  # of a server that is to answer, or to send or take a body
     least: float  # the shorter of these two
     idles: bool  # an idle client may wait for longer than that
-    waits: bool  # ... or not as long
+    waits: bool  # ... or not as long; or nobody has looked at it while it had an exchange
     first: float  # the shortest of all: the first look at a connection
     fin_nearer: bool  # a FIN may bring the deadline nearer
 
@@ -54,5 +54,5 @@ class Route:
         of_http = (http_request, keep_alive, client, server)
         first = min(every if frontend.mode == "tcp" else every + of_http)
         fin_nearer = client_fin < client_open or server_fin < server_open
-        idles, waits = max(http_request, keep_alive) > least, keep_alive < least
+        idles, waits = max(http_request, keep_alive) > least, keep_alive < least or server == NEVER
         return cls(*every, min(connect, 1.0), *of_http, least, idles, waits, first, fin_nearer)

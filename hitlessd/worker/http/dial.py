@@ -90,7 +90,7 @@ def dial(conn: HttpConnection, target: LiveServer) -> None:
         if target.observer4 is not None:
             target.observer4.passed()
         due = now + route.least
-    if due < conn.bucket * GRAIN:
+    if due < conn.bucket * GRAIN or not conn.bucket:
         conn.rearm()
     if sent and sent != len(outgoing):
         server.block(memoryview(outgoing)[sent:])

@@ -95,6 +95,8 @@ class ClientSide(HttpSide):
             target = backend.only
             if target is None:
                 target = backend.choose(conn)
+                if target is not None and target.sessions > target.peak:
+                    target.peak = target.sessions
             else:
                 sessions = target.sessions = target.sessions + 1
                 if sessions > target.peak:
@@ -146,7 +148,8 @@ class ClientSide(HttpSide):
             conn.unwritable(server, error)
             return
         route = conn.route
-        if route.idles and now + route.least < conn.bucket * GRAIN:
+        # Who may be idle for ever is in no bucket.
+        if route.idles and (now + route.least < conn.bucket * GRAIN or not conn.bucket):
             conn.rearm()
         if sent != len(outgoing):
             server.block(memoryview(outgoing)[sent:])
@@ -289,7 +292,7 @@ class ServerSide(HttpSide):
         conn.began_at = conn.idle_since = now
         route = conn.route
         due = conn.due = now + route.keep_alive
-        if route.waits and due < conn.bucket * GRAIN:
+        if route.waits and (due < conn.bucket * GRAIN or not conn.bucket):
             conn.rearm()
         client.held = False
         if client.ready:

@@ -1,0 +1,78 @@
+"""What the direct way (worker/http/direct.py, dial.py) spells out keeps the time and the counts of the long way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from hitlessd.model import Timeouts
+from hitlessd.table import Column
+from tests.support.relay import Farm
+from tests.support.web import Web
+
+GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.fixture
+def farm() -> Iterator[Farm]:
+    made = Farm()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_silent_server_has_its_timeout_behind_an_idleness_without_one(farm: Farm, pooled: bool) -> None:
+    """A client that may be idle for ever is in no bucket of the wheel when it asks."""
+    times = Timeouts(connect=5, server=50)
+    with Web(farm, general={"timeouts": times}, server={"pool_purge_delay": 1000.0}) as web:
+        client, server = web.served()
+        if not pooled:
+            server.close()
+            web.until(lambda: not web.worker.idle, "the end of the connection to the server")
+        (conn,) = web.worker.connections
+        web.pass_time(100)
+        web.until(lambda: not conn.bucket, "a client that nothing is timed of", 2)
+        client.sock.sendall(GET)
+        if not pooled:
+            server = web.serve()
+        web.gets(server, GET)
+        web.pass_time(49)
+        web.settle()
+        assert web.worker.connections and not client.read()
+        web.pass_time(2)
+        web.is_told(client, 504)
+
+
+@pytest.mark.parametrize("times", [Timeouts(connect=5, http_request=10), Timeouts(client=5, http_request=10)])
+def test_a_client_is_timed_again_behind_an_exchange_without_limits(farm: Farm, times: Timeouts) -> None:
+    with Web(farm, general={"timeouts": times}) as web:
+        client = web.connect()
+        client.sock.sendall(GET)
+        server = web.serve()
+        web.gets(server, GET)
+        (conn,) = web.worker.connections
+        web.pass_time(100)
+        web.until(lambda: not conn.bucket, "an exchange that nothing is timed of", 2)
+        server.sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        web.hears(client, b"ok")
+        web.pass_time(11)
+        assert web.ends(client) == b""
+
+
+@pytest.mark.parametrize("balance", ["roundrobin", "leastconn"])
+def test_the_most_sessions_of_one_of_several_servers(balance: str) -> None:
+    farm = Farm(2)
+    with Web(farm, backend={"balance": balance}) as web:
+        clients = [web.connect() for _ in range(4)]
+        for client in clients:
+            client.sock.sendall(GET)
+            web.settle()
+        servers = [web.serve(number) for number in (0, 1, 0, 1)]
+        for server in servers:
+            web.gets(server, GET)
+            server.sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        for client in clients:
+            web.hears(client, b"ok")
+        assert [web.value(name, Column.SMAX) for name in ("s1", "s2")] == [2, 2]
+    farm.close()
