@@ -111,6 +111,8 @@ class Kernel(Machine):
         """Have sshd(8) answer."""
         # The clock of a machine that was not booted just now is late.
         self._qemu.tell(f"date -s @{time.time():.0f} >/dev/null; systemctl start machine-ssh.service\n")
+        # What was killed has left its socket, beside which ssh(1) would not listen for others.
+        self._control.unlink(missing_ok=True)
         proxy = shlex.join([sys.executable, "-c", PROXY, str(self._qemu.port)])
         self._master = self._cleanup.enter_context(
             subprocess.Popen(
@@ -132,10 +134,14 @@ class Kernel(Machine):
         if not select.select([self._master.stdout], [], [], patience)[0] or not self._master.stdout.readline():
             raise MachineError(f"cannot reach {self.name}: sshd does not answer")
 
+    @property
+    def _control(self) -> Path:
+        return self._qemu.port.with_name("control")
+
     def _ssh(self) -> list[str]:
         options = (
             "BatchMode=yes",
-            f"ControlPath={self._qemu.port.parent}/control",
+            f"ControlPath={self._control}",
             f"IdentityFile={self._qemu.key}",
             "LogLevel=ERROR",
             "StrictHostKeyChecking=no",
