@@ -97,7 +97,7 @@ def test_ordinary_tests_pass(inside: Inside, part: str) -> None:
     "program",
     [
         "restarts",
-        *(pytest.param(each, marks=_LONG) for each in ("memory", "memory machine", "clocks", "netem", "many 15000")),
+        *(pytest.param(each, marks=_LONG) for each in ("memory", "clocks", "netem", "many 15000")),
     ],
 )
 def test_a_crowd_lives_on(inside: Inside, program: str) -> None:
