@@ -21,13 +21,6 @@ BIG = random.Random(1).randbytes(6 << 20)
 
 
 @pytest.fixture
-def farm() -> Iterator[Farm]:
-    made = Farm()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def lab(farm: Farm) -> Iterator[Lab]:
     with Lab(make_config(farm.servers())) as made:
         yield made

@@ -15,13 +15,6 @@ from tests.support.relay import Clock, Farm, Lab, Peer, gauges, make_config
 
 
 @pytest.fixture
-def farm() -> Iterator[Farm]:
-    made = Farm()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def lab(farm: Farm) -> Iterator[Lab]:
     with Lab(make_config(farm.servers(), timeouts=Timeouts(5, 60, 60)), clock=Clock()) as made:
         yield made

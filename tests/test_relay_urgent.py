@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Iterator
 
 import pytest
 
 from hitlessd.table import Column
 from tests.support.relay import Farm, Lab, Peer, gauges, make_config
-
-
-@pytest.fixture
-def farm() -> Iterator[Farm]:
-    made = Farm()
-    yield made
-    made.close()
 
 
 def finish(lab: Lab, *peers: Peer) -> None:

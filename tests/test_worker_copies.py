@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from hitlessd.model import Timeouts
 from hitlessd.worker.serial import freeze, resume
-from tests.support.descriptors import no_leak
 from tests.support.relay import Farm, Lab, Peer, make_config, make_park, migrate
 
 TIMES = Timeouts(connect=5, client=60, server=50, queue=7)
-
-
-@pytest.fixture
-def farm() -> Iterator[Farm]:
-    with no_leak():
-        made = Farm()
-        yield made
-        made.close()
 
 
 def watched(lab: Lab) -> set[int]:

@@ -18,13 +18,6 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 @pytest.fixture
-def farm() -> Iterator[Farm]:
-    made = Farm()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def web(farm: Farm) -> Iterator[Web]:
     with Web(farm) as made:
         yield made

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from hitlessd.model import Timeouts
@@ -12,13 +10,6 @@ from tests.support.relay import Farm
 from tests.support.web import Web
 
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
-
-
-@pytest.fixture
-def farm() -> Iterator[Farm]:
-    made = Farm()
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("pooled", [True, False])

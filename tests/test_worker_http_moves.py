@@ -40,13 +40,6 @@ class Moves:
 
 
 @pytest.fixture
-def farm() -> Iterator[Farm]:
-    made = Farm()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def moves(farm: Farm) -> Iterator[Moves]:
     made = Moves(farm)
     yield made

@@ -16,7 +16,6 @@ from hitlessd.model import Timeouts
 from hitlessd.table import PROCESS, Column
 from hitlessd.worker.http.connection import HttpConnection
 from hitlessd.worker.http.state import HttpState
-from tests.support.descriptors import no_leak
 from tests.support.relay import Farm, Peer, make_park, make_table, take_over
 from tests.support.web import Web
 
@@ -75,14 +74,6 @@ class Death:
         self.new.__exit__()
         self.old.__exit__()
         table.close()
-
-
-@pytest.fixture
-def farm() -> Iterator[Farm]:
-    with no_leak():
-        made = Farm()
-        yield made
-        made.close()
 
 
 @pytest.fixture

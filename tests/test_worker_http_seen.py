@@ -14,13 +14,6 @@ GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 @pytest.fixture
-def farm() -> Iterator[Farm]:
-    made = Farm()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def web(farm: Farm) -> Iterator[Web]:
     with Web(farm, frontend={"httplog": True}) as made:
         yield made

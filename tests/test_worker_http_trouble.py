@@ -13,7 +13,6 @@ from hitlessd.model import Timeouts
 from hitlessd.table import Column
 from hitlessd.worker.http.connection import HttpConnection
 from hitlessd.worker.relay import SCRATCH
-from tests.support.descriptors import no_leak
 from tests.support.relay import Farm, Peer, gauges
 from tests.support.web import Web, forget
 
@@ -22,14 +21,6 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 EVIL = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
 UPGRADE = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-
-
-@pytest.fixture
-def farm() -> Iterator[Farm]:
-    with no_leak():
-        made = Farm()
-        yield made
-        made.close()
 
 
 @pytest.fixture

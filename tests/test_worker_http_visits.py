@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,13 +19,6 @@ from tests.test_worker_http_parking import Death, begins_anew
 
 PAGE = StatsPage(uri="/stats")
 OTHER = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
-
-
-@pytest.fixture
-def farm() -> Iterator[Farm]:
-    made = Farm()
-    yield made
-    made.close()
 
 
 def when(*words: str) -> Condition:

@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import socket
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,13 +19,6 @@ from hitlessd.worker.timers import NEVER
 from tests.support.echo import Echo, exchange
 from tests.support.processes import cpu_seconds, poll_until
 from tests.support.relay import Clock, Farm, Forked, Lab, address_of, gauges, listen, make_config, make_table
-
-
-@pytest.fixture
-def farm() -> Iterator[Farm]:
-    made = Farm()
-    yield made
-    made.close()
 
 
 def pending(sock: socket.socket) -> int:

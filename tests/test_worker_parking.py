@@ -18,7 +18,6 @@ from hitlessd.parking.book import SlotState, mark_of
 from hitlessd.parking.park import PARTS, Park
 from hitlessd.table import PROCESS, Column
 from hitlessd.worker.connection import Connection, State
-from tests.support.descriptors import no_leak
 from tests.support.relay import Farm, Lab, Peer, gauges, listen, make_config, make_park, make_table, migrate, take_over
 
 TIMES = Timeouts(connect=5, client=60, server=50, queue=7)
@@ -70,14 +69,6 @@ class Death:
     def conn(self) -> Connection:
         (conn,) = self.new.worker.connections
         return conn
-
-
-@pytest.fixture
-def farm() -> Iterator[Farm]:
-    with no_leak():
-        made = Farm()
-        yield made
-        made.close()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import errno
 import select
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from hitlessd.model import Bind, Config, InetAddress, Server, Timeouts
 from hitlessd.table import Column
 from hitlessd.worker import connection
 from hitlessd.worker.connection import State
-from tests.support.descriptors import no_leak
 from tests.support.relay import Farm, Lab, Peer, gauges, listen, make_config, make_park, make_table, migrate, take_over
 
 TIMES = Timeouts(connect=5, client=60, server=50, queue=7)
@@ -34,14 +32,6 @@ def config_of(servers: list[Server], accept_proxy: bool = True, **options: Any) 
     config = make_config(servers, **{"timeouts": TIMES} | options)
     bind = Bind(InetAddress("127.0.0.1", 0), accept_proxy=accept_proxy)
     return replace(config, frontends=(replace(config.frontends[0], binds=(bind,)),))
-
-
-@pytest.fixture
-def farm() -> Iterator[Farm]:
-    with no_leak():
-        made = Farm()
-        yield made
-        made.close()
 
 
 def _end(lab: Lab, *peers: Peer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,13 +11,6 @@ from hitlessd.model import Timeouts
 from hitlessd.table import Column
 from hitlessd.worker.timers import NEVER
 from tests.support.relay import Farm, Lab, Peer, gauges, make_config
-
-
-@pytest.fixture
-def farm() -> Iterator[Farm]:
-    made = Farm()
-    yield made
-    made.close()
 
 
 def start(farm: Farm, **timeouts: float) -> Lab:
