@@ -74,14 +74,8 @@ class _Tcp(Hitlessd):
         return self.variant.edited(super().text(listen, servers))
 
 
-class _Http(HttpHitlessd):
-    variant: Variant
-
-    def command(self) -> list[str]:
-        return self.variant.command(self)
-
-    def text(self, listen: Sequence[int], servers: Sequence[int]) -> str:
-        return self.variant.edited(super().text(listen, servers))
+class _Http(_Tcp, HttpHitlessd):
+    """The same in HTTP mode."""
 
 
 def tcp_works(names: Sequence[str] = WORKS) -> list[Work]:

@@ -180,14 +180,7 @@ class Connection:
         worker, frontend, client = self.worker, self.frontend, self.client
         client.sock.setblocking(False)
         frontend.opened += 1
-        # As count_in().
-        worker.connections[self] = None
-        sessions = frontend.sessions = frontend.sessions + 1
-        if sessions > frontend.peak:
-            frontend.peak = sessions
-        if not frontend.dirty:
-            frontend.dirty = True
-            frontend.ledger.dirty.append(frontend)
+        self.count_in()
         fd = client.fd
         worker.handlers[fd] = client.on_event
         try:
@@ -214,16 +207,9 @@ class Connection:
         if only is None or backend.queue:
             self.assign()
             return
-        # The common case of assign() and chosen(), spelt out: without a choice nobody decides by how many are there.
-        self.target = only
-        self.assigned_at = self.worker.now
-        only.opened += 1
-        sessions = only.sessions = only.sessions + 1
-        if sessions > only.peak:
-            only.peak = sessions
-        if not only.dirty:
-            only.dirty = True
-            only.ledger.dirty.append(only)
+        # The common case of assign(): without a choice nobody decides by how many are there.
+        only.sessions += 1
+        only.touch()
         self.connect(only)
 
     def count_in(self) -> None:
@@ -289,23 +275,8 @@ class Connection:
             self.chosen(target)
         self.state = _CONNECTING
         self.due = now + self.route.connect
-        try:
-            sock = _Socket(target.family, _STREAM, 0)
-        except OSError as failure:
-            self.connect_failed(failure.errno or errno.EIO)
-            return
-        address = target.address
-        if target.inet:
-            sock.setsockopt(6, 1, 1)  # IPPROTO_TCP, TCP_NODELAY
-            sock.setsockopt(1, 10, 1)  # SOL_SOCKET, SO_OOBINLINE
-            # The last ACK of the handshake may wait for the first data, which saves a packet; see on_connecting().
-            sock.setsockopt(6, 12, 0)  # IPPROTO_TCP, TCP_QUICKACK
-            if target.any_port:
-                address = (address[0], self.local_port())
-        error = sock.connect_ex(address)
-        if error and error != _INPROGRESS:
-            sock.close()
-            self.connect_failed(error)
+        sock = self.reach(target)
+        if sock is None:
             return
         fd = sock.fileno()
         try:
@@ -318,6 +289,28 @@ class Connection:
         server = self.server = self.server_side(worker, self, sock, fd, now)
         client = server.peer = self.client
         client.peer = server
+
+    def reach(self, target: LiveServer) -> socket.SocketType | None:
+        """A socket on its way to the server; None when this attempt has failed at once, which is dealt with."""
+        try:
+            sock = _Socket(target.family, _STREAM, 0)
+        except OSError as failure:
+            self.connect_failed(failure.errno or errno.EIO)
+            return None
+        address = target.address
+        if target.inet:
+            sock.setsockopt(6, 1, 1)  # IPPROTO_TCP, TCP_NODELAY
+            sock.setsockopt(1, 10, 1)  # SOL_SOCKET, SO_OOBINLINE
+            # The last ACK of the handshake may wait for the first data, which saves a packet; see on_connecting().
+            sock.setsockopt(6, 12, 0)  # IPPROTO_TCP, TCP_QUICKACK
+            if target.any_port:
+                address = (address[0], self.local_port())
+        error = sock.connect_ex(address)
+        if error and error != _INPROGRESS:
+            sock.close()
+            self.connect_failed(error)
+            return None
+        return sock
 
     def on_connecting(self, events: int) -> None:
         """The server's socket is connected, or failed to."""

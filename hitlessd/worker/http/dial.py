@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["dial"]
 
 _CONNECTING, _EXCHANGING = State.CONNECTING, State.EXCHANGING
-_INPROGRESS = int(errno.EINPROGRESS)
-_Socket, _send = socket.SocketType, socket.SocketType.send
-_STREAM = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
+_send = socket.SocketType.send
 
 
 def dial(conn: HttpConnection, target: LiveServer) -> None:
@@ -42,23 +40,8 @@ def dial(conn: HttpConnection, target: LiveServer) -> None:
     conn.assigned_at = now
     conn.state = _CONNECTING
     conn.due = now + route.connect
-    try:
-        sock = _Socket(target.family, _STREAM, 0)
-    except OSError as failure:
-        conn.connect_failed(failure.errno or errno.EIO)
-        return
-    address = target.address
-    if target.inet:
-        # As in Connection.connect().
-        sock.setsockopt(6, 1, 1)  # IPPROTO_TCP, TCP_NODELAY
-        sock.setsockopt(1, 10, 1)  # SOL_SOCKET, SO_OOBINLINE
-        sock.setsockopt(6, 12, 0)  # IPPROTO_TCP, TCP_QUICKACK
-        if target.any_port:
-            address = (address[0], conn.local_port())
-    error = sock.connect_ex(address)
-    if error and error != _INPROGRESS:
-        sock.close()
-        conn.connect_failed(error)
+    sock = conn.reach(target)
+    if sock is None:
         return
     fd = sock.fileno()
     sent = 0
