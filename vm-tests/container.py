@@ -213,16 +213,7 @@ class Container(Machine):
         return ["setpriv", "--pdeathsig=KILL", "nsenter", f"--target={self.leader}", "--all", "--", *argv]
 
     def _process(self, argv: Iterable[str], stdin: int) -> Process:
-        return ContainedProcess(
-            self._command(argv),
-            encoding="utf-8",
-            env=ENVIRONMENT,
-            errors="replace",
-            start_new_session=True,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        return ContainedProcess(self._command(argv), stdin)
 
     def _console_output(self) -> bytes:
         # The offset is shared with systemd-nspawn, so it must not be moved.

@@ -114,12 +114,22 @@ class Kernel(Machine):
         # What was killed has left its socket, beside which ssh(1) would not listen for others.
         self._control.unlink(missing_ok=True)
         proxy = shlex.join([sys.executable, "-c", PROXY, str(self._qemu.port)])
+        command = [
+            *("setpriv", "--pdeathsig=KILL", *self._ssh(), "-o", f"ProxyCommand={proxy}"),
+            *("-o", "ProxyUseFdpass=yes", "-M", "-n", "-T", "machine", "echo connected; exec sleep inf"),
+        ]
+        end = time.monotonic() + DEADLINES[self._qemu.accelerator]
+        while not self._connected(command, end):
+            # It has ended: sshd(8) may have met what was left in the port, and is there again in a second.
+            if time.monotonic() > end:
+                raise MachineError(f"cannot reach {self.name}: sshd does not answer")
+            select.select([], [], [], 1.0)
+        self._cleanup.callback(self._end_started)
+
+    def _connected(self, command: list[str], end: float) -> bool:
         self._master = self._cleanup.enter_context(
             subprocess.Popen(
-                [
-                    *("setpriv", "--pdeathsig=KILL", *self._ssh(), "-o", f"ProxyCommand={proxy}"),
-                    *("-o", "ProxyUseFdpass=yes", "-M", "-n", "-T", "machine", "echo connected; exec sleep inf"),
-                ],
+                command,
                 env=ENVIRONMENT,
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
@@ -128,11 +138,9 @@ class Kernel(Machine):
             )
         )
         self._cleanup.callback(self._master.kill)
-        self._cleanup.callback(self._end_started)
         assert self._master.stdout is not None
-        patience = DEADLINES[self._qemu.accelerator]
-        if not select.select([self._master.stdout], [], [], patience)[0] or not self._master.stdout.readline():
-            raise MachineError(f"cannot reach {self.name}: sshd does not answer")
+        left = max(0.0, end - time.monotonic())
+        return bool(select.select([self._master.stdout], [], [], left)[0] and self._master.stdout.readline())
 
     @property
     def _control(self) -> Path:
@@ -155,16 +163,7 @@ class Kernel(Machine):
 
     def _process(self, argv: Iterable[str], stdin: int) -> Process:
         number = next(_numbers)
-        process = RemoteProcess(
-            self._command(["sh", "-c", STARTED.format(number=number), "sh", *argv]),
-            encoding="utf-8",
-            env=ENVIRONMENT,
-            errors="replace",
-            start_new_session=True,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        process = RemoteProcess(self._command(["sh", "-c", STARTED.format(number=number), "sh", *argv]), stdin)
         process.kernel, process.number = self, number
         return process
 

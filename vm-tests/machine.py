@@ -18,7 +18,7 @@ import select
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -49,6 +49,19 @@ class MachineError(Exception):
 
 class Process(subprocess.Popen[str]):
     """A process in a machine; on the host another one stands for it. Signals go to the one in the machine."""
+
+    def __init__(self, command: Sequence[str], stdin: int) -> None:
+        """`command` is the host's."""
+        super().__init__(
+            command,
+            encoding="utf-8",
+            env=ENVIRONMENT,
+            errors="replace",
+            start_new_session=True,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     @property
     def inside_pid(self) -> int:
