@@ -174,6 +174,28 @@ def test_signals_during_a_reload_lead_to_exactly_one_more(tmp_path: Path) -> Non
         assert (generation(daemon), daemon.info()["LastReload"]) == (4, "3 success")
 
 
+def test_an_older_generation_ends_while_it_is_passed_on(tmp_path: Path) -> None:
+    port = free_port()
+    with Echo() as echo:
+        text = listen(port, server=echo.port) + "no option migrate\n"
+        with Daemon(tmp_path, text, workers=1) as daemon, Conversation(port) as conversation:
+            conversation.say()
+            first = daemon.pid
+            assert daemon.reload().returncode == 0
+            assert draining(daemon) == [first]
+            daemon.fault("successor.offer", signal.SIGSTOP)
+            os.kill(daemon.pid, signal.SIGHUP)
+            successor = stopped(daemon)
+            conversation.finish()
+            wait_gone(first)
+            poll_until(lambda: draining(daemon) == [], 10, "main knows")
+            os.kill(successor, signal.SIGCONT)
+            daemon.wait_log("reload 2 done")
+            poll_until(lambda: draining(daemon) == [], 10, "all older generations are gone")
+            assert exchange(port) == b"hello"
+            assert totals(daemon)["t/FRONTEND"] == 2
+
+
 def test_callers_and_prompts_move_to_the_successor(tmp_path: Path) -> None:
     port = free_port()
     with Echo() as echo, Daemon(tmp_path, listen(port, server=echo.port), workers=1) as daemon:

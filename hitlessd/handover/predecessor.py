@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from hitlessd.dataclass import dataclass, field
+from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError, StateError
 from hitlessd.handover.faults import injector
 from hitlessd.handover.phases import Phases
@@ -53,16 +54,29 @@ class Offer:
     facts: dict[str, Any]
     records: list[dict[str, Any]] = field(default_factory=list)
     fds: list[int] = field(default_factory=list)
+    copies: list[int] = field(default_factory=list)
 
     def add(self, kind: str, fd: int, record: dict[str, Any]) -> None:
+        """Something that stays open until the end of the handover."""
         self.records.append({"kind": kind, **record})
         self.fds.append(fd)
+
+    def add_copy(self, kind: str, fd: int, record: dict[str, Any]) -> None:
+        """Something that may be closed before, as what is an older generation's when that ends. Raises OSError."""
+        self.copies.append(os.dup(fd))
+        self.add(kind, self.copies[-1], record)
+
+    def close(self) -> None:
+        close_all(self.copies)
+        self.copies.clear()
 
 
 class Host(Protocol):
     """What the handover needs of the process in which it runs."""
 
-    def offer(self) -> Offer: ...
+    def offer(self, offer: Offer) -> None:
+        """Fill it. Raises OSError."""
+
     def stop_accepting(self, done: Callable[[], object]) -> None: ...
     def resume_accepting(self) -> None: ...
     def announce(self, successor: int, kept: Sequence[int]) -> None:
@@ -221,10 +235,7 @@ class Predecessor:
     def _act(self, action: Action) -> None:
         match action:
             case Action.SEND_OFFER:
-                self._offer = self._host.offer()
-                self._stream.send(
-                    {"is": "offer", "version": VERSION, **self._offer.facts, "records": self._offer.records}
-                )
+                self._make_offer()
             case Action.SEND_BATCH:
                 batch = self._offer.fds[self._given : self._given + MAX_FDS]
                 self._given += len(batch)
@@ -251,6 +262,16 @@ class Predecessor:
             case _:
                 raise AssertionError(action)
 
+    def _make_offer(self) -> None:
+        try:
+            self._host.offer(self._offer)
+        except OSError as error:
+            self._refusal = f"cannot hand over: {error.strerror}"
+            self._stream.send({"is": "refuse", "reason": self._refusal})
+            self._handle(Event.GARBAGE)
+            return
+        self._stream.send({"is": "offer", "version": VERSION, **self._offer.facts, "records": self._offer.records})
+
     def _commit(self) -> None:
         self._host.announce(self._successor.pid, self._kept)
         clients, fds = self._host.export_clients()
@@ -272,6 +293,7 @@ class Predecessor:
         for worker in self._witnesses:
             worker.close()
         self._witnesses.clear()
+        self._offer.close()
 
     def _give_up(self, action: Action) -> None:
         if action is not Action.FORGET and (self._ours or self._offer.records):

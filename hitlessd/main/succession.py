@@ -171,9 +171,9 @@ class Succession:
 
     # What follows is Host, for Predecessor.
 
-    def offer(self) -> Offer:
+    def offer(self, offer: Offer) -> None:
         office = self._office
-        offer = Offer(
+        offer.facts.update(
             {
                 "generation": office.generation,
                 "pid": office.pid,
@@ -191,15 +191,14 @@ class Succession:
         for listener in office.equipment.mains:
             offer.add("runtime", listener.sock.fileno(), listener.record())
         for ancestor in [*office.ancestors, office.as_ancestor()]:
-            offer.add("table", ancestor.table.fd, ancestor.record())
+            offer.add_copy("table", ancestor.table.fd, ancestor.record())
         for ancestor in office.ancestors:
             if ancestor.line:
-                offer.add("line", ancestor.line.fileno(), {"generation": ancestor.generation})
+                offer.add_copy("line", ancestor.line.fileno(), {"generation": ancestor.generation})
         owned = [(ancestor.generation, park) for ancestor in office.ancestors for park in ancestor.parks]
         for generation, park in [*owned, *((office.generation, park) for park in office.equipment.parks)]:
             for part, fd in park.parts().items():
-                offer.add("park", fd, {"generation": generation, "name": park.name, "part": part})
-        return offer
+                offer.add_copy("park", fd, {"generation": generation, "name": park.name, "part": part})
 
     def late(self) -> dict[str, Any]:
         return self._facts()
