@@ -293,7 +293,7 @@ def run(options: argparse.Namespace, out: Terminal, directory: Path) -> bool:
                 books = web_backend.counters()
             poll = threading.Event()
             deadline = time.monotonic() + 5
-            while len(proxy.processes()) > 1 + options.workers and time.monotonic() < deadline:
+            while len(proxy.processes()) > 2 + options.workers and time.monotonic() < deadline:
                 poll.wait(0.05)
             processes = f"{len(proxy.processes())}"
     return show.final(result, flows, pages, books, reloader, processes)

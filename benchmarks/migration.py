@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.moves import PATIENCE, WORKERS, Balancer, Master, Reload, pss, settle
+from benchmarks.moves import PATIENCE, PROCESSES, WORKERS, Balancer, Master, Reload, pss, settle
 from benchmarks.proxies import Hitlessd, Proxy
 from benchmarks.sections import Section, show
 from benchmarks.targets import MOVED_S
@@ -235,7 +235,7 @@ class Migration:
                 seconds = time.monotonic() - began
                 arrived = new.result(_TIMEOUT)
             stayed = old.stop(2 * _TIMEOUT)
-            settle(proxy, 1 + WORKERS)
+            settle(proxy, PROCESSES)
             left = len(proxy.processes())
         section.problems += arrived["errors"][:3] + stayed["errors"][:3]
         section.aim("new connections that failed", arrived["failed"] + arrived["unfinished"], 0)
@@ -244,7 +244,7 @@ class Migration:
         section.tell("their latency, 99th percentile", f"{arrived['latency_ms']['p99']:.0f} ms")
         section.tell("their latency, longest", f"{arrived['latency_ms']['max']:.0f} ms")
         section.tell("reloads a second", f"{reloads / seconds:.1f}")
-        section.aim("processes afterwards", left, 1 + WORKERS)
+        section.aim("processes afterwards", left, PROCESSES)
         section.figures = {"new": arrived, "old": stayed, "reloads": reloads}
         return section
 

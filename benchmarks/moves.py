@@ -16,6 +16,8 @@ from benchmarks.proxies import HAPROXY, Haproxy, Hitlessd, Proxy
 from tests.support.processes import alive, poll_until
 
 WORKERS: Final = 2
+PROCESSES: Final = 2 + WORKERS
+"""Of a balancer that has nothing to drain: its main process, the spare, and workers."""
 PATIENCE: Final = 20.0
 """Seconds after which an older generation is taken for one that stays."""
 
@@ -34,7 +36,8 @@ class Balancer(Hitlessd):
 
     def move(self) -> "Reload":
         """Reload, and wait until the older generations' processes are gone."""
-        older = self.processes()
+        spares = self.spares()
+        older = [pid for pid in self.processes() if pid not in spares]
         with _watching(older) as gone:
             began = time.monotonic()
             answer = self.ask("reload")

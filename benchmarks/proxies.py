@@ -18,6 +18,7 @@ from typing import Final, Self
 
 from benchmarks.usage import Usage, usage_of
 from benchmarks.user import ordinary_user
+from hitlessd.main.spare import NAME
 from tests.support.processes import ROOT, Process, alive, end, poll_until
 
 HAPROXY: Final = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin") or "/usr/sbin/haproxy"
@@ -237,6 +238,10 @@ class Hitlessd(Proxy):
 
     def command(self) -> list[str]:
         return [interpreter(), "-m", "hitlessd", "-f", str(self.file), "-p", str(self.pidfile)]
+
+    def spares(self) -> list[int]:
+        """Of its processes, those that wait to be successors."""
+        return [pid for pid in self.processes() if Path(f"/proc/{pid}/comm").read_text().strip() == NAME]
 
     def reload(self) -> float:
         """By `hitlessctl reload`, until it returns."""

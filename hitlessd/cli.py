@@ -251,8 +251,10 @@ def _main(argv: Sequence[str]) -> int:
     # Until it serves: imports make many objects, and the collector would look through them fifty times, for nothing.
     gc.disable()
     from hitlessd.main.process import Main, Options
+    from hitlessd.main.spare import fork_spare
 
     report = _into_background() if arguments.background else -1
+    place = fork_spare()
 
     def announce() -> None:
         if report >= 0:
@@ -270,7 +272,11 @@ def _main(argv: Sequence[str]) -> int:
         tuple(arguments.finish),
         tuple(arguments.terminate),
     )
-    return Main(options, announce).run()
+    status = Main(options, place, announce).run()
+    # All is said and closed: to take the interpreter apart would cost each reload some milliseconds of CPU.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+    from types import ModuleType
 
-__all__ = ["MISSING", "asdict", "dataclass", "field", "fields", "replace"]
+__all__ = ["MISSING", "asdict", "compile_all", "dataclass", "field", "fields", "replace"]
 
 
 class _Field:
@@ -115,14 +116,27 @@ def _with_slots(cls: Any, known: dict[str, Any]) -> Any:
 def _when_called(cls: Any, name: str, make: Any) -> None:
     """Have the first call of a method compile it and take its place."""
 
-    def first(*arguments: Any, **named: Any) -> Any:
+    def compiled() -> Any:
         method = make()
         method.__qualname__ = f"{cls.__qualname__}.{name}"
         setattr(cls, name, method)
-        return method(*arguments, **named)
+        return method
+
+    def first(*arguments: Any, **named: Any) -> Any:
+        return compiled()(*arguments, **named)
 
     first.__name__, first.__qualname__ = name, f"{cls.__qualname__}.{name}"
+    first.compiled = compiled  # type: ignore[attr-defined]
     setattr(cls, name, first)
+
+
+def compile_all(module: ModuleType) -> None:
+    """Compile what is left of the module's classes; for who has time now, and later has none."""
+    for cls in list(vars(module).values()):
+        if isinstance(cls, type):
+            for method in list(vars(cls).values()):
+                if compiled := getattr(method, "compiled", None):
+                    compiled()
 
 
 def _init(cls: Any, frozen: bool) -> Any:

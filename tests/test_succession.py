@@ -40,7 +40,7 @@ def test_listeners_are_given_whole_or_not(listeners: list[socket.socket]) -> Non
         log,
         *(nothing,) * 3,
         office,
-        *(nothing,) * 4,
+        *(nothing,) * 5,
     )
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with no_leak():

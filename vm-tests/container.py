@@ -26,6 +26,8 @@ from pathlib import Path
 from image import image_path
 from machine import ARTEFACTS, ENVIRONMENT, Machine, MachineError, Process
 
+from hitlessd.main.spare import NAME as SPARE
+
 __all__ = ["Container"]
 
 CGROUP_PREFIX = "hitlessd-vm-"
@@ -95,7 +97,8 @@ class Container(Machine):
             for line in place.read_text().split():
                 with contextlib.suppress(OSError, ValueError):
                     status = Path(f"/proc/{line}/stat").read_text().rpartition(")")[2].split()
-                    if status[0] not in "ZX":
+                    # A spare is a child of PID 1, too.
+                    if status[0] not in "ZX" and Path(f"/proc/{line}/comm").read_text().strip() != SPARE:
                         parents[int(line)] = int(status[1])
         main = max((pid for pid, parent in parents.items() if parent == self.leader), default=0)
         return main, [pid for pid, parent in parents.items() if parent == main]

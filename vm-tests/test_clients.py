@@ -31,6 +31,10 @@ def accepted(service: Service) -> dict[str, int]:
     return {row["pxname"]: int(row["stot"]) for row in rows if row["svname"] == "FRONTEND"}
 
 
+#: Main, its spare, and workers.
+PROCESSES = 2 + WORKERS
+
+
 def processes(service: Service) -> list[int]:
     """All processes of the unit, of whatever generation."""
     return [int(pid) for pid in service.machine.read(f"/sys/fs/cgroup/system.slice/{UNIT}/cgroup.procs").split()]
@@ -72,7 +76,7 @@ def test_clients_keep_their_sessions_through_twenty_reloads(
                 assert done.returncode == 0, done.stderr
                 took.append(time.monotonic() - began)
                 began = time.monotonic()
-                machine.wait_until(lambda: len(processes(service)) == 1 + WORKERS, 10, "the old generation has left")
+                machine.wait_until(lambda: len(processes(service)) == PROCESSES, 10, "the old generation has left")
                 left.append(time.monotonic() - began)
 
                 assert [subscribed.hear() for _ in range(3)] == ["message", "ticks", str(tick)]

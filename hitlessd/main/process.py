@@ -35,6 +35,7 @@ from hitlessd.main.readiness import outcome_of, phases_of, say_ready
 from hitlessd.main.reloads import Reloads
 from hitlessd.main.sessions import LineServer, Sessions
 from hitlessd.main.site import page_of, responders
+from hitlessd.main.spare import Place
 from hitlessd.main.standing import Standing, limited
 from hitlessd.main.store import State, Store
 from hitlessd.main.succession import Succession
@@ -68,10 +69,11 @@ _STATUS_EVERY = 5  # ticks between two STATUS lines, so that PID 1 is not kept b
 class Main(Facade):
     """Runs one generation."""
 
-    def __init__(self, options: Options, announce: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, options: Options, place: Place, announce: Callable[[], object] = lambda: None) -> None:
         """`announce` is called once, when this generation serves."""
         super().__init__()
         self._options = options
+        self._place = place
         self._announce = announce
         self._exit_status = 0
         self.log = Log(LogTarget())
@@ -95,7 +97,7 @@ class Main(Facade):
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit status."""
-        summons = Summons.take(os.environ)  # type: ignore[arg-type]
+        summons = self._place.summons or Summons.take(os.environ)  # type: ignore[arg-type]
         raise_soft_limit()
         self.loop.handle_signals(
             {
@@ -152,6 +154,7 @@ class Main(Facade):
             self._store,
             self._reloads,
             office,
+            self._place.spare,
             self._committing,
             self._handover_ended,
             lambda: self._administration.facts(),
@@ -257,8 +260,11 @@ class Main(Facade):
         if self._serving.stopping:
             return
         self._serving.equipment.pool.ask("complete")
-        packages = ("hitlessd.runtime", "hitlessd.config", *latecomers.WORKERS)
-        self._go_on_importing(latecomers.imports((*packages, "hitlessd.web") if self._has_visitors() else packages))
+        packages = ["hitlessd.runtime", "hitlessd.config", *latecomers.WORKERS]
+        if self._has_visitors():
+            packages.append("hitlessd.web")
+        self._go_on_importing(latecomers.imports(tuple(packages)))
+        self._succession.prepare(packages)
 
     def _go_on_importing(self, rest: Iterator[str]) -> None:
         # One a turn: others wait for main, too.

@@ -1,18 +1,19 @@
-"""Starting the successor: a double fork and an exec of our own command line, so that new code and a new Python run."""
+"""Starting the successor by an exec of our own command line, so that new code and a new Python run."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hitlessd.errors import PeerError, SystemRefused
 from hitlessd.handover.process import PeerProcess
 from hitlessd.handover.successor import Summons, summon_fails
 from hitlessd.systemd import leave_no_trace
 
-__all__ = ["command_line", "spawn"]
+__all__ = ["command_line", "fork_orphan", "spawn"]
 
 #: Options that named another predecessor, or asked for what is done already.
 _ONCE_WITH_VALUE = frozenset({"-x"})
@@ -37,54 +38,63 @@ def command_line(original: Sequence[str]) -> list[str]:
 
 
 def spawn(nonce: str, argv: Sequence[str]) -> tuple[PeerProcess, socket.socket]:
-    """Start a successor; returns its process and our end of the stream to it. Raises SystemRefused.
-
-    It must be a child of PID 1 by the time its pid is announced, or systemd warns that it supervises a process that is
-    not its child; hence the process in the middle, which ends at once.
-    """
+    """Start a successor; returns its process and our end of the stream to it. Raises SystemRefused."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    reader, writer = os.pipe2(os.O_CLOEXEC)
     held, gate = os.pipe2(os.O_CLOEXEC)
     try:
         parent = os.getpid()
+        if not (pid := fork_orphan()):
+            os.close(gate)
+            _execute(held, theirs, Summons(theirs.fileno(), nonce, parent), argv)
+        return PeerProcess(pid), ours
+    except (OSError, PeerError) as error:
+        ours.close()
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SystemRefused(f"cannot start the successor: {reason}") from None
+    finally:
+        theirs.close()
+        os.close(held)
+        os.close(gate)  # the successor goes on
+
+
+def fork_orphan(beforehand: Callable[[], object] = lambda: None) -> int:
+    """fork(2) a process that is not our child: its pid, and 0 in it. `beforehand()` is called for it. Raises OSError.
+
+    A successor must be a child of PID 1 by the time its pid is announced, or systemd warns that it supervises a process
+    that is not its child; hence the process in the middle, which ends at once.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
         middle = os.fork()
         if not middle:
-            os.close(gate)
-            _in_the_middle(writer, held, theirs, Summons(theirs.fileno(), nonce, parent), argv)
+            try:
+                beforehand()
+                child = os.fork()
+                if child:
+                    os.write(writer, str(child).encode())
+                    os._exit(0)
+            except BaseException:
+                os._exit(1)  # nothing of the parent may run here
+            return 0
         os.close(writer)
         writer = -1
         text = os.read(reader, 32)
         os.waitpid(middle, 0)
         if not text:
-            raise SystemRefused("cannot start the successor: cannot fork")
-        return PeerProcess(int(text)), ours
-    except (OSError, PeerError) as error:
-        ours.close()
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise SystemRefused(f"cannot start the successor: {reason}") from None
-    except SystemRefused:
-        ours.close()
-        raise
+            raise OSError(errno.EAGAIN, "cannot fork")
+        return int(text)
     finally:
-        theirs.close()
         os.close(reader)
-        os.close(held)
-        os.close(gate)  # the successor goes on
         if writer >= 0:
             os.close(writer)
 
 
-def _in_the_middle(writer: int, held: int, stream: socket.socket, summons: Summons, argv: Sequence[str]) -> None:
-    """Fork the successor, tell its pid, end. Never returns; nothing of the parent may run in these processes.
+def _execute(held: int, stream: socket.socket, summons: Summons, argv: Sequence[str]) -> None:
+    """In the successor. Never returns; nothing of the parent may run in this process.
 
-    The successor waits until `held` ends: had it failed before the parent watches it, the reason would be lost.
+    It waits until `held` ends: had it failed before the parent watches it, the reason would be lost.
     """
     try:
-        child = os.fork()
-        if child:
-            os.write(writer, str(child).encode())
-            os._exit(0)
-        os.close(writer)
         os.read(held, 1)
         environment = dict(os.environ)
         leave_no_trace(environment)

@@ -22,6 +22,7 @@ from hitlessd.loop import Loop
 from hitlessd.main import status
 from hitlessd.main.office import Office
 from hitlessd.main.reloads import Reloads
+from hitlessd.main.spare import Spare
 from hitlessd.main.spawn import command_line, spawn
 from hitlessd.main.store import Store
 from hitlessd.runtime.control import Credentials, ReloadOutcome
@@ -51,6 +52,7 @@ class Succession:
         store: Store,
         reloads: Reloads,
         office: Office,
+        spare: Spare | None,
         committing: Callable[[], object],
         ended: Callable[[bool, bool], object],
         facts: Callable[[], dict[str, Any]],
@@ -64,6 +66,7 @@ class Succession:
         self._store = store
         self._reloads = reloads
         self._office = office
+        self._spare = spare
         self._committing = committing
         self._ended = ended
         self._facts = facts
@@ -88,13 +91,29 @@ class Succession:
             return self.refused("it is being stopped")
         nonce = os.urandom(16).hex()  # the module secrets would add 5 ms of imports
         try:
-            process, sock = spawn(nonce, command_line(sys.orig_argv))
+            process, sock, how = self._start(nonce)
         except (HitlessdError, OSError) as error:
             return self.refused(str(error))
-        text = f"reload {number}: started process {process.pid}"
+        text = f"reload {number}: started process {process.pid}{how}"
         self._log("info", text, event=Event.RELOAD_STARTED, reload=number, pid=process.pid)
         timeout = self._office.config.global_.reload_timeout
         self._handover = Predecessor(self._loop, self, sock, process, nonce, timeout, began=self._began)
+
+    def _start(self, nonce: str) -> tuple[PeerProcess, socket.socket, str]:
+        """The successor, our end of the stream to it, and a word on how it came to be, if there is one to say."""
+        how = ""
+        if self._spare:
+            try:
+                return *self._spare.summon(nonce), ""
+            except PeerError as error:
+                self._spare = None
+                how = f" anew: {error}"
+        return *spawn(nonce, command_line(sys.orig_argv)), how
+
+    def prepare(self, packages: Sequence[str]) -> None:
+        """A reload will not have to import these."""
+        if self._spare:
+            self._spare.prepare(packages)
 
     def again(self) -> None:
         """Somebody who waits for no answer wants one more reload than the running one."""
@@ -258,6 +277,9 @@ class Succession:
 
     def handed_over(self, successor: PeerProcess, report: dict[str, Any]) -> None:
         self._handover = None
+        if self._spare:
+            self._spare.close()
+            self._spare = None
         close_all(fd for fd, _ in self._exported)
         self._exported.clear()
         if self._again and not self._by_hand:

@@ -8,10 +8,11 @@ import secrets
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from hitlessd.main.spare import NAME
 from tests.support.processes import (
     ROOT,
     Deadline,
@@ -131,7 +132,7 @@ class Daemon:
             end(self.pid, 5)
         # Main processes first, or they would replace their workers.
         for _ in range(5):
-            pids = self.processes()
+            pids = [*self.processes(), *self.spares()]
             for pid in pids:
                 end(pid, 5, signal.SIGKILL)
             if not pids:
@@ -139,15 +140,24 @@ class Daemon:
         self.process.stop()
 
     def processes(self) -> list[int]:
-        """All processes that come from this daemon's start, the oldest first."""
+        """All processes that come from this daemon's start but spares, the oldest first."""
+        return self._called(lambda name: name != NAME)
+
+    def spares(self) -> list[int]:
+        """Those that wait to be successors."""
+        return self._called(lambda name: name == NAME)
+
+    def _called(self, fits: Callable[[str], bool]) -> list[int]:
         mark = f"{_MARK}={self._mark}".encode()
         found = []
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 with contextlib.suppress(OSError):
-                    if mark in Path(f"/proc/{entry}/environ").read_bytes() and alive(int(entry)):
-                        command = Path(f"/proc/{entry}/cmdline").read_bytes()
-                        if b"hitlessd" in command and b"hitlessd.ctl" not in command:
+                    process = Path("/proc", entry)
+                    if mark in (process / "environ").read_bytes() and alive(int(entry)):
+                        command = (process / "cmdline").read_bytes()
+                        ours = b"hitlessd" in command and b"hitlessd.ctl" not in command
+                        if ours and fits((process / "comm").read_text().strip()):
                             found.append(int(entry))
         return sorted(found)
 
