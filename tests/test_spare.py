@@ -181,3 +181,4 @@ def test_a_command_line_for_once_is_not_repeated(tmp_path: Path) -> None:
                 assert daemon.reload().returncode == 0
                 assert b"-sf" not in Path(f"/proc/{spare_of(daemon)}/cmdline").read_bytes()
             assert started(daemon)[-1].isdecimal()
+            assert "HITLESSD_TAKEOVER" not in daemon.ask("show env")

@@ -11,6 +11,8 @@ from typing import Any
 
 from machine import Machine, Process
 
+from hitlessd.main.spare import NAME as SPARE
+
 TREE = Path(__file__).resolve().parent.parent
 UNIT = "hitlessd.service"
 SOCKET = "hitlessd.socket"
@@ -141,10 +143,11 @@ class Service:
         return ""
 
     def mains(self) -> list[int]:
-        """Main processes of the service, of whatever generation: those of its processes that have none as parent."""
-        shown = self.machine.run("ps", "-u", "hitlessd", "-o", "pid=,ppid=,args=", check=False).stdout
-        rows = [line.split(None, 2) for line in shown.splitlines()]
-        pids = {row[0] for row in rows if "hitlessd" in row[2]}
+        """Main processes of the service, of whatever generation: those of its processes that have none as parent, but
+        for the one that waits to be the next."""
+        shown = self.machine.run("ps", "-u", "hitlessd", "-o", "pid=,ppid=,comm=,args=", check=False).stdout
+        rows = [line.split(None, 3) for line in shown.splitlines()]
+        pids = {row[0] for row in rows if "hitlessd" in row[3] and row[2] != SPARE}
         return sorted(int(row[0]) for row in rows if row[0] in pids and row[1] not in pids)
 
     def fault(self, place: str, number: str) -> None:

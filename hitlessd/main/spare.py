@@ -136,9 +136,9 @@ def fork_spare() -> Place:
     if command_line(sys.orig_argv) != sys.orig_argv:
         return Place(None)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with open(_COMM) as file:
-        name = file.read().strip()
     try:
+        with open(_COMM) as file:
+            name = file.read().strip()
         if pid := _fork():
             theirs.close()
             return Place(Spare(ours, pid))
@@ -151,6 +151,7 @@ def fork_spare() -> Place:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     leave_no_trace(os.environ)  # type: ignore[arg-type]
+    Summons.take(os.environ)  # type: ignore[arg-type]  # that was main's
     place = _wait(theirs, Sources())
     _call(name)
     signal.signal(signal.SIGINT, signal.default_int_handler)
