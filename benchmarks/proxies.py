@@ -23,6 +23,8 @@ from tests.support.processes import ROOT, Process, alive, end, poll_until
 
 HAPROXY: Final = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin") or "/usr/sbin/haproxy"
 _MARK: Final = "HITLESSD_BENCHMARK"
+_SCRIPTS: Final = ROOT / "debian" / "bin"
+"""What the package installs below /usr/bin."""
 
 
 class Proxy:
@@ -55,7 +57,7 @@ class Proxy:
         self.user = ordinary_user()
         self._mark = secrets.token_hex(8)
         # As installed packages are, with byte code kept: a reload starts a Python.
-        self._env = {**os.environ, _MARK: self._mark}
+        self._env = {**os.environ, _MARK: self._mark, "PYTHONPATH": str(ROOT)}
         self._env.pop("PYTHONDONTWRITEBYTECODE", None)
         self._process: Process | None = None
 
@@ -237,7 +239,7 @@ class Hitlessd(Proxy):
         super().prepare()
 
     def command(self) -> list[str]:
-        return [interpreter(), "-m", "hitlessd", "-f", str(self.file), "-p", str(self.pidfile)]
+        return [interpreter(), str(_SCRIPTS / "hitlessd"), "-f", str(self.file), "-p", str(self.pidfile)]
 
     def spares(self) -> list[int]:
         """Of its processes, those that wait to be successors."""
@@ -245,7 +247,7 @@ class Hitlessd(Proxy):
 
     def reload(self) -> float:
         """By `hitlessctl reload`, until it returns."""
-        return self._run([interpreter(), "-m", "hitlessd.ctl", "-s", self.socket, "reload"])
+        return self._run([interpreter(), _SCRIPTS / "hitlessctl", "-s", self.socket, "reload"])
 
     def reload_directly(self) -> float:
         """The same without the start of hitlessctl: the command on the runtime socket, until its answer.
