@@ -71,8 +71,10 @@ class RoundRobin:
         self._remember = self._total <= _LONGEST_CYCLE
         self._cycle: list[int] = []
         self._at = 0
+        #: The next position, whoever is full.
+        self.turn: Callable[[], int] = self._next if self._many is None else self._many.__next__
         for _ in range(start % (self._total if self._remember else len(weights))):
-            self._next()
+            self.turn()
 
     def _turns(self) -> Iterator[int]:
         while True:
@@ -89,8 +91,6 @@ class RoundRobin:
         return best
 
     def _next(self) -> int:
-        if self._many is not None:
-            return next(self._many)
         known, at = self._cycle, self._at
         if at < len(known):
             position = known[at]
@@ -107,7 +107,7 @@ class RoundRobin:
             return None
         missed = 0
         while True:
-            position = self._next()
+            position = self.turn()
             if position not in full:
                 return position
             missed += 1
@@ -203,23 +203,37 @@ class Random:
         self._weights = list(weights)
         self._draws = draws
         self._state = mix(seed)
-        self._all = (list(range(len(weights))), list(accumulate(weights)))
+        self._spare = -1  # 32 random bits, or none
+        # Where all weigh the same, the bits say which one; else they are looked up among the sums.
+        self._sums = list(accumulate(weights)) if len(set(weights)) > 1 else None
 
     def choose(self, key: bytes, loads: Loads, full: Collection[int] = NOBODY) -> int | None:
-        positions, sums = self._all
-        weights = self._weights
+        weights, sums, positions = self._weights, self._sums, None
+        total = sums[-1] if sums is not None else len(weights)
         if full:
-            positions = [position for position in positions if position not in full]
+            positions = [position for position in range(len(weights)) if position not in full]
             if not positions:
                 return None
             sums = list(accumulate([weights[position] for position in positions]))
-        total = sums[-1]
+            total = sums[-1]
         best = best_load = -1
-        for _ in range(self._draws):
-            # SplitMix64; its top 32 bits, since a remainder of all 64 would cost a long division.
-            self._state = state = self._state + 0x9E3779B97F4A7C15 & _MASK
-            position = positions[bisect_right(sums, (mix(state) >> 32) * total >> 32)]
-            if self._draws == 1:
+        draws = self._draws
+        for _ in range(draws):
+            bits = self._spare
+            if bits < 0:
+                # SplitMix64. 32 bits suffice for a draw: a remainder of all 64 would cost a long division.
+                self._state = state = self._state + 0x9E3779B97F4A7C15 & _MASK
+                bits = mix(state)
+                self._spare = bits & 0xFFFFFFFF
+                bits >>= 32
+            else:
+                self._spare = -1
+            position = bits * total >> 32
+            if sums is not None:
+                position = bisect_right(sums, position)
+                if positions is not None:
+                    position = positions[position]
+            if draws == 1:
                 return position
             if position != best:
                 load = loads(position)

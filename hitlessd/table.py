@@ -28,6 +28,7 @@ from hitlessd.rows import AREA, PROCESS, RowKey, SpareNames, dump_keys, load_key
 __all__ = [
     "GAUGES",
     "MAXIMA",
+    "MOST",
     "PROCESS",
     "SPARE_ROWS",
     "Column",
@@ -51,7 +52,8 @@ _ALWAYS_0 = _HEADER_WORDS - 1  # a word that no format uses
 _MOST_SPARE = 1 << 16  # nor make us look through more than this
 _MAX_BYTES = 1 << 30  # a peer's table may not make us map more than this
 _MAX_KEYS_BYTES = 64 << 20  # nor parse more than this
-_MOST = (1 << 64) - 1
+#: The greatest word.
+MOST = (1 << 64) - 1
 
 
 class _Header(IntEnum):
@@ -330,7 +332,7 @@ class Table:
         at = row * self.columns + column
         values = [words[self._base_at + at]]
         values += [words[self._slots_at + worker * stride + at] for worker in range(self.workers)]
-        return max(values) if column in MAXIMA else sum(values) & _MOST
+        return max(values) if column in MAXIMA else sum(values) & MOST
 
     def row_values(self, row: int) -> list[int]:
         """As value(), of all columns at once: the result is indexed by Column."""
@@ -349,7 +351,7 @@ class Table:
         parts = [self._words[start + column : start + size : self.columns].tolist() for start in starts]
         if column in MAXIMA:
             return list(map(max, *parts))
-        return [value & _MOST for value in map(sum, zip(*parts, strict=True))]
+        return [value & MOST for value in map(sum, zip(*parts, strict=True))]
 
     def state_records(self) -> list[tuple[int, ...]]:
         """Of all rows state(), weight(), since() and what health() says, as it comes; indexed by row."""
@@ -390,7 +392,7 @@ class Table:
         """Count something that main itself has seen, or, with a negative number, take back what anybody has counted.
         Only main may call this."""
         at = self._base_at + self.index[key] * self.columns + column
-        self._words[at] = (self._words[at] + number) & _MOST
+        self._words[at] = (self._words[at] + number) & MOST
 
     def clear_maxima(self, worker: int | None = None, columns: Iterable[Column] = (Column.SMAX, Column.QMAX)) -> None:
         """Forget how much there has been at once: in the base (None; only main may do that), or in a worker's slot,
@@ -428,7 +430,7 @@ class Table:
                 value = ended.value(row, column)
                 if value and column not in GAUGES:
                     at = self._base_at + mine * self.columns + column
-                    total = max(words[at], value) if column in MAXIMA else (words[at] + value) & _MOST
+                    total = max(words[at], value) if column in MAXIMA else (words[at] + value) & MOST
                     totals.append((at, total))
         # Who is killed in between counts some of it twice: so there is as little in between as can be.
         for at, total in totals:
@@ -452,21 +454,32 @@ class Table:
 
     def usable(self, row: int) -> bool:
         """Whether balancing may choose the server."""
-        return (
-            self.running(row)
-            and not self._state_word(row, 0)
-            and self._state_word(row, 1) > 0
-            and self._state_word(row, _HEALTH) != Health.STOPPING
-        )
+        return self.standing(row)[3]
 
     def running(self, row: int) -> bool:
         """Whether the server may get anything at all: neither down nor in maintenance. One that drains, or has no
         weight, still gets those who belong to it."""
-        return self._state_word(row, _HEALTH) != Health.DOWN and self._state_word(row, 0) != ServerState.MAINT
+        return self.standing(row)[2]
 
     def up_since(self, row: int) -> int:
         """CLOCK_REALTIME seconds of its latest return from being down or in maintenance, 0 if it was never away."""
         return self._state_word(row, _HEALTH + HealthRecord._fields.index("up_since"))
+
+    def standing(self, row: int) -> tuple[int, int, bool, bool, int]:
+        """All that workers decide by, at the cost of one: state, weight, running(), usable(), up_since()."""
+        at, words = self._state_at + row * self._states, self._words
+        if self._states > _DECISIVE[-1]:
+            state, weight, health, up_since = [words[at + word] for word in _DECISIVE]
+        else:
+            state, weight, health, up_since = [self._state_word(row, word) for word in _DECISIVE]
+        running = health != Health.DOWN and state != ServerState.MAINT
+        return state, weight, running, running and not state and weight > 0 and health != Health.STOPPING, up_since
+
+    def any_health(self) -> bool:
+        """Whether anything is known of any server: by checks, or by an operator's word."""
+        identity = _HEALTH + HealthRecord._fields.index("identity")
+        first, step = self._state_at + identity, self._states
+        return identity < step and any(self._words[first : self._base_at : step].tolist())
 
     def health(self, row: int) -> HealthRecord:
         # Main asks often, with thousands of checked servers: a table of ours has all the words.
@@ -538,7 +551,7 @@ def sum_over(tables: Iterable[Table], key: RowKey, column: Column) -> int:
             values.append(table.value(row, column))
     if not values:
         return 0
-    return max(values) if column in MAXIMA else sum(values) & _MOST
+    return max(values) if column in MAXIMA else sum(values) & MOST
 
 
 def totals(tables: Iterable[Table], key: RowKey) -> list[int]:
@@ -551,7 +564,7 @@ def _combined(rows: Sequence[list[int]]) -> list[int]:
     """Sums, modulo 2^64: whoever clears counters has their base say less than nothing. Of MAXIMA the greatest."""
     if len(rows) == 1:
         return rows[0]
-    found = [value & _MOST for value in map(sum, zip(*rows, strict=True))]
+    found = [value & MOST for value in map(sum, zip(*rows, strict=True))]
     for column in MAXIMA:
         found[column] = max(row[column] for row in rows)
     return found

@@ -236,20 +236,21 @@ def _table(config: Config, workers: int, generation: int, ancestors: Sequence[An
     table = Table.create(keys + retired[:_MOST_RETIRED], workers, generation)
     now = int(time.time())
     older = [ancestor.table for ancestor in reversed(ancestors)]
+    index, tables = table.index, [(old, old.index) for old in older]
     # Connections of servers that are no longer configured may come, and even wait for one.
     for ancestor in ancestors:
         old = ancestor.table
         for key, row in old.index.items():
-            if key.kind == "server" and key not in known_now and key in table.index:
-                table.set_state(table.index[key], old.state(row), old.weight(row), old.since(row))
+            if key not in known_now and key.kind == "server" and key in index:
+                table.set_state(index[key], old.state(row), old.weight(row), old.since(row))
     for backend in config.backends:
         for server in backend.servers:
             state = ServerState.DRAIN if server.drain else ServerState.READY
             state = ServerState.MAINT if server.disabled else state
             key = RowKey("server", backend.name, server.name)
-            before = next(((old, old.index[key]) for old in older if key in old.index), None)
+            before = next(((old, rows[key]) for old, rows in tables if key in rows), None)
             since = before[0].since(before[1]) if before and before[0].state(before[1]) is state else 0
-            table.set_state(table.index[key], state, server.weight, since or now)
+            table.set_state(index[key], state, server.weight, since or now)
     carry_over(config, table, older, now)
     return table
 

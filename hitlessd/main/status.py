@@ -11,7 +11,7 @@ from hitlessd.main.inheritance import Ancestor
 from hitlessd.main.reloads import Reloads
 from hitlessd.model import Config
 from hitlessd.runtime.control import Control, GenerationInfo
-from hitlessd.table import PROCESS, Column, RowKey, ServerState, Table, sum_over
+from hitlessd.table import MOST, PROCESS, Column, Health, RowKey, ServerState, Table, sum_over
 
 __all__ = ["Rates", "busy", "generations", "line", "retired", "sessions", "unparked"]
 
@@ -40,12 +40,15 @@ class Rates:
         self._before = totals
 
     def _totals(self, tables: Sequence[Table]) -> dict[RowKey, int]:
-        """There may be thousands of rows, and nearly always there is one table: all at once then."""
-        keys, kinds = tables[0].keys, self._kinds
-        if all(table.folded for table in tables[1:]) and not tables[0].folded:
-            values = tables[0].column_values(self._column)
-            return {key: value for key, value in zip(keys, values, strict=False) if key.kind in kinds}
-        return {key: sum_over(tables, key, self._column) for key in keys if key.kind in kinds}
+        """There may be thousands of rows: a table's all at once."""
+        kinds, column = self._kinds, self._column
+        totals = {key: 0 for key in tables[0].keys if key.kind in kinds}
+        for table in tables:
+            if not table.folded:
+                for key, value in zip(table.keys, table.column_values(column), strict=False):
+                    if key in totals:
+                        totals[key] = (totals[key] + value) & MOST
+        return totals
 
     def clear(self) -> None:
         """Forget the most there ever were; totals may begin anew, too."""
@@ -140,7 +143,8 @@ def line(
         RowKey("server", backend.name, server.name) for backend in main.config.backends for server in backend.servers
     ]
     servers = [table.index[key] for key in keys if key in table.index]
-    up = sum(1 for row in servers if table.state(row) is ServerState.READY and table.running(row))
+    decisions = table.decisions()  # of thousands, all at once
+    up = sum(1 for row in servers if decisions[row][0] == ServerState.READY and decisions[row][2] != Health.DOWN)
     parts = [
         f"generation {main.generation}",
         f"{len(equipment.listeners)} listeners",

@@ -3,10 +3,10 @@ still worth something. See docs/health-checks.md for what "stale" means."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hitlessd.health import STALE, STALE_CHECKS, Result, forced_identity, identity, interval, moment, top
-from hitlessd.model import Backend, Check, Config
+from hitlessd.model import Backend, Check, Config, Server
 from hitlessd.table import Health, HealthRecord, RowKey, Table
 
 __all__ = ["any_usable", "carry_over", "rows_of", "unknown", "usable"]
@@ -27,18 +27,23 @@ def carry_over(config: Config, table: Table, older: Sequence[Table], now: float)
     `now` is CLOCK_REALTIME. May be called again as long as our own checks have not begun: what has been found meanwhile
     comes over, too.
     """
+    index, known = table.index, [(old, old.index) for old in older]
+    told = any(old.any_health() for old in older)
     for backend in config.backends:
         for server in backend.servers:
-            if server.check is None:
-                _carry_over_forced(RowKey("server", backend.name, server.name), forced_identity(server), table, older)
+            if server.check is None and not told:
                 continue
             key = RowKey("server", backend.name, server.name)
-            row, mark = table.index[key], identity(backend, server)
+            row = index[key]
+            if server.check is None:
+                _carry_over_forced(key, server, row, table, known)
+                continue
+            mark = identity(backend, server)
             ours = table.health(row)
             found = unknown(server.check, mark, now) if not ours.identity else ours
             text = ""
-            for old in older:
-                at = old.index.get(key)
+            for old, rows in known:
+                at = rows.get(key)
                 theirs = old.health(at) if at is not None else None
                 if theirs is None or theirs.identity != mark or not _fresh(server.check, theirs):
                     continue
@@ -51,13 +56,15 @@ def carry_over(config: Config, table: Table, older: Sequence[Table], now: float)
         _carry_over_backend(backend, table, older, now)
 
 
-def _carry_over_forced(key: RowKey, mark: int, table: Table, older: Sequence[Table]) -> None:
-    """What an operator has said of a server that nobody checks."""
-    for old in older:
-        at = old.index.get(key)
+def _carry_over_forced(
+    key: RowKey, server: Server, row: int, table: Table, known: Sequence[tuple[Table, Mapping[RowKey, int]]]
+) -> None:
+    """What an operator has said of a server that nobody checks; mostly nothing."""
+    for old, rows in known:
+        at = rows.get(key)
         if at is not None:
-            if (theirs := old.health(at)).identity == mark:
-                table.set_health(table.index[key], theirs)
+            if (theirs := old.health(at)).identity and theirs.identity == forced_identity(server):
+                table.set_health(row, theirs)
             return
 
 
@@ -85,7 +92,9 @@ def any_usable(rows: tuple[list[int], list[int]], table: Table) -> bool:
 def _carry_over_backend(backend: Backend, table: Table, older: Sequence[Table], now: float) -> None:
     key = RowKey("backend", backend.name)
     row = table.index[key]
-    up = not backend.servers or any_usable(rows_of(backend, table), table)
+    index = table.index
+    rows = (index[RowKey("server", backend.name, server.name)] for server in backend.servers)
+    up = not backend.servers or any(map(table.usable, rows))
     record = HealthRecord(Health.UP if up else Health.DOWN, int(now))
     for old in older:
         at = old.index.get(key)

@@ -7,12 +7,22 @@ from collections.abc import Callable, Container
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from hitlessd.balance import NOBODY, Chooser, Hashed, RankedLeastConn, chooser, is_hashed, is_static, unscaled
+from hitlessd.balance import (
+    NOBODY,
+    Chooser,
+    Hashed,
+    RankedLeastConn,
+    RoundRobin,
+    chooser,
+    is_hashed,
+    is_static,
+    unscaled,
+)
 from hitlessd.dataclass import replace
 from hitlessd.hashing import uri_key
 from hitlessd.model import Backend, InetAddress, Server
 from hitlessd.table import Column, RowKey, ServerState, Table
-from hitlessd.worker.counters import Row, Tally
+from hitlessd.worker.counters import NO_CODES, Account, Row, Tally
 from hitlessd.worker.http.policy import Policy
 from hitlessd.worker.http.pool import Pool
 from hitlessd.worker.observation import Observation
@@ -25,8 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "LiveBackend", "LiveServer"]
 
-_SCUR, _QCUR, _LBTOT = int(Column.SCUR), int(Column.QCUR), int(Column.LBTOT)
-_IDLE, _FRESH = int(Column.IDLE), int(Column.FRESH)
+_SCUR, _QCUR = int(Column.SCUR), int(Column.QCUR)
 #: Seconds between two looks at the queue when nobody has woken us; a lost wake-up costs no more than this.
 _RECHECK = 0.1
 #: Full servers that are found one by one, before all are looked for at once.
@@ -90,6 +99,38 @@ def _near(server: Server) -> bool:
 class LiveServer(Tally):
     """A server and its counters."""
 
+    # One piece of memory instead of two: with thousands of servers, no cache knows the next one.
+    __slots__ = (
+        "_alone",
+        "_scur_at",
+        "_slot",
+        "_slots",
+        "_up_at",
+        "_up_since",
+        "_worker",
+        "account",
+        "address",
+        "any_port",
+        "backend",
+        "config",
+        "family",
+        "inet",
+        "latest",
+        "maxconn",
+        "name",
+        "near",
+        "observer",
+        "observer4",
+        "observer7",
+        "place",
+        "pool",
+        "running",
+        "send_proxy",
+        "state",
+        "usable",
+        "weight",
+    )
+
     def __init__(self, worker: Worker, backend: LiveBackend, server: Server) -> None:
         super().__init__(worker.ledger, worker.ledger.row(RowKey("server", backend.name, server.name)), [])
         self.backend = backend
@@ -107,6 +148,9 @@ class LiveServer(Tally):
         self.codes = [0] * 10 if self.pool is not None else None
         self.latest: Response | None = None  # of HTTP: what it said last, if there is nothing unusual to it
         self._slots = worker.slots
+        self._alone = len(worker.slots) == 1
+        #: Of the frontend whose direct exchanges came here last.
+        self.account: Account | None = None
         self._slot = self.row.slot
         self._scur_at = self.row.start + _SCUR
 
@@ -151,11 +195,9 @@ class LiveServer(Tally):
         """Bring state and weight up to date. `now` is of the worker's clock, `wall` the CLOCK_REALTIME of it."""
         row = self.row.number
         if row >= 0:
-            self.state = table.state(row)
-            self.weight = table.weight(row)
-            self.running = table.running(row)
-            self.usable = table.usable(row)
-            since = table.up_since(row)
+            state, self.weight, self.running, self.usable, since = table.standing(row)
+            if state != self.state:
+                self.state = ServerState(state)
             if since != self._up_since:
                 # Once only: if somebody sets the time of day later, the server does not grow older by that.
                 self._up_since = since
@@ -177,6 +219,8 @@ class LiveServer(Tally):
 
     def total(self) -> int:
         """Connections of all workers of this generation."""
+        if self._alone:
+            return self.sessions
         at = self._scur_at
         return sum([slot[at] for slot in self._slots]) if self.row.number >= 0 else self.sessions
 
@@ -184,6 +228,8 @@ class LiveServer(Tally):
         """One more or one fewer of ours, seen by all workers at once."""
         sessions = self.sessions = self.sessions + change
         self._slot[self._scur_at] = sessions  # nobody shares a server's row
+        if change < 0 and self.place >= 0:
+            self.backend.rank(self.place)
         if not self.dirty:
             self.dirty = True
             self.ledger.dirty.append(self)
@@ -201,22 +247,40 @@ class LiveServer(Tally):
         return True
 
     def collect(self, wall: int) -> None:
-        opened = self.opened
+        # As of any tally, spelt out: each of many connections is with another server.
+        opened, row, sessions, peak = self.opened, self.row, self.sessions, self.peak
+        slot, start = row.slot, row.start
+        self.dirty = False
+        change = sessions - self.counted
+        if change:
+            self.counted = sessions
+            row.scur = slot[start] = row.scur + change  # Column.SCUR
         if opened:
-            for row in (self.row, self.backend.row):
-                row.lbtot = row.slot[row.start + _LBTOT] = row.lbtot + opened
+            self.opened = 0
+            slot[start + 4] += opened  # STOT
+            slot[start + 16] += opened  # LBTOT
+            slot[start + 17] = wall  # LASTSESS
+            above = self.backend.row
+            above.slot[above.start + 16] += opened
+            if peak > row.smax:
+                row.smax = slot[start + 1] = peak  # SMAX
+        self.peak = sessions
+        if self.bin or self.bout:
+            slot[start + 5] += self.bin  # BIN
+            slot[start + 6] += self.bout  # BOUT
+            self.bin = self.bout = 0
+            if self.spliced:
+                slot[start + 18] += self.spliced  # SPLICED
+                self.spliced = 0
         pool = self.pool
         if pool is not None:
-            slot, start = self.row.slot, self.row.start
-            slot[start + _IDLE], slot[start + _FRESH] = len(pool.idle), pool.fresh
-            peak = self.peak
+            slot[start + 32], slot[start + 44] = len(pool.idle), pool.fresh  # IDLE, FRESH
             if peak > pool.lately:
                 pool.lately = peak
                 if peak > pool.need:
                     pool.need = peak
-        if self.place >= 0:
-            self.backend.rank(self.place)
-        super().collect(wall)
+            if self.codes != NO_CODES:
+                self.collect_codes()
 
 
 class _Warming:
@@ -270,6 +334,7 @@ class LiveBackend(Tally):
         self._handed = 0
         self._warming = _Warming(self)
         self._chooser: Chooser | None = None
+        self._turn: Callable[[], int] | None = None
         self._made_of: list[tuple[int, int]] = []  # positions and weights
         self.arrange()
 
@@ -315,6 +380,9 @@ class LiveBackend(Tally):
                 for place, server in enumerate(usable):
                     server.place = place
         self.limited = any(server.maxconn for server in usable)
+        # Nothing is asked but whose turn it is.
+        free = isinstance(self._chooser, RoundRobin) and not self.limited and not self._pinning
+        self._turn = self._chooser.turn if free and isinstance(self._chooser, RoundRobin) else None
         # Others decide by the number of its connections, so that they must see each change at once.
         self.watched = self.limited or self.config.balance in ("leastconn", "first", "random")
         self.only = usable[0] if len(usable) == 1 and not self.limited and not self._pinning else None
@@ -361,6 +429,14 @@ class LiveBackend(Tally):
         if only is not None:
             only.count(1)
             return only
+        turn = self._turn
+        if turn is not None and avoid is None:
+            server = self.usable[turn()]
+            server.sessions += 1
+            if not server.dirty:
+                server.dirty = True
+                server.ledger.dirty.append(server)
+            return server
         if self._pinning:
             pinned = conn.pinned
             if pinned is not None and pinned.running and not conn.redispatched:

@@ -1,8 +1,12 @@
-"""A worker's counters: counted in plain attributes, written to the shared table once a turn of the loop.
+"""A worker's counters: counted in plain attributes, written to the shared table when the worker has nothing else to do,
+and at least every few milliseconds (see Worker.settle()).
 
 An attribute costs a third of a store in the table. And a connection counts only with its frontend and its server; the
-rows of the backend and of the process follow from these once a turn. What other workers decide by (a server's SCUR, a
-backend's QCUR) is written at once by those who change it.
+rows of the backend and of the process follow from these when they are collected. What other workers decide by (a
+server's SCUR, a backend's QCUR) is written at once by those who change it.
+
+With thousands of servers each event is about another one, of which no cache knows anything. So what is touched for it
+is little: sums grow in the table itself, and no second copy of them is kept, which would be one more object a column.
 """
 
 from __future__ import annotations
@@ -12,21 +16,26 @@ from collections.abc import Collection
 
 from hitlessd.table import Column, RowKey, Table
 
-__all__ = ["CONNECTS", "OTHER", "REQUESTS", "REUSES", "Account", "Ledger", "Row", "Tally"]
+__all__ = ["CONNECTS", "NO_CODES", "OTHER", "REQUESTS", "REUSES", "Account", "Ledger", "Row", "Tally"]
 
 _OF_HTTP = (Column.REQ_TOT, Column.HRSP_OTHER, Column.CONNECT, Column.REUSE)
 _REQ_TOT = int(Column.REQ_TOT)
 #: Places in Tally.codes. That of a response is its class, 1 to 5, or OTHER.
 REQUESTS, OTHER, CONNECTS, REUSES = (int(c) - _REQ_TOT for c in _OF_HTTP)
-_pack_into = struct.Struct("20Q").pack_into
+#: What Tally.codes are when there is nothing to collect.
+NO_CODES = [0] * 10
+_NO_CLASSES = [0] * 6
+# Native "Q" stores each word whole.
+_unpack = struct.Struct("20Q").unpack_from
+_SCUR, _QCUR = int(Column.SCUR), int(Column.QCUR)
+_pack_queue, _pack_errors = struct.Struct("2Q").pack_into, struct.Struct("9Q").pack_into
 
 
 class Row:
-    """One row of the table as this worker counts it; lower-case names of Column."""
+    """One row of the table as this worker counts it: lower-case names of Column for what seldom changes or is compared.
+    The sums that always grow are in the table alone; those who collect add to them there."""
 
     __slots__ = (
-        "bin",
-        "bout",
         "changed",
         "cli_abrt",
         "dreq",
@@ -34,8 +43,6 @@ class Row:
         "econ",
         "ereq",
         "eresp",
-        "lastsess",
-        "lbtot",
         "ledger",
         "number",
         "qcur",
@@ -44,10 +51,8 @@ class Row:
         "scur",
         "slot",
         "smax",
-        "spliced",
         "srv_abrt",
         "start",
-        "stot",
         "wredis",
         "wretr",
     )
@@ -58,30 +63,16 @@ class Row:
         self.number = number
         self.start = start
         self.changed = False
-        # A worker that takes a dead one's place counts on; "now" begins at nothing.
+        # A worker that takes a dead one's place counts on; "now" begins at nothing. In one go: there may be thousands.
+        (
+            _, self.smax, _, self.qmax, _, _, _, self.dreq, self.dresp, self.ereq, self.econ, self.eresp, self.wretr,
+            self.wredis, self.cli_abrt, self.srv_abrt, _, _, _, self.qtimeout,
+        ) = _unpack(slot, start * 8)  # fmt: skip
         self.scur = self.qcur = 0
-        slot[start + Column.SCUR] = slot[start + Column.QCUR] = 0
-        self.smax = slot[start + Column.SMAX]
-        self.qmax = slot[start + Column.QMAX]
-        self.stot = slot[start + Column.STOT]
-        self.bin = slot[start + Column.BIN]
-        self.bout = slot[start + Column.BOUT]
-        self.dreq = slot[start + Column.DREQ]
-        self.dresp = slot[start + Column.DRESP]
-        self.ereq = slot[start + Column.EREQ]
-        self.eresp = slot[start + Column.ERESP]
-        self.econ = slot[start + Column.ECON]
-        self.wretr = slot[start + Column.WRETR]
-        self.wredis = slot[start + Column.WREDIS]
-        self.cli_abrt = slot[start + Column.CLI_ABRT]
-        self.srv_abrt = slot[start + Column.SRV_ABRT]
-        self.lbtot = slot[start + Column.LBTOT]
-        self.lastsess = slot[start + Column.LASTSESS]
-        self.spliced = slot[start + Column.SPLICED]
-        self.qtimeout = slot[start + Column.QTIMEOUT]
+        slot[start + _SCUR] = slot[start + _QCUR] = 0
 
     def change(self) -> None:
-        """Call before or after touching anything: it is written at the end of the turn."""
+        """Call before or after touching anything: it is written with the others."""
         if not self.changed:
             self.changed = True
             self.ledger.changed.append(self)
@@ -89,17 +80,11 @@ class Row:
     def write(self) -> None:
         """Bring the table up to date."""
         self.changed = False
-        # One call; native "Q" stores each word whole.
-        _pack_into(
-            self.slot,
-            self.start * 8,
-            self.scur,
-            self.smax,
-            self.qcur,
-            self.qmax,
-            self.stot,
-            self.bin,
-            self.bout,
+        slot, start = self.slot, self.start
+        _pack_queue(slot, (start + Column.QCUR) * 8, self.qcur, self.qmax)
+        _pack_errors(
+            slot,
+            (start + Column.DREQ) * 8,
             self.dreq,
             self.dresp,
             self.ereq,
@@ -109,11 +94,17 @@ class Row:
             self.wredis,
             self.cli_abrt,
             self.srv_abrt,
-            self.lbtot,
-            self.lastsess,
-            self.spliced,
-            self.qtimeout,
         )
+        slot[start + Column.QTIMEOUT] = self.qtimeout
+
+    def clear_maxima(self, columns: Collection[Column]) -> None:
+        """Forget these of MAXIMA."""
+        for column in columns:
+            self.slot[self.start + column] = 0
+        if Column.SMAX in columns:
+            self.smax = 0
+        if Column.QMAX in columns:
+            self.qmax = 0
 
 
 class Tally:
@@ -150,7 +141,7 @@ class Tally:
         self.codes: list[int] | None = None
 
     def touch(self) -> None:
-        """It will be collected at the end of the turn."""
+        """It will be collected."""
         if not self.dirty:
             self.dirty = True
             self.ledger.dirty.append(self)
@@ -179,37 +170,41 @@ class Tally:
             row.scur = slot[start] = row.scur + change  # Column.SCUR
         if opened:
             self.opened = 0
-            row.stot = slot[start + 4] = row.stot + opened  # STOT
-            if row.lastsess != wall:
-                row.lastsess = slot[start + 17] = wall  # LASTSESS
+            slot[start + 4] += opened  # STOT
+            slot[start + 17] = wall  # LASTSESS
             if peak > row.smax:
                 row.smax = slot[start + 1] = peak  # SMAX
         self.peak = sessions
         if came or went:
             self.bin = self.bout = 0
-            row.bin = slot[start + 5] = row.bin + came  # BIN
-            row.bout = slot[start + 6] = row.bout + went  # BOUT
+            slot[start + 5] += came  # BIN
+            slot[start + 6] += went  # BOUT
             if spliced:
                 self.spliced = 0
-                row.spliced = slot[start + 18] = row.spliced + spliced  # SPLICED
-        codes = self.codes
-        if codes is not None:
-            at = start + _REQ_TOT
-            for place, number in enumerate(codes):
-                if number:
-                    slot[at + place] += number
-                    codes[place] = 0
+                slot[start + 18] += spliced  # SPLICED
+        if self.codes is not None and self.codes != NO_CODES:
+            self.collect_codes()
+
+    def collect_codes(self) -> None:
+        """Bring the columns of HTTP up to date."""
+        row, codes = self.row, self.codes
+        assert codes is not None
+        slot, at = row.slot, row.start + _REQ_TOT
+        for place, number in enumerate(codes):
+            if number:
+                slot[at + place] += number
+                codes[place] = 0
 
 
 class Account:
-    """What HTTP exchanges of one frontend with one server have added to three tallies since it was last settled: once
-    a turn instead of with each. Whoever touches one sees to it that it is in the ledger's `accounts`, once."""
+    """What HTTP exchanges of one frontend with one server have added to three tallies since it was last settled, once
+    instead of with each. Whoever touches one sees to it that it is in the ledger's `accounts`, once."""
 
-    __slots__ = ("bin", "bout", "classes", "dirty", "ledger", "opened", "reused", "tallies")
+    __slots__ = ("backend", "bin", "bout", "classes", "dirty", "frontend", "ledger", "opened", "reused", "server")
 
     def __init__(self, frontend: Tally, backend: Tally, server: Tally) -> None:
         self.ledger = server.ledger
-        self.tallies = (frontend, backend, server)
+        self.frontend, self.backend, self.server = frontend, backend, server
         self.opened = 0  # exchanges begun
         self.bin = self.bout = 0
         self.classes = [0] * 6  # responses, by the first digit of their status
@@ -219,28 +214,48 @@ class Account:
     def settle(self) -> None:
         """Enter it in the tallies, which are touched anyway: their numbers of sessions may have changed."""
         self.dirty = False
-        _, backend, server = self.tallies
-        backend.opened += self.opened
-        server.opened += self.opened
-        self.opened = 0
-        answered = sum(self.classes)
-        for tally in self.tallies:
-            if not tally.dirty:
-                tally.dirty = True
-                tally.ledger.dirty.append(tally)
-            if answered:
-                tally.bin += self.bin
-                tally.bout += self.bout
-                codes = tally.codes
-                assert codes is not None
-                codes[REQUESTS] += answered
-                for place, number in enumerate(self.classes):
-                    codes[place] += number
-        if answered:
-            assert server.codes is not None
-            server.codes[REUSES] += self.reused
-            self.bin = self.bout = self.reused = 0
-            self.classes = [0] * 6
+        frontend, backend, server, dirty = self.frontend, self.backend, self.server, self.ledger.dirty
+        opened, classes = self.opened, self.classes
+        if opened:
+            self.opened = 0
+            backend.opened += opened
+            server.opened += opened
+        if not server.dirty:
+            server.dirty = True
+            dirty.append(server)
+        if not backend.dirty:
+            backend.dirty = True
+            dirty.append(backend)
+        if not frontend.dirty:
+            frontend.dirty = True
+            dirty.append(frontend)
+        if classes == _NO_CLASSES:
+            return
+        came, went, answered = self.bin, self.bout, sum(classes)
+        self.bin = self.bout = 0
+        frontend.bin += came
+        frontend.bout += went
+        backend.bin += came
+        backend.bout += went
+        server.bin += came
+        server.bout += went
+        above, below = frontend.codes, backend.codes
+        assert above is not None and below is not None
+        above[REQUESTS] += answered
+        below[REQUESTS] += answered
+        # A server has few of them at a time: to the table without a detour.
+        row = server.row
+        slot, at = row.slot, row.start + _REQ_TOT
+        slot[at] += answered
+        if self.reused:
+            slot[at + REUSES] += self.reused
+            self.reused = 0
+        for place, number in enumerate(classes):
+            if number:
+                classes[place] = 0
+                above[place] += number
+                below[place] += number
+                slot[at + place] += number
 
 
 class Ledger:
@@ -273,9 +288,7 @@ class Ledger:
         """Forget MAXIMA; to be called when all is written."""
         self._table.clear_maxima(self._worker, columns)
         for row in self._rows.values():
-            for column in columns:
-                setattr(row, column.name.lower(), 0)
-                row.slot[row.start + column] = 0
+            row.clear_maxima(columns)
 
     def write(self, now: float) -> None:
         """Write what has changed since the last time; `now` is CLOCK_REALTIME in seconds."""

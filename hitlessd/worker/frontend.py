@@ -276,6 +276,7 @@ class LiveFrontend(Tally):
         account = self.accounts.get(server)
         if account is None:
             account = self.accounts[server] = Account(self, server.backend, server)
+        server.account = account
         return account
 
     def route_to(self, backend: LiveBackend) -> Route:

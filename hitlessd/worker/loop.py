@@ -2,6 +2,10 @@
 
 A turn takes what epoll reports, does a bounded amount of work for each, then settles: closes what was closed, serves
 queues, writes the counters. It sleeps until something is due, and for ever when nothing is.
+
+A busy worker writes its counters less often, but before it sleeps. With one server, what a turn brings is added up
+anyway. With a hundred, each event is about another one, and to write each after each event was a quarter of the cost of
+an HTTP request.
 """
 
 from __future__ import annotations
@@ -46,6 +50,8 @@ _IDLE = UNDECIDED | {State.WAITING}
 _REST = 0.1
 #: Seconds between two log lines of the same kind.
 _PERIOD = 30.0
+#: Seconds for which a busy worker may keep counters to itself.
+_UNSEEN = 0.01
 _MANY = 1 << 60
 
 
@@ -108,7 +114,9 @@ class Worker:
         "_rest",
         "_settlement",
         "_spared",
+        "_unwritten",
         "_wake_fd",
+        "_write_at",
         "accepting",
         "arrivals",
         "backends",
@@ -125,6 +133,7 @@ class Worker:
         "idle",
         "index",
         "lanes",
+        "lazy",
         "ledger",
         "limit",
         "log",
@@ -176,6 +185,10 @@ class Worker:
         self.limit = setup.maxconn or _MANY
         self.idle = 0  # connections to servers that wait for a request
         self.turns = 0
+        #: Whether counters may wait while it is busy. Who calls turn() wants to see them behind it.
+        self.lazy = False
+        self._unwritten = False  # some do
+        self._write_at = -NEVER  # until when
         self.accepting = False
         self.throttled = False  # a listener is not armed because of a limit
         self.resting = False
@@ -242,7 +255,14 @@ class Worker:
             if patience is not None and patience < timeout:
                 timeout = patience
         # epoll rounds up to milliseconds, so it never wakes too early for a bucket.
-        found = self.epoll.poll(timeout, _EVENTS)
+        if not self._unwritten:
+            found = self.epoll.poll(timeout, _EVENTS)
+        else:
+            found = self.epoll.poll(0.0, _EVENTS)
+            if not found:
+                self.write_counters()
+                if timeout:
+                    found = self.epoll.poll(timeout, _EVENTS)
         now = self.now = self.clock()
         if self.table.epoch != self._epoch:
             self._refresh()
@@ -262,6 +282,8 @@ class Worker:
                     self.crashed(side)
         if due <= now:
             wheel.run(now)
+        # One event, and the next may be long in coming. More, or one that was there before we slept: we are busy.
+        self._unwritten = self.lazy and now < self._write_at and (self._unwritten or len(found) > 1)
         self.settle()
         return len(found)
 
@@ -278,13 +300,15 @@ class Worker:
                 backend = self.dispatch.pop()
                 if backend.queue:
                     backend.serve_queue()
-        if self.ledger.dirty or self.ledger.changed or self.ledger.accounts:
+        if not self._unwritten and (self.ledger.dirty or self.ledger.changed or self.ledger.accounts):
             self.write_counters()
         if self.parking.asleep and len(self.connections) != self.parking.known:
             self.parking.wake()
 
     def write_counters(self) -> None:
         """Let main and the other workers see our counters."""
+        self._unwritten = False
+        self._write_at = self.now + _UNSEEN
         self.ledger.write(self.now + self.offset)
         if self.parking.stale:
             self.parking.tell()
@@ -513,6 +537,8 @@ def run(setup: WorkerSetup) -> NoReturn:
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
     turn = worker.turn
+    worker.lazy = True
     while not worker.finished:
         turn()
+    worker.write_counters()
     os._exit(0)

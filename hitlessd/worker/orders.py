@@ -60,6 +60,7 @@ class Orders:
         if message is None:
             # Main is gone. What would be left of us nobody could stop.
             self._worker.log("crit", "the main process is gone: this worker ends", event=Event.MAIN_LOST)
+            self._worker.write_counters()
             os._exit(1)
         self._follow(message, fds)
 
@@ -176,6 +177,7 @@ class Orders:
             except Exception:
                 worker.crashed(conn)
         worker.settle()
+        worker.write_counters()
         if order == "hurry":
             text = f"{count} connections were closed because the time to drain was over"
             worker.log("warning", text, event=Event.HARD_STOP, closed=count)

@@ -107,7 +107,9 @@ class ClientSide(HttpSide):
             conn.assigned_at = conn.connected_at = -1.0
             conn.assign()
             return
-        account = frontend.accounts.get(target) or frontend.account_with(target)
+        account = target.account
+        if account is None or account.frontend is not frontend:
+            account = frontend.account_with(target)
         if not account.dirty:
             account.dirty = True
             account.ledger.accounts.append(account)
@@ -241,7 +243,9 @@ class ServerSide(HttpSide):
             self.body = WHOLE
             client.block(memoryview(data)[sent:])
             return
-        account = frontend.accounts.get(target) or frontend.account_with(target)  # it may have been redispatched
+        account = target.account  # it may have been redispatched
+        if account is None or account.frontend is not frontend:
+            account = frontend.account_with(target)
         came, went = client.received - conn.accounted_in, conn.given - conn.accounted_out
         conn.accounted_in += came
         conn.accounted_out += went

@@ -27,6 +27,21 @@ __all__ = ["Pool"]
 class Pool:
     """One worker's idle connections to one server."""
 
+    __slots__ = (
+        "_delay",
+        "_due",
+        "_limit",
+        "_worker",
+        "bucket",
+        "fresh",
+        "idle",
+        "lately",
+        "most",
+        "need",
+        "server",
+        "unneeded",
+    )
+
     def __init__(self, worker: Worker, server: LiveServer) -> None:
         self._worker = worker
         self.server = server
