@@ -327,6 +327,7 @@ def resume_idle(worker: Worker, frozen: Frozen) -> None:
     side.shared = bool((serial.http or {}).get("shared"))
     worker.epoll.register(side.fd, EVENTS)
     server.pool.give(side)  # which may not want it
+    server.pool.expect()
     server.touch()
 
 
@@ -396,6 +397,8 @@ def resume(
         conn.target = worker.lanes.server(backend, serial.server, backends or {})
         if conn.target is not None:
             conn.target.count(1)
+            if conn.target.pool is not None:
+                conn.target.pool.expect()
     conn.state = state
     conn.count_in()
     if serial.entered and not frontend.bound:

@@ -18,7 +18,7 @@ from hitlessd.worker.connection import State
 from hitlessd.worker.http.dial import dial
 from hitlessd.worker.http.exchange import Exchange
 from hitlessd.worker.http.side import WHOLE, HttpSide
-from hitlessd.worker.relay import SCRATCH
+from hitlessd.worker.relay import SCRATCH, ignore
 from hitlessd.worker.timers import GRAIN
 
 if TYPE_CHECKING:
@@ -276,6 +276,10 @@ class ServerSide(HttpSide):
             if self.uses == 1:
                 pool.fresh += 1
             worker.idle += 1
+        elif kept and not self.copied:
+            # As give_back(): there are enough, and nobody else has it.
+            worker.handlers[self.fd] = ignore
+            worker.closing.append(self.sock)
         else:
             pool.give_back(self)
         conn.entered = False
