@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from hitlessd.http.edit import forward_request, forward_response
 from hitlessd.http.grammar import MAX_HEAD, Refused
 from hitlessd.http.heads import parse_request, parse_response
-from hitlessd.worker.connection import State
+from hitlessd.worker.connection import UNPARKED, State
 from hitlessd.worker.http.dial import dial
 from hitlessd.worker.http.exchange import Exchange
 from hitlessd.worker.http.side import WHOLE, HttpSide
@@ -28,7 +28,7 @@ __all__ = ["ClientSide", "ServerSide"]
 
 #: The mask of most events: there are bytes, and room for more.
 _PLAIN = select.EPOLLIN | select.EPOLLOUT
-_WAITING, _EXCHANGING = State.WAITING, State.EXCHANGING
+_WAITING, _EXCHANGING, _CLOSED = State.WAITING, State.EXCHANGING, State.CLOSED
 _recv, _send = socket.SocketType.recv, socket.SocketType.send
 
 
@@ -165,12 +165,10 @@ class ServerSide(HttpSide):
         if (
             events != _PLAIN
             or conn is None
-            or not conn.direct
-            or conn.state is not _EXCHANGING
+            or not conn.direct  # with it, all of the request is on its way, and nothing of the response is here
             or self.held
             or self.blocked
-            or conn.reply
-            or self.asked == conn.worker.turns
+            or self.asked == self.worker.turns
         ):
             HttpSide.on_event(self, events)
             return
@@ -227,7 +225,7 @@ class ServerSide(HttpSide):
         if head is not response.raw:
             data = head + data[at:]
         size = len(data)
-        conn.given += size
+        given = conn.given = conn.given + size
         conn.outgoing = b""
         try:
             sent = _send(client.sock, data)
@@ -242,11 +240,10 @@ class ServerSide(HttpSide):
             client.block(memoryview(data)[sent:])
             return
         account = frontend.accounts.get(target) or frontend.account_with(target)  # it may have been redispatched
-        came, went = client.received - conn.accounted_in, conn.given - conn.accounted_out
-        conn.accounted_in += came
-        conn.accounted_out += went
-        account.bin += came
-        account.bout += went
+        received = client.received
+        account.bin += received - conn.accounted_in
+        account.bout += given - conn.accounted_out
+        conn.accounted_in, conn.accounted_out = received, given
         account.classes[status // 100] += 1
         if exchange.reused:
             account.reused += 1
@@ -285,10 +282,22 @@ class ServerSide(HttpSide):
         conn.entered = False
         backend.sessions -= 1
         if not keep:
-            if client.ready or conn.shared:
+            if client.ready or conn.shared or client.copied:
                 conn.depart()
-            else:
-                conn.leave()  # all is accounted for
+                return
+            # As leave(): all is accounted for, and nothing was lent to it but its place among others.
+            conn.state = _CLOSED
+            if conn.slot != UNPARKED:
+                worker.parking.left(conn)
+            if conn.bucket:
+                worker.wheel.remove(conn)
+            worker.handlers[client.fd] = ignore
+            worker.closing.append(client.sock)
+            client.conn = None
+            frontend.sessions -= 1  # it is collected with the account
+            del worker.connections[conn]
+            if worker.throttled:
+                worker.arm_at(frontend)
             return
         conn.state = _WAITING
         if conn.slot >= 0:

@@ -43,8 +43,17 @@ class HttpSide(Side):
     conn: Any  # an HttpConnection; None while it rests in the pool
 
     def __init__(self, worker: Worker, conn: HttpConnection, sock: socket.SocketType, fd: int, now: float) -> None:
-        super().__init__(worker, conn, sock, fd, now)
-        self.peer = None  # type: ignore[assignment]
+        # What Side.__init__() says, spelt out: to call it takes a tenth of what a connection's objects cost.
+        self.worker = worker
+        self.conn = conn
+        self.sock = sock
+        self.fd = fd
+        self.last = now
+        self.peer = self.pipe = self.out = None  # type: ignore[assignment]
+        self.held = True
+        self.ready = self.received = self.shift = self.bulky = self.mark = 0
+        self.eof = self.blocked = self.shut = self.copied = False
+        self.kept = -1
         self.body: Body = NOTHING  # of the message that comes from here; NOTHING: none, or its head comes first
         self.pool: Pool | None = None  # of a server: where it rests
         self.uses = 0  # exchanges on it, ever
