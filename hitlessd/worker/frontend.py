@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from hitlessd.logrecord import LogRecord
     from hitlessd.worker.backend import LiveBackend, LiveServer
+    from hitlessd.worker.http.exchange import Exchange
     from hitlessd.worker.loop import Worker
     from hitlessd.worker.setup import WorkerSetup
 
@@ -240,6 +241,8 @@ class LiveFrontend(Tally):
         self._routes = {backend: self.route}
         #: Of HTTP: by server, what direct exchanges add up to.
         self.accounts: dict[LiveServer, Account] = {}
+        #: Of HTTP: those that are over, to be used again (worker/http/direct.py).
+        self.spare: list[Exchange] = []
         self._workers = worker.table.workers
         self.limit = self.share()
         self.listeners: list[LiveListener] = []

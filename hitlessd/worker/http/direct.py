@@ -17,7 +17,7 @@ from hitlessd.http.heads import parse_request, parse_response
 from hitlessd.worker.connection import UNPARKED, State
 from hitlessd.worker.http.dial import dial
 from hitlessd.worker.http.exchange import Exchange
-from hitlessd.worker.http.side import WHOLE, HttpSide
+from hitlessd.worker.http.side import WHOLE, HttpSide, own
 from hitlessd.worker.relay import SCRATCH, ignore
 from hitlessd.worker.timers import GRAIN
 
@@ -28,6 +28,8 @@ __all__ = ["ClientSide", "ServerSide"]
 
 #: The mask of most events: there are bytes, and room for more.
 _PLAIN = select.EPOLLIN | select.EPOLLOUT
+#: Exchanges of a frontend that are kept to be used again.
+_SPARES = 256
 _WAITING, _EXCHANGING, _CLOSED = State.WAITING, State.EXCHANGING, State.CLOSED
 _recv, _send = socket.SocketType.recv, socket.SocketType.send
 
@@ -79,9 +81,22 @@ class ClientSide(HttpSide):
         if conn.slot >= 0:
             worker.parking.busy[conn] = None
         exchanges = conn.exchanges
-        exchange = conn.exchange = Exchange(
-            request, conn.idle_since, now, now, not exchanges, conn.accounted_in, conn.given
-        )
+        spare = frontend.spare
+        if spare:
+            # Made anew, it would take 0.36 us instead of 0.16. What is not named here is as it was made, see _end().
+            exchange = spare.pop()
+            exchange.request = request
+            exchange.since = conn.idle_since
+            exchange.began_at = exchange.requested_at = now
+            exchange.answered_at = -1.0
+            exchange.status = -1
+            exchange.first = not exchanges
+            exchange.keep = request.keep_alive
+            exchange.sent = exchange.reused = False
+            exchange.up_at, exchange.down_at = conn.accounted_in, conn.given
+        else:
+            exchange = Exchange(request, conn.idle_since, now, now, not exchanges, conn.accounted_in, conn.given)
+        conn.exchange = exchange
         conn.exchanges = exchanges + 1
         conn.retries = conn.queue_position = 0
         conn.redispatched = False
@@ -159,6 +174,8 @@ class ServerSide(HttpSide):
     """A server's socket."""
 
     __slots__ = ()
+
+    __init__ = own(HttpSide.__init__)
 
     def on_event(self, events: int) -> None:
         conn = self.conn
@@ -243,7 +260,7 @@ class ServerSide(HttpSide):
         received = client.received
         account.bin += received - conn.accounted_in
         account.bout += given - conn.accounted_out
-        conn.accounted_in, conn.accounted_out = received, given
+        conn.accounted_in, conn.accounted_out = received, given  # the same objects, for thousands may be idle
         account.classes[status // 100] += 1
         if exchange.reused:
             account.reused += 1
@@ -257,6 +274,9 @@ class ServerSide(HttpSide):
         if client.mark:
             worker.parking.unpark(conn)
         conn.server = conn.target = conn.exchange = None
+        exchange.request = exchange.response = None  # heads may be long
+        if len(frontend.spare) < _SPARES:
+            frontend.spare.append(exchange)
         client.peer = self.peer = self.conn = None  # type: ignore[assignment]
         if backend.watched:
             target.count(-1)
@@ -273,7 +293,7 @@ class ServerSide(HttpSide):
             if self.uses == 1:
                 pool.fresh += 1
             worker.idle += 1
-        elif kept and not self.copied:
+        elif kept and kept + target.sessions >= target.peak and not self.copied:
             # As give_back(): there are enough, and nobody else has it.
             worker.handlers[self.fd] = ignore
             worker.closing.append(self.sock)
@@ -303,6 +323,7 @@ class ServerSide(HttpSide):
         if conn.slot >= 0:
             conn.parked_on()
         conn.began_at = conn.idle_since = now
+        conn.assigned_at = conn.connected_at = -1.0  # which costs an idle client nothing
         route = conn.route
         due = conn.due = now + route.keep_alive
         if route.waits and (due < conn.bucket * GRAIN or not conn.bucket):

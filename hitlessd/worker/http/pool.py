@@ -96,8 +96,9 @@ class Pool:
 
     def give_back(self, side: HttpSide) -> None:
         """As give(), behind an exchange that was counted off its server; if there are enough, it is closed."""
-        kept = len(self.idle)
-        if kept and kept + self.server.sessions >= self.need:
+        kept, server = len(self.idle), self.server
+        # What was needed since the last collection is not in `need` yet.
+        if kept and kept + server.sessions >= max(self.need, server.peak):
             self._close(side)
         else:
             self.give(side)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 from hitlessd.http.body import Body
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from hitlessd.worker.http.connection import HttpConnection
     from hitlessd.worker.loop import Worker
 
-__all__ = ["NOTHING", "WHOLE", "HttpSide"]
+__all__ = ["NOTHING", "WHOLE", "HttpSide", "own"]
 
 #: A short recv means "drained", except when one of these was seen.
 _MORE = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
@@ -33,6 +34,15 @@ _WORTH = 256 << 10
 #: Of messages without a body; there is nothing in it that could change. And of one whose body came with its head.
 NOTHING, WHOLE = Body(NONE), Body(LENGTH)
 _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+
+
+def own(method: Any) -> Any:
+    """A copy of a method, with code of its own, for a class that is not the only one to inherit it.
+
+    CPython 3.11 and later specialise code for the class that it meets; where clients' and servers' sides took turns in
+    one constructor, half of its stores were slow, and each side took 0.45 us to make instead of 0.25.
+    """
+    return FunctionType(method.__code__.replace(), method.__globals__, method.__name__, method.__defaults__)
 
 
 class HttpSide(Side):

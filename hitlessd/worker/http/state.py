@@ -58,7 +58,7 @@ class HttpState(Connection):
         self.server = self.target = self.header = self.dead = self.waiting = None
         self.assigned_at = self.connected_at = -1.0
         self.cause = ""
-        self.account_at = now + _ACCOUNT
+        self.account_at = now  # when it is looked at; a time of its own would be one more object of an idle client
         self.retries = self.queue_position = self.accounted_in = self.accounted_out = self.spliced = self.bucket = 0
         self.entered = self.redispatched = self.counted = self.shared = False
         self.slot = UNPARKED
