@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from hitlessd.model import Timeouts
 from hitlessd.table import Column
 from hitlessd.worker.connection import Connection
+from hitlessd.worker.http.connection import HttpConnection
 from hitlessd.worker.http.direct import ClientSide, ServerSide
 from hitlessd.worker.http.exchange import Exchange
 from hitlessd.worker.relay import Side
@@ -98,7 +100,8 @@ def test_constructors_that_are_spelt_out_forget_nothing(farm: Farm) -> None:
         assert {name: getattr(ours, name) for name in same} == {name: getattr(plain, name) for name in same}
         assert ours.number == plain.number - 1 and ours.account_at <= plain.account_at
         assert all(hasattr(ours, name) for name in _slots(type(ours)))
-        for kind in (ClientSide, ServerSide):
+        kinds: tuple[Any, ...] = (ClientSide, ServerSide)
+        for kind in kinds:
             side, other = (made(web.worker, plain, sock, 5, 7.0) for made in (kind, Side))
             common = set(_slots(Side)) - {"peer"}
             assert {name: getattr(side, name) for name in common} == {name: getattr(other, name) for name in common}
@@ -109,9 +112,10 @@ def test_an_exchange_that_is_used_again_knows_nothing_of_the_one_before(web: Web
     client, server = web.served()
     (conn,) = web.worker.connections
     (spare,) = conn.frontend.spare
-    assert spare.request is spare.response is None
+    assert spare.request is None and spare.response is None
     client.sock.sendall(GET)
     web.gets(server, GET)
+    assert isinstance(conn, HttpConnection)
     exchange = conn.exchange
     assert exchange is spare and not conn.frontend.spare
     fresh = Exchange(exchange.request, exchange.since, exchange.began_at, exchange.requested_at, False, len(GET), 40)
