@@ -397,8 +397,6 @@ def resume(
         conn.target = worker.lanes.server(backend, serial.server, backends or {})
         if conn.target is not None:
             conn.target.count(1)
-            if conn.target.pool is not None:
-                conn.target.pool.expect()
     conn.state = state
     conn.count_in()
     if serial.entered and not frontend.bound:
