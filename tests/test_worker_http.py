@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from hitlessd.model import ForwardFor
 from hitlessd.table import Column
 from tests.support.relay import Farm, Peer, gauges
 from tests.support.web import Web
@@ -297,47 +298,52 @@ def test_connect(web: Web) -> None:
 def test_first_request_gets_a_fresh_connection(web: Web) -> None:
     """http-reuse safe: whether a kept connection still lives is tried only with what the client may repeat."""
     one, other = web.connect(), web.connect()
-    one.sock.sendall(GET)
-    first = web.serve()
-    web.gets(first, GET)
-    first.sock.sendall(OK)
-    web.gets(one, OK)
-    other.sock.sendall(GET)
-    second = web.serve()
-    web.gets(second, GET)
-    second.sock.sendall(OK)
-    web.gets(other, OK)
-    web.exchange(one, second)  # the latest is taken first
-    web.exchange(other, second)
+    servers: list[Peer] = []
+    for client in (one, other):
+        client.sock.sendall(GET)
+        servers.append(web.serve())
+        web.gets(servers[-1], GET)
+    for client, server in zip((one, other), servers, strict=True):
+        server.sock.sendall(OK)
+        web.gets(client, OK)
+    web.exchange(one, servers[1])  # the latest is taken first
+    web.exchange(other, servers[1])
     assert web.worker.idle == 2
 
 
-def test_no_more_are_kept_than_are_needed(web: Web) -> None:
-    """Clients that ask once find no use for what others have left: the latest of that stays."""
-    server: Peer | None = None
-    for _ in range(5):
-        client = web.connect()
-        client.sock.sendall(GET.replace(b"Host", b"Connection: close\r\nHost"))
-        before = server
-        server = web.serve()
-        web.gets(server, GET)
-        server.sock.sendall(OK)
-        assert web.ends(client).endswith(b"ok")
-        web.turn()
-        assert web.worker.idle == 1
-        assert before is None or web.ends(before) == b""
-    clients = [web.connect() for _ in range(3)]
-    servers = []
-    for client in clients:
-        client.sock.sendall(GET)
-        servers.append(web.serve())
-    for client, server in zip(clients, servers, strict=True):
-        web.gets(server, GET)
-        server.sock.sendall(OK)
-        web.gets(client, OK)
-        client.sock.close()
-    web.settle()
-    assert web.worker.idle == 3, "as many as there were requests at once"
+@pytest.mark.parametrize("direct", [True, False])
+def test_no_more_are_kept_than_are_needed(farm: Farm, direct: bool) -> None:
+    """Clients that ask once find no use for what others have left, nor do those that are idle."""
+    forwardfor = None if direct else ForwardFor()
+    with Web(farm, frontend={"forwardfor": forwardfor}) as web:
+        kept: Peer | None = None
+        for close in (True, False, True, False):
+            client = web.connect()
+            client.sock.sendall(GET.replace(b"Host", b"Connection: close\r\nHost") if close else GET)
+            server = web.serve()
+            web.hears(server, b"\r\n\r\n")
+            server.sock.sendall(OK)
+            if close:
+                assert web.ends(client).endswith(b"ok")
+            else:
+                web.gets(client, OK)
+            web.turn()
+            assert web.worker.idle == 1
+            if kept is not None:
+                assert web.ends(server) == b""
+            kept = kept or server
+        clients = [web.connect() for _ in range(3)]
+        servers = []
+        for client in clients:
+            client.sock.sendall(GET)
+            servers.append(web.serve())
+        for client, server in zip(clients, servers, strict=True):
+            web.hears(server, b"\r\n\r\n")
+            server.sock.sendall(OK)
+            web.gets(client, OK)
+            client.sock.close()
+        web.settle()
+        assert web.worker.idle == 3, "as many as there were requests at once"
 
 
 def test_refused_by_a_server_that_is_near(farm: Farm) -> None:
@@ -366,16 +372,13 @@ def test_always_reuses(farm: Farm) -> None:
 
 def test_aggressive_reuses_what_was_reused_before(farm: Farm) -> None:
     with Web(farm, backend={"http_reuse": "aggressive"}) as web:
-        servers: list[Peer] = []
-        for requests in (1, 2, 1):
-            client = web.connect()
-            for number in range(requests):
-                client.sock.sendall(GET)
-                if len(servers) < 2 and not number:
-                    servers.append(web.serve())
-                web.gets(servers[-1], GET)
-                servers[-1].sock.sendall(OK)
-                web.gets(client, OK)
+        (one, kept), other = web.served(), web.connect()
+        other.sock.sendall(GET)
+        fresh = web.serve()  # for what is kept has served one request only
+        web.exchange_on(other, fresh, GET)
+        assert web.ends(fresh) == b""  # one is enough for clients that ask one after the other
+        web.exchange(one, kept)
+        web.exchange(web.connect(), kept)
         assert farm.accept() is None
 
 
@@ -580,12 +583,8 @@ def test_who_has_waited_too_long_for_a_server_is_forgotten(farm: Farm) -> None:
         assert web.value("backend", Column.QCUR) == 1
         server.sock.sendall(OK)
         web.gets(busy, OK)
-        fresh = web.serve()
-        for client in (later, late):
-            web.gets(fresh, GET)
-            fresh.sock.sendall(OK)
-            web.gets(client, OK)
-            late.sock.sendall(GET)
+        web.exchange_on(later, web.serve(), GET)
+        web.exchange(late, server, GET)
         assert not any("bug in hitlessd" in line for _, line in web.logged)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hitlessd.worker.serial import freeze_idle, resume_idle
 from tests.support.relay import Farm, gauges, make_table, migrate
 from tests.support.web import Web
 
@@ -52,6 +53,29 @@ def test_idle_client_and_pooled_server(moves: Moves) -> None:
     assert new.worker.idle == 1
     new.exchange(client, server)
     assert new.farm.accept() is None
+
+
+@pytest.mark.parametrize("idle_first", [False, True])
+def test_as_many_connections_to_servers_are_needed_as_before(moves: Moves, idle_first: bool) -> None:
+    """In whatever order they come, and however few clients have come with them."""
+    old, new = moves.old, moves.new
+    clients = [old.connect() for _ in range(4)]
+    servers = []
+    for client in clients:
+        client.sock.sendall(GET)
+        servers.append(old.serve())
+    for client, server in zip(clients[1:], servers[1:], strict=True):
+        old.exchange_on(client, server, GET)
+        client.close()
+    old.until(lambda: len(old.worker.connections) == 1)
+    if idle_first:
+        for side in old.worker.idle_sides(lambda _: True):
+            resume_idle(new.worker, freeze_idle(side))
+    moves.go()
+    assert new.worker.idle == 3
+    new.exchange_on(clients[0], servers[0], GET)
+    new.settle()
+    assert new.worker.idle == 4
 
 
 def test_client_without_a_request_yet(moves: Moves) -> None:

@@ -435,17 +435,11 @@ def test_bytes_of_a_tunnel(web: Web, before: int, others: int) -> None:
     for _ in range(others):
         web.exchange(client, server, GET)
     sent, got = sent + others * len(GET), got + others * len(OK)
-    client = web.connect()
-    client.sock.sendall(GET)
-    second = web.serve()
-    web.gets(second, GET)
-    second.sock.sendall(OK)
-    web.gets(client, OK)
+    client, second = served(web)
+    assert web.ends(second) == b""  # the other one is kept already
     for _ in range(before):
-        web.exchange(client, second, GET)
+        web.exchange(client, server, GET)
     sent, got = sent + (before + 1) * len(GET), got + (before + 1) * len(OK)
-    second.close()
-    web.until(lambda: web.worker.idle == 1)
     client.sock.sendall(UPGRADE)
     web.gets(server, UPGRADE)
     server.sock.sendall(SWITCHING + b"hello")
@@ -468,14 +462,15 @@ def test_bytes_of_a_tunnel(web: Web, before: int, others: int) -> None:
 def test_aggressive_reuse_for_a_first_request(farm: Farm) -> None:
     """Only on a connection that has proved to be reusable."""
     with Web(farm, backend={"http_reuse": "aggressive"}) as web:
-        _, server = served(web)
-        client = web.connect()
-        client.sock.sendall(GET)
-        fresh = web.serve()
-        web.gets(fresh, GET)
-        fresh.sock.sendall(OK)
-        web.gets(client, OK)
-        web.exchange(client, fresh)
+        one, two = web.connect(), web.connect()
+        servers = []
+        for client in (one, two):
+            client.sock.sendall(GET)
+            servers.append(web.serve())
+        for client, server in zip((one, two), servers, strict=True):
+            web.exchange_on(client, server, GET)
+        server, fresh = servers
+        web.exchange(two, fresh)
         third = web.connect()
         web.exchange(third, fresh)
         assert farm.accept() is None

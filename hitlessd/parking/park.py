@@ -27,7 +27,7 @@ from hitlessd.descriptors import close_all, receive_with_descriptors, send_with_
 from hitlessd.errors import PeerError
 from hitlessd.parking.book import Book
 
-__all__ = ["PARTS", "ROOM", "Kind", "Park", "Record", "farewell", "reset"]
+__all__ = ["PARTS", "ROOM", "Kind", "Park", "Record", "farewell", "records_of", "reset"]
 
 #: The three descriptors of a park, by what they are called in the store.
 PARTS = ("in", "out", "book")
@@ -117,11 +117,12 @@ class Park:
         """The descriptors, by PARTS."""
         return {"in": self.writer.fileno(), "out": self.reader.fileno(), "book": self.book.fd}
 
-    def send(self, records: Sequence[Record], fds: Sequence[int]) -> None:
-        """Put a message at the end of the queue. Raises OSError: EAGAIN when the queue is full, ETOOMANYREFS when this
-        user has too many descriptors in flight."""
+    def send(self, records: Sequence[Record], fds: Sequence[int]) -> bytes:
+        """Put a message at the end of the queue, which is returned. Raises OSError: EAGAIN when the queue is full,
+        ETOOMANYREFS when this user has too many descriptors in flight."""
         data = b"".join([_RECORD.pack(number, slot << 8 | kind) for kind, number, slot in records])
         send_with_descriptors(self.writer, data, fds)
+        return data
 
     def drop(self) -> None:
         """Take the first message out of the queue and let go of its descriptors. Raises OSError."""
@@ -142,7 +143,7 @@ class Park:
                 if not data:
                     break
                 try:
-                    found.append((at, _records(data)))
+                    found.append((at, records_of(data)))
                 except ValueError as error:
                     senseless.append(str(error))
                 at += len(data)
@@ -169,7 +170,8 @@ class Park:
         self.book.close()
 
 
-def _records(data: bytes) -> list[Record]:
+def records_of(data: bytes) -> list[Record]:
+    """Those of a message. Raises ValueError when it cannot be one."""
     if len(data) % _RECORD.size or len(data) > _LONGEST:
         raise ValueError(f"a message of {len(data)} bytes")
     return [Record(Kind(word & 0xFF), number, word >> 8) for number, word in _RECORD.iter_unpack(data)]

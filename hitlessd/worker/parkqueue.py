@@ -10,7 +10,7 @@ import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from hitlessd.parking.park import ROOM, Park, Record
+from hitlessd.parking.park import ROOM, Park, Record, records_of
 
 __all__ = ["Living", "Queue"]
 
@@ -35,7 +35,7 @@ class Queue:
         self._dropped = dropped
         self._limit = limit
         self._slack = min(_SLACK, limit // 8)
-        self._messages: deque[Sequence[Record]] = deque()
+        self._messages: deque[bytes] = deque()  # a seventh of what their records would take
         self.in_flight = 0  # descriptors
 
     def full(self, more: int) -> str:
@@ -47,10 +47,9 @@ class Queue:
     def send(self, records: Sequence[Record], fds: Sequence[int]) -> str:
         """Put a message at the end. Why it could not be done, or ""."""
         try:
-            self._park.send(records, fds)
+            self._messages.append(self._park.send(records, fds))
         except OSError as error:
             return _WHY.get(error.errno or 0, str(error.strerror))
-        self._messages.append(records)
         self.in_flight += len(fds)
         return ""
 
@@ -63,7 +62,7 @@ class Queue:
                 return False
             if not pressed and self.in_flight <= 2 * useful + (self._slack if useful else 0):
                 return False
-            records, fds = living(self._messages[0])
+            records, fds = living(records_of(self._messages[0]))
             if records:
                 rolls += 1
                 if rolls > _ROLLS or self.send(records, fds):
@@ -74,18 +73,18 @@ class Queue:
     def renew(self, living: Living) -> None:
         """Let go of all that is of no use, at once."""
         for _ in range(len(self._messages)):
-            records, fds = living(self._messages[0])
+            records, fds = living(records_of(self._messages[0]))
             if records and self.send(records, fds):
                 return
             self._drop()
 
     def sweep(self, living: Living) -> None:
         """Drop all messages at the front of which nothing lives."""
-        while self._messages and not living(self._messages[0])[0]:
+        while self._messages and not living(records_of(self._messages[0]))[0]:
             self._drop()
 
     def _drop(self) -> None:
         self._park.drop()
-        records = self._messages.popleft()
+        records = records_of(self._messages.popleft())
         self.in_flight -= sum(record.kind.descriptors for record in records)
         self._dropped(records)

@@ -327,6 +327,7 @@ def resume_idle(worker: Worker, frozen: Frozen) -> None:
     side.shared = bool((serial.http or {}).get("shared"))
     worker.epoll.register(side.fd, EVENTS)
     server.pool.give(side)  # which may not want it
+    server.pool.expect()
     server.touch()
 
 

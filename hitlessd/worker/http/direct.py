@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from hitlessd.http.edit import forward_request, forward_response
 from hitlessd.http.grammar import MAX_HEAD, Refused
 from hitlessd.http.heads import parse_request, parse_response
-from hitlessd.worker.connection import State
+from hitlessd.worker.connection import UNPARKED, State
 from hitlessd.worker.http.dial import dial
 from hitlessd.worker.http.exchange import Exchange
-from hitlessd.worker.http.side import WHOLE, HttpSide
-from hitlessd.worker.relay import SCRATCH
+from hitlessd.worker.http.side import WHOLE, HttpSide, own
+from hitlessd.worker.relay import SCRATCH, ignore
 from hitlessd.worker.timers import GRAIN
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ __all__ = ["ClientSide", "ServerSide"]
 
 #: The mask of most events: there are bytes, and room for more.
 _PLAIN = select.EPOLLIN | select.EPOLLOUT
-_WAITING, _EXCHANGING = State.WAITING, State.EXCHANGING
+#: Exchanges of a frontend that are kept to be used again.
+_SPARES = 256
+_WAITING, _EXCHANGING, _CLOSED = State.WAITING, State.EXCHANGING, State.CLOSED
 _recv, _send = socket.SocketType.recv, socket.SocketType.send
 
 
@@ -79,9 +81,22 @@ class ClientSide(HttpSide):
         if conn.slot >= 0:
             worker.parking.busy[conn] = None
         exchanges = conn.exchanges
-        exchange = conn.exchange = Exchange(
-            request, conn.idle_since, now, now, not exchanges, conn.accounted_in, conn.given
-        )
+        spare = frontend.spare
+        if spare:
+            # Made anew, it would take 0.36 us instead of 0.16. What is not named here is as it was made, see _end().
+            exchange = spare.pop()
+            exchange.request = request
+            exchange.since = conn.idle_since
+            exchange.began_at = exchange.requested_at = now
+            exchange.answered_at = -1.0
+            exchange.status = -1
+            exchange.first = not exchanges
+            exchange.keep = request.keep_alive
+            exchange.sent = exchange.reused = False
+            exchange.up_at, exchange.down_at = conn.accounted_in, conn.given
+        else:
+            exchange = Exchange(request, conn.idle_since, now, now, not exchanges, conn.accounted_in, conn.given)
+        conn.exchange = exchange
         conn.exchanges = exchanges + 1
         conn.retries = conn.queue_position = 0
         conn.redispatched = False
@@ -162,17 +177,17 @@ class ServerSide(HttpSide):
 
     __slots__ = ()
 
+    __init__ = own(HttpSide.__init__)
+
     def on_event(self, events: int) -> None:
         conn = self.conn
         if (
             events != _PLAIN
             or conn is None
-            or not conn.direct
-            or conn.state is not _EXCHANGING
+            or not conn.direct  # with it, all of the request is on its way, and nothing of the response is here
             or self.held
             or self.blocked
-            or conn.reply
-            or self.asked == conn.worker.turns
+            or self.asked == self.worker.turns
         ):
             HttpSide.on_event(self, events)
             return
@@ -229,7 +244,7 @@ class ServerSide(HttpSide):
         if head is not response.raw:
             data = head + data[at:]
         size = len(data)
-        conn.given += size
+        given = conn.given = conn.given + size
         conn.outgoing = b""
         try:
             sent = _send(client.sock, data)
@@ -246,11 +261,10 @@ class ServerSide(HttpSide):
         account = target.account  # it may have been redispatched
         if account is None or account.frontend is not frontend:
             account = frontend.account_with(target)
-        came, went = client.received - conn.accounted_in, conn.given - conn.accounted_out
-        conn.accounted_in += came
-        conn.accounted_out += went
-        account.bin += came
-        account.bout += went
+        received = client.received
+        account.bin += received - conn.accounted_in
+        account.bout += given - conn.accounted_out
+        conn.accounted_in, conn.accounted_out = received, given  # the same objects, for thousands may be idle
         account.classes[status // 100] += 1
         if exchange.reused:
             account.reused += 1
@@ -264,6 +278,9 @@ class ServerSide(HttpSide):
         if client.mark:
             worker.parking.unpark(conn)
         conn.server = conn.target = conn.exchange = None
+        exchange.request = exchange.response = None  # heads may be long
+        if len(frontend.spare) < _SPARES:
+            frontend.spare.append(exchange)
         client.peer = self.peer = self.conn = None  # type: ignore[assignment]
         if backend.watched:
             target.count(-1)
@@ -280,20 +297,37 @@ class ServerSide(HttpSide):
             if self.uses == 1:
                 pool.fresh += 1
             worker.idle += 1
+        elif kept and kept + target.sessions >= target.peak and not self.copied:
+            # As give_back(): there are enough, and nobody else has it.
+            worker.handlers[self.fd] = ignore
+            worker.closing.append(self.sock)
         else:
             pool.give_back(self)
         conn.entered = False
         backend.sessions -= 1
         if not keep:
-            if client.ready or conn.shared:
+            if client.ready or conn.shared or client.copied:
                 conn.depart()
-            else:
-                conn.leave()  # all is accounted for
+                return
+            # As leave(): all is accounted for, and nothing was lent to it but its place among others.
+            conn.state = _CLOSED
+            if conn.slot != UNPARKED:
+                worker.parking.left(conn)
+            if conn.bucket:
+                worker.wheel.remove(conn)
+            worker.handlers[client.fd] = ignore
+            worker.closing.append(client.sock)
+            client.conn = None
+            frontend.sessions -= 1  # it is collected with the account
+            del worker.connections[conn]
+            if worker.throttled:
+                worker.arm_at(frontend)
             return
         conn.state = _WAITING
         if conn.slot >= 0:
             conn.parked_on()
         conn.began_at = conn.idle_since = now
+        conn.assigned_at = conn.connected_at = -1.0  # which costs an idle client nothing
         route = conn.route
         due = conn.due = now + route.keep_alive
         if route.waits and (due < conn.bucket * GRAIN or not conn.bucket):

@@ -3,9 +3,9 @@
 The latest is taken first, so that a few do the work and the others show that they are not needed. An idle one stays
 registered: whatever it says, or its end, makes it useless.
 
-No more are kept than were lately in use at once, or than there are clients: where every client asks only once, and
-http-reuse lets it have none of these, they would only become more, up to maxconn; and to close one that was not touched
-for thousands of requests costs more than one that caches still know.
+As with HAProxy, no more are kept than were lately in use at once, those in use included, but one at least: an idle
+client needs no connection to a server until it asks again. What there is no use for is closed as soon as its exchange
+is over, while caches still know it; the idle ones are not touched.
 """
 
 from __future__ import annotations
@@ -104,19 +104,23 @@ class Pool:
         worker.idle += 1
         if len(self.idle) > self.most:
             self.drop(next(iter(self.idle)))
-        if len(self.idle) > self.need:
-            self.need = len(self.idle)  # brought by another worker, which has found them worth keeping
         if not self.bucket:
             self.unneeded = len(self.idle)
             self._due = worker.now + self._delay
             worker.wheel.add(self, self._due)
 
     def give_back(self, side: HttpSide) -> None:
-        """As give(), behind an exchange that was counted off its server; if there are enough, the oldest goes."""
-        kept = len(self.idle)
-        if kept + self.server.sessions >= self.need and kept >= len(self._worker.connections):
-            self.drop_oldest()
-        self.give(side)
+        """As give(), behind an exchange that was counted off its server; if there are enough, it is closed."""
+        kept, server = len(self.idle), self.server
+        # What was needed since the last collection is not in `need` yet.
+        if kept and kept + server.sessions >= max(self.need, server.peak):
+            self._close(side)
+        else:
+            self.give(side)
+
+    def expect(self) -> None:
+        """Another worker has brought one, idle or in use, and found as many as there are now worth keeping."""
+        self.need = max(self.need, len(self.idle) + self.server.sessions)
 
     def drop(self, side: HttpSide) -> None:
         """It is useless: its server has ended it, or there is no room."""

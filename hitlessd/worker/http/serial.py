@@ -110,7 +110,9 @@ def restore_http(conn: HttpConnection, form: dict[str, Any], now: float) -> None
     if conn.exchange is not None and "pinned" in form["exchange"]:
         pinned = form["exchange"]["pinned"]
         conn.exchange.pinned = next((server for server in conn.backend.servers if server.name == pinned), None)
-    client, server = conn.client, conn.server
+    client, server, target = conn.client, conn.server, conn.target
+    if target is not None and target.pool is not None:
+        target.pool.expect()
     if conn.frontend.retired and conn.exchange is not None:
         conn.exchange.keep = False
     client.body = _body(form.get("up"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 from hitlessd.http.body import Body
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from hitlessd.worker.http.connection import HttpConnection
     from hitlessd.worker.loop import Worker
 
-__all__ = ["NOTHING", "WHOLE", "HttpSide"]
+__all__ = ["NOTHING", "WHOLE", "HttpSide", "own"]
 
 #: A short recv means "drained", except when one of these was seen.
 _MORE = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
@@ -35,6 +36,15 @@ NOTHING, WHOLE = Body(NONE), Body(LENGTH)
 _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
+def own(method: Any) -> Any:
+    """A copy of a method, with code of its own, for a class that is not the only one to inherit it.
+
+    CPython 3.11 and later specialise code for the class that it meets; where clients' and servers' sides took turns in
+    one constructor, half of its stores were slow, and each side took 0.45 us to make instead of 0.25.
+    """
+    return FunctionType(method.__code__.replace(), method.__globals__, method.__name__, method.__defaults__)
+
+
 class HttpSide(Side):
     """One socket of an HTTP connection. `peer` is None while there is no exchange."""
 
@@ -43,8 +53,17 @@ class HttpSide(Side):
     conn: Any  # an HttpConnection; None while it rests in the pool
 
     def __init__(self, worker: Worker, conn: HttpConnection, sock: socket.SocketType, fd: int, now: float) -> None:
-        super().__init__(worker, conn, sock, fd, now)
-        self.peer = None  # type: ignore[assignment]
+        # What Side.__init__() says, spelt out: to call it takes a tenth of what a connection's objects cost.
+        self.worker = worker
+        self.conn = conn
+        self.sock = sock
+        self.fd = fd
+        self.last = now
+        self.peer = self.pipe = self.out = None  # type: ignore[assignment]
+        self.held = True
+        self.ready = self.received = self.shift = self.bulky = self.mark = 0
+        self.eof = self.blocked = self.shut = self.copied = False
+        self.kept = -1
         self.body: Body = NOTHING  # of the message that comes from here; NOTHING: none, or its head comes first
         self.pool: Pool | None = None  # of a server: where it rests
         self.uses = 0  # exchanges on it, ever

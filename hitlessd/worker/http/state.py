@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hitlessd.http.body import Body
 from hitlessd.http.grammar import CHUNKED
 from hitlessd.parking.park import farewell
-from hitlessd.worker.connection import Connection, State
+from hitlessd.worker.connection import UNPARKED, Connection, State
 from hitlessd.worker.counters import OTHER, REQUESTS, REUSES
 from hitlessd.worker.http.direct import ClientSide, ServerSide
 from hitlessd.worker.http.exchange import Exchange
@@ -43,8 +43,25 @@ class HttpState(Connection):
     server: HttpSide | None
 
     def __init__(self, worker: Worker, frontend: LiveFrontend, sock: socket.SocketType, address: Any) -> None:
-        super().__init__(worker, frontend, sock, address)
+        # What Connection.__init__() says, spelt out as in HttpSide.
+        now = worker.now
+        next_number, client_side = worker.next_number, frontend.client_side
+        self.worker = worker
+        self.frontend = frontend
+        self.backend = frontend.backend
+        self.route = frontend.route
+        self.address = address
+        self.number = next_number()
+        self.started = self.due = self.idle_since = self.began_at = now
         self.state = _WAITING
+        self.client = client_side(worker, self, sock, sock.fileno(), now)  # type: ignore[assignment]
+        self.server = self.target = self.header = self.dead = self.waiting = None
+        self.assigned_at = self.connected_at = -1.0
+        self.cause = ""
+        self.account_at = now  # when it is looked at; a time of its own would be one more object of an idle client
+        self.retries = self.queue_position = self.accounted_in = self.accounted_out = self.spliced = self.bucket = 0
+        self.entered = self.redispatched = self.counted = self.shared = False
+        self.slot = UNPARKED
         self.exchange: Exchange | None = None
         self.exchanges = 0  # begun so far
         self.direct = False  # the exchange needs no edits, and nothing of it needs to be looked at
@@ -52,7 +69,7 @@ class HttpState(Connection):
         self.reply = b""  # of the server: the beginning of a response's head
         self.outgoing = b""  # what a server is told first; kept as long as it may have to be told again
         self.given = 0  # bytes for the client, ever; of a tunnel: less those that its server has said, ever
-        self.idle_since = self.began_at = self.started  # end of the last answer; first byte of the request that comes
+        # idle_since is the end of the last answer, began_at the first byte of the request that comes.
 
     @property
     def tunnel(self) -> bool:
