@@ -121,6 +121,8 @@ class Connection:
 
     def __init__(self, worker: Worker, frontend: LiveFrontend, sock: socket.SocketType, address: Any) -> None:
         now = worker.now
+        next_number = worker.next_number  # called as an attribute, no look-up can be specialised
+        client_side = frontend.client_side
         self.worker = worker
         self.frontend = frontend
         self.backend: LiveBackend = frontend.backend
@@ -128,11 +130,11 @@ class Connection:
         self.entered: bool = False  # the backend counts us by ourselves, see LiveFrontend.bound
         self.address: Any = address  # the client's, as accept() gave it, or a PROXY header
         self.header: Header | None = None  # the PROXY header with which it began
-        self.number: int = worker.next_number()
+        self.number: int = next_number()
         self.started: float = now
         self.due: float = now
         self.state = _CONNECTING
-        self.client: Side = self.client_side(worker, self, sock, sock.fileno(), now)
+        self.client: Side = client_side(worker, self, sock, sock.fileno(), now)
         self.server: Side | None = None
         self.target: LiveServer | None = None  # the server of which we hold a slot
         self.assigned_at: float = -1.0
@@ -207,9 +209,16 @@ class Connection:
         if only is None or backend.queue:
             self.assign()
             return
-        # The common case of assign(): without a choice nobody decides by how many are there.
-        only.sessions += 1
-        only.touch()
+        # The common case of assign() and chosen(): without a choice nobody decides by how many are there.
+        sessions = only.sessions = only.sessions + 1
+        if sessions > only.peak:
+            only.peak = sessions
+        if not only.dirty:
+            only.dirty = True
+            only.ledger.dirty.append(only)
+        only.opened += 1
+        self.target = only
+        self.assigned_at = self.worker.now
         self.connect(only)
 
     def count_in(self) -> None:
@@ -316,13 +325,14 @@ class Connection:
         """The server's socket is connected, or failed to."""
         server = self.server
         assert server is not None
-        if events & TROUBLE:
-            error = server.sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
-            if error:
-                self.connect_failed(error)
+        if events != WRITABLE:
+            if events & TROUBLE:
+                error = server.sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
+                if error:
+                    self.connect_failed(error)
+                    return
+            if not events & WRITABLE:
                 return
-        if not events & WRITABLE:
-            return
         worker, client, target = self.worker, self.client, self.target
         assert target is not None
         self.state = _ESTABLISHED

@@ -212,6 +212,7 @@ class LiveFrontend(Tally):
         self.pages = tuple(policy.page.prefix for policy in (self.policy, backend.policy) if policy.page is not None)
         http = HostConnection if self.pages else HttpConnection
         self.connection = http if config.mode == "http" else Connection
+        self.client_side = self.connection.client_side
         #: What a connection does as soon as its client is known.
         self.first: Callable[[Any], None] = self.connection.start
         self.router: Router | None = None

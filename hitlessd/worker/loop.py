@@ -247,11 +247,11 @@ class Worker:
         if self.table.epoch != self._epoch:
             self._refresh()
         for fd, events in found:
-            handler = handlers[fd]
             try:
-                handler(events)
+                handlers[fd](events)
             except Exception:
-                self.crashed(getattr(handler, "__self__", None))
+                # If it has another handler by now, that is the same connection's.
+                self.crashed(getattr(handlers[fd], "__self__", None))
         if self.ready:
             self.behind = len(found) == _EVENTS
             for _ in range(len(self.ready)):
