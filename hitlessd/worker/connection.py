@@ -124,7 +124,7 @@ class Connection:
         next_number = worker.next_number  # called as an attribute, no look-up can be specialised
         client_side = frontend.client_side
         self.worker = worker
-        self.frontend = frontend
+        self.frontend: LiveFrontend = frontend
         self.backend: LiveBackend = frontend.backend
         self.route: Route = frontend.route
         self.entered: bool = False  # the backend counts us by ourselves, see LiveFrontend.bound
@@ -182,7 +182,14 @@ class Connection:
         worker, frontend, client = self.worker, self.frontend, self.client
         client.sock.setblocking(False)
         frontend.opened += 1
-        self.count_in()
+        # As count_in().
+        worker.connections[self] = None
+        sessions = frontend.sessions = frontend.sessions + 1
+        if sessions > frontend.peak:
+            frontend.peak = sessions
+        if not frontend.dirty:
+            frontend.dirty = True
+            frontend.ledger.dirty.append(frontend)
         fd = client.fd
         worker.handlers[fd] = client.on_event
         try:

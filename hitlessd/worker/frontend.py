@@ -18,7 +18,7 @@ from hitlessd.worker.gate import Rate, Rules
 from hitlessd.worker.http.connection import HostConnection, HttpConnection
 from hitlessd.worker.http.policy import Policy
 from hitlessd.worker.preface import await_header
-from hitlessd.worker.relay import ignore
+from hitlessd.worker.relay import Side, ignore
 from hitlessd.worker.route import Route
 from hitlessd.worker.routing import Router, route
 from hitlessd.worker.timers import NEVER, Timed
@@ -212,7 +212,7 @@ class LiveFrontend(Tally):
         self.pages = tuple(policy.page.prefix for policy in (self.policy, backend.policy) if policy.page is not None)
         http = HostConnection if self.pages else HttpConnection
         self.connection = http if config.mode == "http" else Connection
-        self.client_side = self.connection.client_side
+        self.client_side: type[Side] = self.connection.client_side
         #: What a connection does as soon as its client is known.
         self.first: Callable[[Any], None] = self.connection.start
         self.router: Router | None = None

@@ -136,14 +136,14 @@ class Side:
             return
         # The common case, spelt out: some bytes that fit into one recv, and nothing else to know about the socket.
         worker = self.worker
-        mark = self.mark
+        view, received, mark = worker.view, self.received, self.mark
         if mark:
             # Should we die before they are sent, whoever goes on finds them in the scratch.
             words = worker.words
             words[LABEL_MARK] = mark
-            words[LABEL_AT] = self.received
+            words[LABEL_AT] = received
         try:
-            size = _recv_into(self.sock, worker.scratch)
+            size = _recv_into(self.sock, view)
         except BlockingIOError:
             return
         except OSError as error:
@@ -156,18 +156,18 @@ class Side:
             self.conn.at_eof(self)
             return
         self.bulky = 0
-        self.received += size
+        self.received = received + size
         peer = self.peer
         self.last = peer.last = worker.now
         try:
-            sent = _send(peer.sock, worker.view[:size])
+            sent = _send(peer.sock, view[:size])
         except BlockingIOError:
             sent = 0
         except OSError as error:
             self.conn.unwritable(peer, error)
             return
         if sent != size:
-            peer.block(worker.view[sent:size])
+            peer.block(view[sent:size])
 
     def label(self) -> None:
         """Say in the book whose bytes come to the scratch next."""
@@ -210,7 +210,7 @@ class Side:
             return
         # TCP's recv is short only at the end or at an urgent mark. With the FIN here no such mark comes any more, and
         # one that had been there would have shown as EPOLLPRI. (A unix socket's is short at descriptors, too.) To
-        # know it without another recv saves 0.6 us.
+        # know it without another recv saves 2 % of a short connection.
         self.conn.at_eof(self)
 
     def read(self, events: int) -> None:
