@@ -9,11 +9,13 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hitlessd.model import InetAddress, Timeouts
 from hitlessd.table import Column
+from hitlessd.worker import relay
 from hitlessd.worker.relay import SCRATCH
 from tests.support.relay import Farm, Lab, Peer, gauges, listen, make_config
 
@@ -121,6 +123,38 @@ def test_an_orderly_close_is_not_a_reset(lab: Lab, farm: Farm) -> None:
     lab.until(lambda: client.read() and client.eof)
     assert client.got == b"bye" and client.error is None
     end(lab, client)
+
+
+def test_one_look_finds_the_last_bytes_and_the_end(lab: Lab, farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, server = lab.pair(farm)
+    looks: list[int] = []
+
+    def recv_into(sock: socket.socket, *rest: Any) -> int:
+        looks.append(size := sock.recv_into(*rest))
+        return size
+
+    monkeypatch.setattr(relay, "_recv_into", recv_into)
+    server.send(b"bye")
+    server.close()
+    lab.until(lambda: client.read() and client.eof)
+    assert client.got == b"bye" and looks == [3]
+    end(lab, client)
+
+
+def test_descriptors_between_the_last_bytes_hide_none_of_them(tmp_path: Path) -> None:
+    """A recv from a unix socket ends where descriptors came along, though more may be there, and the end."""
+    farm = Farm(1, [listen(f"{tmp_path}/server")])
+    try:
+        with Lab(make_config(farm.servers())) as lab:
+            client, server = lab.pair(farm)
+            socket.send_fds(server.sock, [b"with "], [server.sock.fileno()])
+            server.send(b"and without")
+            server.sock.shutdown(socket.SHUT_WR)
+            lab.until(lambda: client.read() and client.eof)
+            assert client.got == b"with and without"
+            end(lab, client, server)
+    finally:
+        farm.close()
 
 
 @pytest.mark.parametrize("buffer", [None, 4096])

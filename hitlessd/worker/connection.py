@@ -121,18 +121,20 @@ class Connection:
 
     def __init__(self, worker: Worker, frontend: LiveFrontend, sock: socket.SocketType, address: Any) -> None:
         now = worker.now
+        next_number = worker.next_number  # called as an attribute, no look-up can be specialised
+        client_side = frontend.client_side
         self.worker = worker
-        self.frontend = frontend
+        self.frontend: LiveFrontend = frontend
         self.backend: LiveBackend = frontend.backend
         self.route: Route = frontend.route
         self.entered: bool = False  # the backend counts us by ourselves, see LiveFrontend.bound
         self.address: Any = address  # the client's, as accept() gave it, or a PROXY header
         self.header: Header | None = None  # the PROXY header with which it began
-        self.number: int = worker.next_number()
+        self.number: int = next_number()
         self.started: float = now
         self.due: float = now
         self.state = _CONNECTING
-        self.client: Side = self.client_side(worker, self, sock, sock.fileno(), now)
+        self.client: Side = client_side(worker, self, sock, sock.fileno(), now)
         self.server: Side | None = None
         self.target: LiveServer | None = None  # the server of which we hold a slot
         self.assigned_at: float = -1.0
@@ -180,7 +182,14 @@ class Connection:
         worker, frontend, client = self.worker, self.frontend, self.client
         client.sock.setblocking(False)
         frontend.opened += 1
-        self.count_in()
+        # As count_in().
+        worker.connections[self] = None
+        sessions = frontend.sessions = frontend.sessions + 1
+        if sessions > frontend.peak:
+            frontend.peak = sessions
+        if not frontend.dirty:
+            frontend.dirty = True
+            frontend.ledger.dirty.append(frontend)
         fd = client.fd
         worker.handlers[fd] = client.on_event
         try:
@@ -207,9 +216,16 @@ class Connection:
         if only is None or backend.queue:
             self.assign()
             return
-        # The common case of assign(): without a choice nobody decides by how many are there.
-        only.sessions += 1
-        only.touch()
+        # The common case of assign() and chosen(): without a choice nobody decides by how many are there.
+        sessions = only.sessions = only.sessions + 1
+        if sessions > only.peak:
+            only.peak = sessions
+        if not only.dirty:
+            only.dirty = True
+            only.ledger.dirty.append(only)
+        only.opened += 1
+        self.target = only
+        self.assigned_at = self.worker.now
         self.connect(only)
 
     def count_in(self) -> None:
@@ -316,13 +332,14 @@ class Connection:
         """The server's socket is connected, or failed to."""
         server = self.server
         assert server is not None
-        if events & TROUBLE:
-            error = server.sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
-            if error:
-                self.connect_failed(error)
+        if events != WRITABLE:
+            if events & TROUBLE:
+                error = server.sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
+                if error:
+                    self.connect_failed(error)
+                    return
+            if not events & WRITABLE:
                 return
-        if not events & WRITABLE:
-            return
         worker, client, target = self.worker, self.client, self.target
         assert target is not None
         self.state = _ESTABLISHED

@@ -241,7 +241,7 @@ class Worker:
         """Wait for something to do, `patience` seconds at most (None: as long as it takes), and do it.
 
         Returns how many events there were."""
-        handlers, wheel = self.handlers, self.wheel
+        handlers, wheel, clock = self.handlers, self.wheel, self.clock
         self.turns += 1
         due = wheel.next()
         if self.ready or self.dispatch:
@@ -249,7 +249,7 @@ class Worker:
         elif due == NEVER:
             timeout = -1.0 if patience is None else patience
         else:
-            timeout = due - self.clock()
+            timeout = due - clock()
             if timeout < 0.0:
                 timeout = 0.0
             if patience is not None and patience < timeout:
@@ -263,15 +263,15 @@ class Worker:
                 self.write_counters()
                 if timeout:
                     found = self.epoll.poll(timeout, _EVENTS)
-        now = self.now = self.clock()
+        now = self.now = clock()
         if self.table.epoch != self._epoch:
             self._refresh()
         for fd, events in found:
-            handler = handlers[fd]
             try:
-                handler(events)
+                handlers[fd](events)
             except Exception:
-                self.crashed(getattr(handler, "__self__", None))
+                # If it has another handler by now, that is the same connection's.
+                self.crashed(getattr(handlers[fd], "__self__", None))
         if self.ready:
             self.behind = len(found) == _EVENTS
             for _ in range(len(self.ready)):
@@ -300,10 +300,11 @@ class Worker:
                 backend = self.dispatch.pop()
                 if backend.queue:
                     backend.serve_queue()
-        if not self._unwritten and (self.ledger.dirty or self.ledger.changed or self.ledger.accounts):
+        ledger, parking = self.ledger, self.parking
+        if not self._unwritten and (ledger.dirty or ledger.changed or ledger.accounts):
             self.write_counters()
-        if self.parking.asleep and len(self.connections) != self.parking.known:
-            self.parking.wake()
+        if parking.asleep and len(self.connections) != parking.known:
+            parking.wake()
 
     def write_counters(self) -> None:
         """Let main and the other workers see our counters."""
