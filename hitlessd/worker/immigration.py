@@ -19,6 +19,7 @@ from hitlessd.worker.serial import Frozen, resume, resume_idle
 
 if TYPE_CHECKING:
     from hitlessd.worker.loop import Worker
+    from hitlessd.worker.serial import Places
 
 __all__ = ["Immigration"]
 
@@ -77,13 +78,14 @@ class Immigration:
         worker = self._worker
         self._batches += 1
         taken: list[tuple[int, Connection]] = []
+        places: Places = {}
         for position, frozen in enumerate(connections):
             batch.claim(position)
             try:
                 if frozen.serial.state == State.POOLED:
                     resume_idle(worker, frozen)
                     continue
-                conn = resume(worker, frozen, batch.frontends, batch.backends, batch.elapsed)
+                conn = resume(worker, frozen, batch.frontends, batch.backends, batch.elapsed, places)
             except Exception as error:
                 worker.complain(
                     f"a connection is lost: cannot take it over: {error}", event=Event.CONNECTIONS_LOST, lost=1

@@ -35,6 +35,7 @@ from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
     from hitlessd.worker.loop import Worker
+    from hitlessd.worker.serial import Places
 
 __all__ = ["Resumption"]
 
@@ -101,6 +102,7 @@ class Resumption:
         self._label = (0, 0)
         self._lanes: list[tuple[str, str, str]] = []
         self._http: dict[int, dict[str, Any]] = {}  # forms that are too long for a slot, by number
+        self._places: Places = {}
         self._frontends: Proxies = {}
         self._backends: Proxies = {}
         self._deadline = time.monotonic() + _PATIENCE
@@ -234,6 +236,7 @@ class Resumption:
 
     def _take(self, records: Sequence[Record], fds: Sequence[int]) -> None:
         rest_of = iter(fds)
+        self._places.clear()
         resumed: list[tuple[int, Connection]] = []
         for record in records:
             own = [fd for _, fd in zip(range(record.kind.descriptors), rest_of, strict=False)]
@@ -270,7 +273,7 @@ class Resumption:
             if how is Fate.GOES_ON:
                 frozen = Frozen(serial, socks[0], socks[1] if len(socks) > 1 else None, to_server, to_client)
                 elapsed = self._book.age(slot)
-                conn = resume(self._worker, frozen, self._frontends, self._backends, elapsed)
+                conn = resume(self._worker, frozen, self._frontends, self._backends, elapsed, self._places)
                 for from_server in (False, True):
                     self._pipes.pop(mark_of(slot, from_server), None)  # it is the connection's now
                 return conn

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import select
 import socket
 from collections.abc import Callable
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hitlessd.dataclass import dataclass, field, fields
 from hitlessd.errors import PeerError
@@ -25,13 +26,15 @@ from hitlessd.worker.http.direct import ServerSide
 from hitlessd.worker.http.serial import check_http, http_form, restore_http
 from hitlessd.worker.http.side import HttpSide
 from hitlessd.worker.pipes import Pipe
+from hitlessd.worker.plain import for_way, is_plain
 from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import EVENTS, Side, ignore
 from hitlessd.worker.routing import AwaitsHello
 from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
-    from hitlessd.worker.backend import LiveServer
+    from hitlessd.worker.backend import LiveBackend, LiveServer
+    from hitlessd.worker.frontend import LiveFrontend
     from hitlessd.worker.lanes import Proxies
     from hitlessd.worker.loop import Worker
 
@@ -43,6 +46,7 @@ __all__ = [
     "encode",
     "freeze",
     "freeze_idle",
+    "names_of",
     "resume",
     "resume_idle",
     "to_serial",
@@ -50,12 +54,18 @@ __all__ = [
 
 VERSION = 1
 
+_Kind = TypeVar("_Kind")
+if TYPE_CHECKING:
+    #: By the names of a frontend, a backend and a server: where an established connection of these belongs.
+    Places = dict[tuple[str, str, str], tuple[LiveFrontend, LiveBackend, LiveServer | None]]
+
 
 # Not frozen, for thousands move at once: that would double what it costs to make one.
 @dataclass(slots=True)
 class SerialSide:
     """One socket of a connection."""
 
+    family: int = 0  # of the socket's address; 0: not told. Where it is told, the socket is one of SOCK_NONBLOCK
     received: int = 0  # bytes read from it, ever
     shift: int = 0  # bytes written to the other side, less `received`, once everything is passed on
     idle: float = 0.0  # since it last sent or took something
@@ -119,18 +129,18 @@ class SerialConnection:
     def from_dict(cls, form: dict[str, Any]) -> SerialConnection:
         """The reverse, whichever version wrote it. Raises PeerError when it cannot be one."""
         try:
-            known = _known(cls, form)
-            known["client"] = SerialSide(**_known(SerialSide, known.get("client") or {}))
-            if known.get("server_side") is not None:
-                known["server_side"] = SerialSide(**_known(SerialSide, known["server_side"]))
-            if known.get("client_address") is not None:
-                host, port = known["client_address"]
-                known["client_address"] = (str(host), int(port))
-            if known.get("destination") is not None:
-                host, port = known["destination"]
-                known["destination"] = (str(host), int(port))
-            serial = cls(**known)
-            State(serial.state)
+            serial = _made(cls, form)
+            serial.client = _made(SerialSide, form.get("client") or {})
+            if serial.server_side is not None:
+                serial.server_side = _made(SerialSide, form["server_side"])
+            if serial.client_address is not None:
+                host, port = serial.client_address
+                serial.client_address = (str(host), int(port))
+            if serial.destination is not None:
+                host, port = serial.destination
+                serial.destination = (str(host), int(port))
+            if serial.state not in _STATES:
+                raise ValueError(f"unknown state {serial.state!r}")
             if serial.http is not None:
                 check_http(serial.http)
             for side in (serial.client, serial.server_side):
@@ -148,9 +158,11 @@ def _told(what: SerialConnection | SerialSide) -> dict[str, Any]:
     return {n: v for n, v, d in zip(names, values(what), defaults, strict=True) if v is not d and v != d}
 
 
-def _known(kind: type, form: dict[str, Any]) -> dict[str, Any]:
-    names = _NAMES[kind]
-    return form.copy() if form.keys() <= names else {name: form[name] for name in form if name in names}
+def _made(kind: Callable[..., _Kind], form: dict[str, Any]) -> _Kind:
+    """An object with the form's fields, those of no later version. Raises TypeError, AttributeError for no form."""
+    values, defaults = _FIELDS[kind]
+    # By place: names that came as text are compared with each parameter's, which takes three times as long.
+    return kind(*values(defaults | form))
 
 
 #: Names, what reads their values from an object, and defaults; without the sides of a connection, which are told by
@@ -163,21 +175,58 @@ _TOLD: dict[type, tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]], tuple
     )
     for kind in (SerialSide, SerialConnection)
 }
-_NAMES: dict[type, frozenset[str]] = {
-    kind: frozenset(f.name for f in fields(kind)) for kind in (SerialSide, SerialConnection)
+#: What takes their values from a dictionary in the order of the parameters, and their defaults; `client` is set later.
+_FIELDS: dict[Any, tuple[Callable[[dict[str, Any]], tuple[Any, ...]], dict[str, Any]]] = {
+    kind: (
+        itemgetter(*(f.name for f in fields(kind))),
+        {f.name: f.default if f.name != "client" else None for f in fields(kind)},
+    )
+    for kind in (SerialSide, SerialConnection)
 }
+_STATES = {str(state): state for state in State}
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
-@dataclass(frozen=True)
 class Frozen:
     """A connection between two processes: its form and its descriptors, owned by whoever holds this."""
 
-    serial: SerialConnection
-    client: socket.SocketType
-    server: socket.SocketType | None = None
-    to_server: Pipe | None = None  # holds serial.client.piped bytes
-    to_client: Pipe | None = None
-    ticket: int = -1  # of the worker's parking, to be given back when it is known who has the connection
+    __slots__ = ("_form", "client", "server", "ticket", "to_client", "to_server")
+
+    def __init__(
+        self,
+        form: SerialConnection | str,
+        client: socket.SocketType,
+        server: socket.SocketType | None = None,
+        to_server: Pipe | None = None,
+        to_client: Pipe | None = None,
+        ticket: int = -1,
+    ) -> None:
+        """`to_server` holds serial.client.piped bytes. `ticket` is of the worker's parking, to be given back when it is
+        known who has the connection."""
+        self._form = form
+        self.client = client
+        self.server = server
+        self.to_server = to_server
+        self.to_client = to_client
+        self.ticket = ticket
+
+    @property
+    def serial(self) -> SerialConnection:
+        """Its form, as an object."""
+        form = self._form
+        if isinstance(form, str):
+            form = self._form = SerialConnection.from_dict(json.loads(form))
+        return form
+
+    def text(self) -> str:
+        """Its form, as text."""
+        form = self._form
+        return form if isinstance(form, str) else _to_json(form.as_dict())
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it is one to a server that waits for a request, which nobody misses."""
+        return not isinstance(self._form, str) and self._form.state == State.POOLED
 
     def close(self) -> None:
         """Let go of the descriptors, and of nothing else: others may have the connection."""
@@ -216,6 +265,7 @@ def _name(sock: socket.SocketType, peer: bool) -> str:
 def _side(side: Side, now: float, data: bool) -> SerialSide:
     kept = bytes(side.out) if side.out is not None else b""
     return SerialSide(
+        family=int(side.sock.family) if data else 0,
         received=side.received,
         shift=side.shift,
         idle=round(now - side.last, 6),
@@ -272,10 +322,28 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
     )
 
 
-def freeze(conn: Connection) -> Frozen:
-    """Take a connection out of its worker: nothing of it is read or written any more, its descriptors are yours."""
+def names_of(conn: Connection) -> str:
+    """Those of its frontend, backend and server, as fields of JSON."""
+    names = {"frontend": conn.frontend.name, "backend": conn.backend.name}
+    if conn.target is not None:
+        names["server"] = conn.target.name
+    return _to_json(names)[1:-1]
+
+
+def freeze(conn: Connection, names: str = "") -> Frozen:
+    """Take a connection out of its worker: nothing of it is read or written any more, its descriptors are yours.
+    `names`: its names_of(), if known."""
     worker, client, server = conn.worker, conn.client, conn.server
-    conn.account()
+    if conn.spliced or client.received != conn.accounted_in or (server and server.received != conn.accounted_out):
+        conn.account()
+    if is_plain(conn):
+        assert server is not None
+        text = for_way(conn, names or names_of(conn))
+        client.copied = server.copied = True  # soon: they must leave epoll now
+        ticket = worker.parking.depart(conn, ())
+        conn.leave()
+        del worker.closing[-2:]  # these two
+        return Frozen(text, client.sock, server.sock, ticket=ticket)
     serial = to_serial(conn)
     pipes: list[Pipe | None] = []
     for side in (client, server):
@@ -306,7 +374,11 @@ def freeze_idle(side: HttpSide) -> Frozen:
     worker.epoll.unregister(side.fd)
     worker.handlers[side.fd] = ignore
     serial = SerialConnection(
-        backend=server.backend.name, server=server.name, state=str(State.POOLED), http={"uses": side.uses}
+        backend=server.backend.name,
+        server=server.name,
+        state=str(State.POOLED),
+        http={"uses": side.uses},
+        client=SerialSide(family=int(side.sock.family)),
     )
     if side.shared and serial.http is not None:
         serial.http["shared"] = True
@@ -361,21 +433,32 @@ def resume(
     frontends: Proxies | None = None,
     backends: Proxies | None = None,
     elapsed: float = 0.0,
+    places: Places | None = None,
 ) -> Connection:
     """Go on with a connection of another worker; its descriptors are ours now.
 
     `frontends` and `backends` are records of what this configuration may have no more; `elapsed`: seconds since it was
-    frozen, which count for its timeouts. Raises PeerError, having taken nothing, when nothing is known of its frontend
-    or backend, or a pipe is missing.
+    frozen, which count for its timeouts; `places`: what was found in this turn, for those that follow. Raises
+    PeerError, having taken nothing, when nothing is known of its frontend or backend, or a pipe is missing.
     """
     serial, now = frozen.serial, worker.now - elapsed
-    frontend, backend = worker.lanes.find(serial, frontends or {}, backends or {})
+    names = (serial.frontend, serial.backend, serial.server)
+    many = places is not None and serial.http is None and serial.state == State.ESTABLISHED
+    place = places.get(names) if many and places else None
+    if place is None:
+        frontend, backend = worker.lanes.find(serial, frontends or {}, backends or {})
+        target = worker.lanes.server(backend, serial.server, backends or {}) if serial.server else None
+        if many and places is not None:
+            places[names] = frontend, backend, target
+    else:
+        frontend, backend, target = place
     for form, pipe in ((serial.client, frozen.to_server), (serial.server_side, frozen.to_client)):
         if form is not None and form.piped and pipe is None:
             raise PeerError("cannot resume a connection: its pipe is missing")
-    state = State(serial.state)
+    state = _STATES[serial.state]
     address: Any = serial.client_address if serial.client_address is not None else ""
-    frozen.client.setblocking(False)
+    if frozen.client.timeout != 0.0:
+        frozen.client.setblocking(False)
     conn = frontend.connection(worker, frontend, frozen.client, address)
     if backend is not frontend.backend:
         conn.backend, conn.route = backend, frontend.route_to(backend)
@@ -392,10 +475,9 @@ def resume(
     conn.shared, conn.counted = serial.shared, serial.counted
     client = conn.client
     _restore(client, serial.client, frozen.to_server, now)
-    if serial.server:
-        conn.target = worker.lanes.server(backend, serial.server, backends or {})
-        if conn.target is not None:
-            conn.target.count(1)
+    if target is not None:
+        conn.target = target
+        target.count(1)
     conn.state = state
     conn.count_in()
     if serial.entered and not frontend.bound:
@@ -404,7 +486,8 @@ def resume(
         backend.touch()
     worker.handlers[client.fd] = client.on_event
     if frozen.server is not None and serial.server_side is not None:
-        frozen.server.setblocking(False)
+        if frozen.server.timeout != 0.0:
+            frozen.server.setblocking(False)
         server = conn.server = conn.server_side(worker, conn, frozen.server, frozen.server.fileno(), now)
         client.peer, server.peer = server, client
         _restore(server, serial.server_side, frozen.to_client, now)
