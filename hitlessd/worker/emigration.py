@@ -50,6 +50,8 @@ _EACH = 6
 class _Sent:
     batch: Batch
     connections: list[Frozen]
+    frontends: Texts  # what was told of these
+    backends: Texts
 
 
 @dataclass(eq=False)
@@ -57,6 +59,9 @@ class _Way:
     sock: socket.socket
     sent: deque[_Sent] = field(default_factory=deque)
     open: bool = True
+    # What the receiver has been told and remembers.
+    frontends: Texts = field(default_factory=dict)
+    backends: Texts = field(default_factory=dict)
 
 
 class Emigration:
@@ -101,7 +106,7 @@ class Emigration:
         return names
 
     def _record(self, config: _Config, make: Callable[[_Config], dict[str, Any]]) -> str:
-        """What is told of a proxy in every batch, made once: a backend may have thousands of servers."""
+        """What is told of a proxy, made once: a backend may have thousands of servers."""
         # Configuration objects are never changed, and we keep those that we have seen.
         known = self._records.get(id(config))
         if known is None:
@@ -151,12 +156,16 @@ class Emigration:
         if not connections:
             return
         try:
-            batch = Batch.write([frozen.text() for frozen in connections], frontends, backends)
+            batch = Batch.write(
+                [frozen.text() for frozen in connections],
+                _unknown(frontends, way.frontends),
+                _unknown(backends, way.backends),
+            )
         except OSError as error:
             self._shut(way, f"cannot write a batch: {error.strerror}")
             self._take_back(connections)
             return
-        sent = _Sent(batch, connections)
+        sent = _Sent(batch, connections, frontends, backends)
         # First: whoever has them counts them from then on, and nobody twice.
         self._worker.write_counters()
         try:
@@ -186,6 +195,9 @@ class Emigration:
             if answer.get("is") != "taken" or not way.sent:
                 return self._shut(way, str(answer.get("why", "the successor does not understand them")))
             sent = way.sent.popleft()
+            if answer.get("remembers"):
+                way.frontends |= sent.frontends
+                way.backends |= sent.backends
             refused = [frozen for i, frozen in enumerate(sent.connections) if not sent.batch.claimed(i)]
             self._moved += _number(sent.connections) - _number(refused)
             self._forget(sent, refused)
@@ -255,6 +267,10 @@ class Emigration:
         self._worker.parking.sweep()
         done, self._done = self._done, lambda _report: None
         done({"moved": self._moved, "kept": self._kept, "lost": self._lost})
+
+
+def _unknown(told: Texts, known: Texts) -> Texts:
+    return {name: text for name, text in told.items() if known.get(name) is not text}
 
 
 def _number(connections: list[Frozen]) -> int:

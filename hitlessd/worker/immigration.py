@@ -18,6 +18,7 @@ from hitlessd.worker.relay import ignore
 from hitlessd.worker.serial import Frozen, resume, resume_idle
 
 if TYPE_CHECKING:
+    from hitlessd.worker.lanes import Proxies
     from hitlessd.worker.loop import Worker
     from hitlessd.worker.serial import Places
 
@@ -31,6 +32,9 @@ class Immigration:
         """Owns the descriptor."""
         self._worker = worker
         self._batches = 0
+        # Records of all batches so far.
+        self._frontends: Proxies = {}
+        self._backends: Proxies = {}
         self._strike = striker("immigration", os.environ)
         self._sock = socket.socket(fileno=fd)
         self._sock.setblocking(False)
@@ -79,13 +83,15 @@ class Immigration:
         self._batches += 1
         taken: list[tuple[int, Connection]] = []
         places: Places = {}
+        self._frontends |= batch.frontends
+        self._backends |= batch.backends
         for position, frozen in enumerate(connections):
             batch.claim(position)
             try:
                 if frozen.serial.state == State.POOLED:
                     resume_idle(worker, frozen)
                     continue
-                conn = resume(worker, frozen, batch.frontends, batch.backends, batch.elapsed, places)
+                conn = resume(worker, frozen, self._frontends, self._backends, batch.elapsed, places)
             except Exception as error:
                 worker.complain(
                     f"a connection is lost: cannot take it over: {error}", event=Event.CONNECTIONS_LOST, lost=1
@@ -104,7 +110,7 @@ class Immigration:
         # Before anybody knows: whoever hears of the move may ask at once how many are here.
         worker.write_counters()
         try:
-            channel.send(self._sock, {"is": "taken"})
+            channel.send(self._sock, {"is": "taken", "remembers": True})
         except OSError:
             pass  # the sender is gone; what it sent is still to be read
         self._strike(f"batch-{self._batches}")
