@@ -11,10 +11,11 @@ import pytest
 from hitlessd.model import Timeouts
 from hitlessd.proxyprotocol import Header
 from hitlessd.worker.connection import Connection, State
+from hitlessd.worker.form import SerialConnection
 from hitlessd.worker.pipes import Pipe
 from hitlessd.worker.plain import for_park, for_way, is_plain
 from hitlessd.worker.relay import Side
-from hitlessd.worker.serial import SerialConnection, names_of, to_serial
+from hitlessd.worker.serial import names_of, to_serial
 from hitlessd.worker.timers import NEVER
 from tests.support.relay import Farm, Lab, listen, make_config
 

@@ -24,9 +24,10 @@ from typing import Any
 from hitlessd.dataclass import dataclass, field
 from hitlessd.descriptors import MOST, close_all
 from hitlessd.errors import PeerError
+from hitlessd.worker.form import SerialConnection
 from hitlessd.worker.lanes import Proxies
 from hitlessd.worker.pipes import Pipe
-from hitlessd.worker.serial import Frozen, SerialConnection
+from hitlessd.worker.serial import Frozen
 
 __all__ = ["ROOM", "Batch", "Texts", "descriptors_of"]
 

@@ -27,7 +27,7 @@ from hitlessd.handover.faults import striker
 from hitlessd.model import Backend, Frontend
 from hitlessd.worker.batch import ROOM, Batch, Texts, descriptors_of
 from hitlessd.worker.connection import Connection, State
-from hitlessd.worker.lanes import backend_record, frontend_record
+from hitlessd.worker.lanes import Places, backend_record, frontend_record
 from hitlessd.worker.relay import ignore
 from hitlessd.worker.serial import Frozen, freeze, freeze_idle, names_of, resume
 
@@ -229,12 +229,13 @@ class Emigration:
 
     def _take_back(self, connections: list[Frozen]) -> None:
         """Go on with them here; and try another way, if there is one."""
+        places = Places(self._worker.lanes)
         for frozen in connections:
             if frozen.pooled:
                 frozen.close()  # superfluous now, and its end costs nobody anything
                 continue
             try:
-                conn = resume(self._worker, frozen)
+                conn = resume(self._worker, frozen, places)
             except Exception as error:
                 self._worker.complain(
                     f"a connection is lost: cannot go on with it: {error}", event=Event.CONNECTIONS_LOST, lost=1

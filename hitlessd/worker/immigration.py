@@ -14,13 +14,12 @@ from hitlessd.events import Event
 from hitlessd.handover.faults import striker
 from hitlessd.worker.batch import Batch
 from hitlessd.worker.connection import Connection, State
+from hitlessd.worker.lanes import Places, Proxies
 from hitlessd.worker.relay import ignore
 from hitlessd.worker.serial import Frozen, resume, resume_idle
 
 if TYPE_CHECKING:
-    from hitlessd.worker.lanes import Proxies
     from hitlessd.worker.loop import Worker
-    from hitlessd.worker.serial import Places
 
 __all__ = ["Immigration"]
 
@@ -82,16 +81,16 @@ class Immigration:
         worker = self._worker
         self._batches += 1
         taken: list[tuple[int, Connection]] = []
-        places: Places = {}
         self._frontends |= batch.frontends
         self._backends |= batch.backends
+        places = Places(worker.lanes, self._frontends, self._backends)
         for position, frozen in enumerate(connections):
             batch.claim(position)
             try:
                 if frozen.serial.state == State.POOLED:
                     resume_idle(worker, frozen)
                     continue
-                conn = resume(worker, frozen, self._frontends, self._backends, batch.elapsed, places)
+                conn = resume(worker, frozen, places, batch.elapsed)
             except Exception as error:
                 worker.complain(
                     f"a connection is lost: cannot take it over: {error}", event=Event.CONNECTIONS_LOST, lost=1
