@@ -322,13 +322,13 @@ class Parking:
         if is_plain(conn):
             plain = for_park(conn, lane).encode()
             if len(plain) <= book.text_size:
-                book.write(slot, stands, conn.number, plain, (conn.accounted_in, conn.accounted_out))
+                book.write(slot, stands, conn.number, plain, (conn.accounted_in, conn.accounted_out), _shifts(conn))
                 return True
         form = to_serial(conn, data=False).as_dict()
         for name in _ELSEWHERE:
             form.pop(name, None)
         form["lane"] = lane
-        shifts = (conn.client.shift, conn.server.shift if conn.server is not None else 0)
+        shifts = _shifts(conn)
         if isinstance(conn, HttpState):
             if state is SlotState.FROZEN:
                 form["http"] = http_form(conn)  # of those that run a short form will do
@@ -621,6 +621,10 @@ class Parking:
             if side is not None and side.out is not None:
                 side.out = self.keep(side, bytes(side.out))
         self._fill(conn, conn.slot, SlotState.FROZEN, self._lane(conn))
+
+
+def _shifts(conn: Connection) -> tuple[int, int]:
+    return conn.client.shift, conn.server.shift if conn.server is not None else 0
 
 
 def _piped(side: Side) -> int:

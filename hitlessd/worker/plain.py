@@ -39,11 +39,7 @@ def is_plain(conn: Connection) -> bool:
 
 
 def _idle(side: Side) -> bool:
-    return (
-        side.pipe is None
-        and side.out is None
-        and not (side.shift or side.eof or side.shut or side.bulky or side.ready & _URGENT)
-    )
+    return side.pipe is None and side.out is None and not (side.eof or side.shut or side.bulky or side.ready & _URGENT)
 
 
 def for_way(conn: Connection, names: str) -> str:
@@ -67,16 +63,19 @@ def _rest(conn: Connection, families: bool) -> str:
         f',"client_address":[{encode_basestring_ascii(address[0])},{address[1]}]' if address.__class__ is tuple else ""
     )
     due = f',"due_in":{conn.due - now:.6f}' if conn.due != NEVER else ""
-    one = other = ""
-    if families:
-        one, other = f'"family":{client.sock.family:d},', f'"family":{server.sock.family:d},'
-    flags = _FLAGS[conn.entered, conn.shared, conn.counted]
+    # A version that knows of no shift shall look itself, see to_serial().
+    flags = _FLAGS[conn.entered, conn.shared, conn.counted and not (client.shift or server.shift)]
     return (
         f'{whose},"age":{now - started:.6f},"assigned_after":{conn.assigned_at - started:.6f}'
         f',"connected_after":{conn.connected_at - started:.6f}{due}{flags}'
-        f',"client":{{{one}"received":{client.received},"idle":{now - client.last:.6f}}}'
-        f',"server_side":{{{other}"received":{server.received},"idle":{now - server.last:.6f}}}}}'
+        f',"client":{_side(client, now, families)},"server_side":{_side(server, now, families)}}}'
     )
+
+
+def _side(side: Side, now: float, families: bool) -> str:
+    family = f'"family":{side.sock.family:d},' if families else ""
+    shift = f',"shift":{side.shift}' if side.shift else ""
+    return f'{{{family}"received":{side.received}{shift},"idle":{now - side.last:.6f}}}'
 
 
 _FLAGS = {
