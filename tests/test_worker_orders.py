@@ -14,7 +14,7 @@ from hitlessd import channel
 from hitlessd.errors import PeerError
 from hitlessd.model import InetAddress, Server, Timeouts
 from hitlessd.table import Column
-from hitlessd.worker.serial import SerialConnection
+from hitlessd.worker.form import SerialConnection
 from hitlessd.worker.timers import NEVER
 from tests.support.echo import Echo, exchange
 from tests.support.processes import cpu_seconds, poll_until

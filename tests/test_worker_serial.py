@@ -19,7 +19,8 @@ from hitlessd.errors import PeerError
 from hitlessd.model import InetAddress, Server, Timeouts
 from hitlessd.table import Column
 from hitlessd.worker.connection import Connection, State, _unsent
-from hitlessd.worker.serial import Frozen, SerialConnection, SerialSide, freeze, resume, to_serial
+from hitlessd.worker.form import SerialConnection, SerialSide
+from hitlessd.worker.serial import Frozen, freeze, resume, to_serial
 from tests.support.relay import Farm, Lab, Peer, gauges, listen, make_config, make_table, migrate
 
 TIMES = Timeouts(connect=5, client=60, server=50, queue=7)

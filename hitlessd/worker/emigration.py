@@ -10,29 +10,35 @@ means that nobody claims anything of it any more: what its receiver has not clai
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import select
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hitlessd import channel
 from hitlessd.dataclass import dataclass, field
 from hitlessd.errors import PeerError
 from hitlessd.events import Event
 from hitlessd.handover.faults import striker
-from hitlessd.worker.batch import ROOM, Batch, descriptors_of
+from hitlessd.model import Backend, Frontend
+from hitlessd.worker.batch import ROOM, Batch, Texts, descriptors_of
 from hitlessd.worker.connection import Connection, State
-from hitlessd.worker.lanes import backend_record, frontend_record
+from hitlessd.worker.lanes import Places, backend_record, frontend_record
 from hitlessd.worker.relay import ignore
-from hitlessd.worker.serial import Frozen, freeze, freeze_idle, resume
+from hitlessd.worker.serial import Frozen, freeze, freeze_idle, names_of, resume
 
 if TYPE_CHECKING:
+    from hitlessd.worker.backend import LiveBackend, LiveServer
+    from hitlessd.worker.frontend import LiveFrontend
     from hitlessd.worker.loop import Worker
 
 __all__ = ["Emigration"]
+
+_Config = TypeVar("_Config", bound=Frontend | Backend)
 
 #: Batches of one way that may be unanswered: one is being taken in while the next is on its way.
 _WINDOW = 2
@@ -44,6 +50,8 @@ _EACH = 6
 class _Sent:
     batch: Batch
     connections: list[Frozen]
+    frontends: Texts  # what was told of these
+    backends: Texts
 
 
 @dataclass(eq=False)
@@ -51,6 +59,9 @@ class _Way:
     sock: socket.socket
     sent: deque[_Sent] = field(default_factory=deque)
     open: bool = True
+    # What the receiver has been told and remembers.
+    frontends: Texts = field(default_factory=dict)
+    backends: Texts = field(default_factory=dict)
 
 
 class Emigration:
@@ -69,6 +80,8 @@ class Emigration:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._room = min(ROOM, max(_EACH, soft // 4 // (_WINDOW * max(ways, len(fds), 1)) - 1))
         self._strike = striker("emigration", os.environ)
+        self._known: dict[tuple[LiveFrontend, LiveBackend, LiveServer | None], str] = {}
+        self._records: dict[int, tuple[object, str]] = {}  # by the configuration's id()
         self._waiting: deque[Connection] = deque()
         for conn in worker.connections:
             if conn.frontend.config.migrate and conn.backend.config.migrate:
@@ -83,6 +96,22 @@ class Emigration:
             worker.handlers[way.sock.fileno()] = lambda events, way=way: self._on_event(way, events)  # type: ignore[misc]
             worker.epoll.register(way.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
         self._end_if_over()
+
+    def _names(self, conn: Connection) -> str:
+        """Those of its frontend, backend and server, as JSON, which many have in common."""
+        key = (conn.frontend, conn.backend, conn.target)
+        names = self._known.get(key)
+        if names is None:
+            names = self._known[key] = names_of(conn)
+        return names
+
+    def _record(self, config: _Config, make: Callable[[_Config], dict[str, Any]]) -> str:
+        """What is told of a proxy, made once: a backend may have thousands of servers."""
+        # Configuration objects are never changed, and we keep those that we have seen.
+        known = self._records.get(id(config))
+        if known is None:
+            known = self._records[id(config)] = (config, json.dumps(make(config), separators=(",", ":")))
+        return known[1]
 
     def _keep(self, reason: str, number: int = 1) -> None:
         self._kept[reason] = self._kept.get(reason, 0) + number
@@ -100,17 +129,20 @@ class Emigration:
 
     def _send(self, way: _Way) -> None:
         connections: list[Frozen] = []
-        frontends, backends = {}, {}
+        frontends: Texts = {}
+        backends: Texts = {}
         fds: list[int] = []
         while self._waiting and len(fds) <= self._room - _EACH:
             conn = self._waiting.popleft()
             if conn.state is State.CLOSED:
                 continue
             frontend, backend = conn.frontend, conn.backend
-            frontends[frontend.name] = frontend
-            backends[backend.name] = backend
+            if frontend.name not in frontends:
+                frontends[frontend.name] = self._record(frontend.config, frontend_record)
+            if backend.name not in backends:
+                backends[backend.name] = self._record(backend.config, backend_record)
             try:
-                frozen = freeze(conn)
+                frozen = freeze(conn, self._names(conn))
             except Exception:
                 self._worker.crashed(conn)
                 continue
@@ -125,15 +157,15 @@ class Emigration:
             return
         try:
             batch = Batch.write(
-                [frozen.serial for frozen in connections],
-                {name: frontend_record(frontend.config) for name, frontend in frontends.items()},
-                {name: backend_record(backend.config) for name, backend in backends.items()},
+                [frozen.text() for frozen in connections],
+                _unknown(frontends, way.frontends),
+                _unknown(backends, way.backends),
             )
         except OSError as error:
             self._shut(way, f"cannot write a batch: {error.strerror}")
             self._take_back(connections)
             return
-        sent = _Sent(batch, connections)
+        sent = _Sent(batch, connections, frontends, backends)
         # First: whoever has them counts them from then on, and nobody twice.
         self._worker.write_counters()
         try:
@@ -163,6 +195,9 @@ class Emigration:
             if answer.get("is") != "taken" or not way.sent:
                 return self._shut(way, str(answer.get("why", "the successor does not understand them")))
             sent = way.sent.popleft()
+            if answer.get("remembers"):
+                way.frontends |= sent.frontends
+                way.backends |= sent.backends
             refused = [frozen for i, frozen in enumerate(sent.connections) if not sent.batch.claimed(i)]
             self._moved += _number(sent.connections) - _number(refused)
             self._forget(sent, refused)
@@ -194,12 +229,13 @@ class Emigration:
 
     def _take_back(self, connections: list[Frozen]) -> None:
         """Go on with them here; and try another way, if there is one."""
+        places = Places(self._worker.lanes)
         for frozen in connections:
-            if frozen.serial.state == State.POOLED:
+            if frozen.pooled:
                 frozen.close()  # superfluous now, and its end costs nobody anything
                 continue
             try:
-                conn = resume(self._worker, frozen)
+                conn = resume(self._worker, frozen, places)
             except Exception as error:
                 self._worker.complain(
                     f"a connection is lost: cannot go on with it: {error}", event=Event.CONNECTIONS_LOST, lost=1
@@ -234,6 +270,10 @@ class Emigration:
         done({"moved": self._moved, "kept": self._kept, "lost": self._lost})
 
 
+def _unknown(told: Texts, known: Texts) -> Texts:
+    return {name: text for name, text in told.items() if known.get(name) is not text}
+
+
 def _number(connections: list[Frozen]) -> int:
     """Of clients: those to servers that wait in a pool nobody misses."""
-    return sum(frozen.serial.state != State.POOLED for frozen in connections)
+    return sum(not frozen.pooled for frozen in connections)

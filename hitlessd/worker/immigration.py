@@ -14,6 +14,7 @@ from hitlessd.events import Event
 from hitlessd.handover.faults import striker
 from hitlessd.worker.batch import Batch
 from hitlessd.worker.connection import Connection, State
+from hitlessd.worker.lanes import Places, Proxies
 from hitlessd.worker.relay import ignore
 from hitlessd.worker.serial import Frozen, resume, resume_idle
 
@@ -30,6 +31,9 @@ class Immigration:
         """Owns the descriptor."""
         self._worker = worker
         self._batches = 0
+        # Records of all batches so far.
+        self._frontends: Proxies = {}
+        self._backends: Proxies = {}
         self._strike = striker("immigration", os.environ)
         self._sock = socket.socket(fileno=fd)
         self._sock.setblocking(False)
@@ -77,13 +81,16 @@ class Immigration:
         worker = self._worker
         self._batches += 1
         taken: list[tuple[int, Connection]] = []
+        self._frontends |= batch.frontends
+        self._backends |= batch.backends
+        places = Places(worker.lanes, self._frontends, self._backends)
         for position, frozen in enumerate(connections):
             batch.claim(position)
             try:
                 if frozen.serial.state == State.POOLED:
                     resume_idle(worker, frozen)
                     continue
-                conn = resume(worker, frozen, batch.frontends, batch.backends, batch.elapsed)
+                conn = resume(worker, frozen, places, batch.elapsed)
             except Exception as error:
                 worker.complain(
                     f"a connection is lost: cannot take it over: {error}", event=Event.CONNECTIONS_LOST, lost=1
@@ -102,7 +109,7 @@ class Immigration:
         # Before anybody knows: whoever hears of the move may ask at once how many are here.
         worker.write_counters()
         try:
-            channel.send(self._sock, {"is": "taken"})
+            channel.send(self._sock, {"is": "taken", "remembers": True})
         except OSError:
             pass  # the sender is gone; what it sent is still to be read
         self._strike(f"batch-{self._batches}")

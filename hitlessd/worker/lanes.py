@@ -19,10 +19,10 @@ from hitlessd.worker.connection import UNDECIDED
 from hitlessd.worker.frontend import LiveFrontend
 
 if TYPE_CHECKING:
+    from hitlessd.worker.form import SerialConnection
     from hitlessd.worker.loop import Worker
-    from hitlessd.worker.serial import SerialConnection
 
-__all__ = ["Lanes", "Proxies", "backend_record", "frontend_record", "server_record"]
+__all__ = ["Lanes", "Places", "Proxies", "backend_record", "frontend_record", "server_record"]
 
 #: Records by name, of frontends and of backends.
 Proxies = dict[str, dict[str, Any]]
@@ -150,12 +150,10 @@ class Lanes:
             self._worker.backends[name] = live
         return live
 
-    def server(self, backend: LiveBackend, name: str, backends: Proxies) -> LiveServer | None:
-        """The server of that name, which balancing does not choose if it is no longer configured; None if nothing is
-        known of it."""
-        live = next((server for server in backend.servers if server.name == name), None)
-        if live is None:
-            live = self._servers.get((backend.name, name))
+    def former_server(self, backend: LiveBackend, name: str, backends: Proxies) -> LiveServer | None:
+        """The server of that name, which is none of the backend's any more, so that balancing does not choose it; None
+        if nothing is known of it."""
+        live = self._servers.get((backend.name, name))
         if live is None:
             try:
                 record = next(r for r in backends[backend.name]["servers"] if r["name"] == name)
@@ -166,9 +164,43 @@ class Lanes:
         return live
 
     def reclaim(self, backend: LiveBackend, name: str) -> LiveServer | None:
-        """The server of that name that server() has made, if any: it is one of the backend's again."""
+        """The server of that name that former_server() has made, if any: it is one of the backend's again."""
         return self._servers.pop((backend.name, name), None)
 
     def frontends(self) -> Iterable[LiveFrontend]:
         """Those of pairs."""
         return self._pairs.values()
+
+
+class Places:
+    """Where connections belong that are resumed in one turn, in which nothing changes: what was found for one is known
+    for the next."""
+
+    def __init__(self, lanes: Lanes, frontends: Proxies | None = None, backends: Proxies | None = None) -> None:
+        """With records of what this configuration may have no more."""
+        self._lanes = lanes
+        self._frontends = frontends or {}
+        self._backends = backends or {}
+        self._found: dict[tuple[str, str, str], tuple[LiveFrontend, LiveBackend, LiveServer | None]] = {}
+        self._servers: dict[LiveBackend, dict[str, LiveServer]] = {}
+
+    def of(self, serial: SerialConnection) -> tuple[LiveFrontend, LiveBackend, LiveServer | None]:
+        """The connection's frontend, its backend, and its server, None if it has none or nothing is known of it.
+
+        Raises PeerError when nothing is known of its frontend or backend."""
+        # For the others it depends on more than these.
+        plain = serial.http is None and serial.state not in UNDECIDED
+        names = (serial.frontend, serial.backend, serial.server)
+        found = self._found.get(names) if plain else None
+        if found is None:
+            frontend, backend = self._lanes.find(serial, self._frontends, self._backends)
+            found = frontend, backend, self._server(backend, serial.server) if serial.server else None
+            if plain:
+                self._found[names] = found
+        return found
+
+    def _server(self, backend: LiveBackend, name: str) -> LiveServer | None:
+        servers = self._servers.get(backend)
+        if servers is None:
+            servers = self._servers[backend] = {server.name: server for server in backend.servers}
+        return servers.get(name) or self._lanes.former_server(backend, name, self._backends)

@@ -25,6 +25,7 @@ from hitlessd.worker.lanes import backend_record, frontend_record, server_record
 from hitlessd.worker.parkpipes import ParkedPipes
 from hitlessd.worker.parkqueue import Queue
 from hitlessd.worker.pipes import Pipe
+from hitlessd.worker.plain import for_park, is_plain
 from hitlessd.worker.relay import Side
 from hitlessd.worker.serial import to_serial
 from hitlessd.worker.timers import NEVER
@@ -316,17 +317,24 @@ class Parking:
 
     def _fill(self, conn: Connection, slot: int, state: SlotState, lane: int, queued: bool = True) -> bool:
         assert self._park
+        book = self._park.book
+        stands = state if queued else SlotState.FREE
+        if is_plain(conn):
+            plain = for_park(conn, lane).encode()
+            if len(plain) <= book.text_size:
+                book.write(slot, stands, conn.number, plain, (conn.accounted_in, conn.accounted_out), _shifts(conn))
+                return True
         form = to_serial(conn, data=False).as_dict()
         for name in _ELSEWHERE:
             form.pop(name, None)
         form["lane"] = lane
-        shifts = (conn.client.shift, conn.server.shift if conn.server is not None else 0)
+        shifts = _shifts(conn)
         if isinstance(conn, HttpState):
             if state is SlotState.FROZEN:
                 form["http"] = http_form(conn)  # of those that run a short form will do
             elif conn.server is None:
                 shifts = (conn.client.received, conn.given)
-        room = self._park.book.text_size
+        room = book.text_size
         text = _encode(form).encode()
         if len(text) > room and isinstance(conn, HttpState):
             if state is SlotState.FROZEN:
@@ -344,8 +352,7 @@ class Parking:
                 event=Event.PARKING_FAILED,
             )
             return False
-        stands = state if queued else SlotState.FREE
-        self._park.book.write(slot, stands, conn.number, text, (conn.accounted_in, conn.accounted_out), shifts)
+        book.write(slot, stands, conn.number, text, (conn.accounted_in, conn.accounted_out), shifts)
         return True
 
     def boundary(self, conn: HttpState) -> None:
@@ -614,6 +621,10 @@ class Parking:
             if side is not None and side.out is not None:
                 side.out = self.keep(side, bytes(side.out))
         self._fill(conn, conn.slot, SlotState.FROZEN, self._lane(conn))
+
+
+def _shifts(conn: Connection) -> tuple[int, int]:
+    return conn.client.shift, conn.server.shift if conn.server is not None else 0
 
 
 def _piped(side: Side) -> int:

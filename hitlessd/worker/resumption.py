@@ -27,10 +27,11 @@ from hitlessd.parking.arithmetic import Buffers, Fate, Hole, fate, rest
 from hitlessd.parking.book import LABEL_AT, LABEL_MARK, SlotState, mark_of
 from hitlessd.parking.park import PARTS, Kind, Park, Record, farewell, reset
 from hitlessd.worker.connection import Connection
+from hitlessd.worker.form import SerialConnection, SerialSide, encode
 from hitlessd.worker.http.serial import count_on
-from hitlessd.worker.lanes import Proxies
+from hitlessd.worker.lanes import Places, Proxies
 from hitlessd.worker.pipes import Pipe
-from hitlessd.worker.serial import Frozen, SerialConnection, SerialSide, encode, resume
+from hitlessd.worker.serial import Frozen, resume
 from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ class Resumption:
 
     def _take(self, records: Sequence[Record], fds: Sequence[int]) -> None:
         rest_of = iter(fds)
+        places = Places(self._worker.lanes, self._frontends, self._backends)
         resumed: list[tuple[int, Connection]] = []
         for record in records:
             own = [fd for _, fd in zip(range(record.kind.descriptors), rest_of, strict=False)]
@@ -247,7 +249,7 @@ class Resumption:
                 self._report.ended += 1
                 self._say_farewell(record.slot, socks)
                 continue
-            conn = self._try(record.slot, SlotState(state), socks)
+            conn = self._try(record.slot, SlotState(state), socks, places)
             if conn is not None:
                 resumed.append((record.slot, conn))
         self._batches += 1
@@ -261,7 +263,7 @@ class Resumption:
         self._book.progress(self._report.resumed, self._report.ended)
         self._strike(f"batch-{self._batches}")
 
-    def _try(self, slot: int, state: SlotState, socks: list[socket.SocketType]) -> Connection | None:
+    def _try(self, slot: int, state: SlotState, socks: list[socket.SocketType], places: Places) -> Connection | None:
         try:
             if self._give_up:
                 raise Hole(self._give_up)
@@ -270,7 +272,7 @@ class Resumption:
             if how is Fate.GOES_ON:
                 frozen = Frozen(serial, socks[0], socks[1] if len(socks) > 1 else None, to_server, to_client)
                 elapsed = self._book.age(slot)
-                conn = resume(self._worker, frozen, self._frontends, self._backends, elapsed)
+                conn = resume(self._worker, frozen, places, elapsed)
                 for from_server in (False, True):
                     self._pipes.pop(mark_of(slot, from_server), None)  # it is the connection's now
                 return conn

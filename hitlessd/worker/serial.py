@@ -1,30 +1,25 @@
-"""The serial form of a connection: all that a process must know to go on with it, besides its descriptors.
-
-It is what moves to another process, is parked, and is shown. Times are ages and remainders in seconds, so that they
-mean the same on another clock; sizes are bytes. Later versions add fields and never change the meaning of one: an
-unknown field is ignored, a missing one has the default below.
-"""
+"""Making the serial form of a connection (form.py), and going on with one."""
 
 from __future__ import annotations
 
 import base64
-import binascii
+import json
 import select
 import socket
-from collections.abc import Callable
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from hitlessd.dataclass import dataclass, field, fields
 from hitlessd.errors import PeerError
 from hitlessd.parking.park import reset
 from hitlessd.proxyprotocol import Header
 from hitlessd.worker.connection import Connection, State
+from hitlessd.worker.form import STATES, SerialConnection, SerialSide, encode
 from hitlessd.worker.http.connection import HttpConnection
 from hitlessd.worker.http.direct import ServerSide
-from hitlessd.worker.http.serial import check_http, http_form, restore_http
+from hitlessd.worker.http.serial import http_form, restore_http
 from hitlessd.worker.http.side import HttpSide
+from hitlessd.worker.lanes import Places
 from hitlessd.worker.pipes import Pipe
+from hitlessd.worker.plain import for_way, is_plain
 from hitlessd.worker.preface import await_header
 from hitlessd.worker.relay import EVENTS, Side, ignore
 from hitlessd.worker.routing import AwaitsHello
@@ -32,152 +27,61 @@ from hitlessd.worker.timers import NEVER
 
 if TYPE_CHECKING:
     from hitlessd.worker.backend import LiveServer
-    from hitlessd.worker.lanes import Proxies
     from hitlessd.worker.loop import Worker
 
 __all__ = [
-    "VERSION",
     "Frozen",
-    "SerialConnection",
-    "SerialSide",
-    "encode",
     "freeze",
     "freeze_idle",
+    "names_of",
     "resume",
     "resume_idle",
     "to_serial",
 ]
 
-VERSION = 1
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
-# Not frozen, for thousands move at once: that would double what it costs to make one.
-@dataclass(slots=True)
-class SerialSide:
-    """One socket of a connection."""
-
-    received: int = 0  # bytes read from it, ever
-    shift: int = 0  # bytes written to the other side, less `received`, once everything is passed on
-    idle: float = 0.0  # since it last sent or took something
-    eof: bool = False  # it has sent FIN, and everything before it was read
-    shut: bool = False  # we have sent FIN to it
-    urgent: bool = False  # an urgent mark may lie ahead of what was read
-    bulky: int = 0  # how bulky its flow is, for the choice between recv and splice
-    kept: str = ""  # base64: read from the other side and not yet written to this one
-    held: int = 0  # how many bytes that are, where they lie elsewhere
-    piped: int = 0  # bytes from this side that lie in the pipe that comes along, behind the other side's `kept`
-
-
-@dataclass(slots=True)
-class SerialConnection:
-    """A connection in any state but closed."""
-
-    version: int = VERSION
-    generation: int = 0
-    worker: int = 0
-    number: int = 0
-    frontend: str = ""
-    backend: str = ""
-    server: str = ""  # "" while none is assigned
-    state: str = str(State.ESTABLISHED)
-    client_address: tuple[str, int] | None = None  # None: a unix socket
-    preface: int = 0  # bytes of the PROXY header with which the client began
-    destination: tuple[str, int] | None = None  # where that one says that the client connected to
-    frontend_address: str = ""  # where the client connected to
-    source_address: str = ""  # where we connect to the server from
-    server_address: str = ""
-    accepted_at: float = 0.0  # CLOCK_REALTIME
-    age: float = 0.0  # since accept
-    assigned_after: float = -1.0  # from accept to a server's slot; negative: not yet
-    connected_after: float = -1.0  # from accept to the connection to the server; negative: not yet
-    due_in: float | None = None  # what is left of the time to queue, connect, pause or tarry; None: for ever
-    expires_in: float | None = None  # until the nearest timeout, as of now; for people
-    retries: int = 0
-    redispatched: bool = False
-    queue_position: int = 0
-    cause: str = ""  # HAProxy's termination state, once something went wrong
-    dead: str = ""  # "client" or "server": its socket has failed, the other side only takes what is left for it
-    accounted_in: int = 0
-    accounted_out: int = 0
-    entered: bool = False  # the backend counts it by itself
-    shared: bool = False  # duplicates of its sockets may be held by nobody who would close them soon
-    counted: bool = False  # the kernel's counters of its sockets are known to agree with `received` and what is kept
-    http: dict[str, Any] | None = None  # see httpserial.py
-    client: SerialSide = field(default_factory=SerialSide)
-    server_side: SerialSide | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; what has its default value is left out."""
-        form = {"version": self.version, "state": self.state} | _told(self)
-        for name in ("client", "server_side"):
-            side = getattr(self, name)
-            if side is not None:
-                form[name] = _told(side)
-        return form
-
-    @classmethod
-    def from_dict(cls, form: dict[str, Any]) -> SerialConnection:
-        """The reverse, whichever version wrote it. Raises PeerError when it cannot be one."""
-        try:
-            known = _known(cls, form)
-            known["client"] = SerialSide(**_known(SerialSide, known.get("client") or {}))
-            if known.get("server_side") is not None:
-                known["server_side"] = SerialSide(**_known(SerialSide, known["server_side"]))
-            if known.get("client_address") is not None:
-                host, port = known["client_address"]
-                known["client_address"] = (str(host), int(port))
-            if known.get("destination") is not None:
-                host, port = known["destination"]
-                known["destination"] = (str(host), int(port))
-            serial = cls(**known)
-            State(serial.state)
-            if serial.http is not None:
-                check_http(serial.http)
-            for side in (serial.client, serial.server_side):
-                if side is not None and side.kept:
-                    base64.b64decode(side.kept, validate=True)
-        except (TypeError, ValueError, AttributeError, binascii.Error) as error:
-            raise PeerError(f"cannot read the serial form of a connection: {error}") from None
-        return serial
-
-
-def _told(what: SerialConnection | SerialSide) -> dict[str, Any]:
-    """The fields that do not have their default value."""
-    names, values, defaults = _TOLD[type(what)]
-    # Most are the very object that the default is, which is found out in a third of the time.
-    return {n: v for n, v, d in zip(names, values(what), defaults, strict=True) if v is not d and v != d}
-
-
-def _known(kind: type, form: dict[str, Any]) -> dict[str, Any]:
-    names = _NAMES[kind]
-    return form.copy() if form.keys() <= names else {name: form[name] for name in form if name in names}
-
-
-#: Names, what reads their values from an object, and defaults; without the sides of a connection, which are told by
-#: themselves.
-_TOLD: dict[type, tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]], tuple[Any, ...]]] = {
-    kind: (
-        names := tuple(f.name for f in fields(kind) if f.name not in ("client", "server_side")),
-        attrgetter(*names),
-        tuple(f.default for f in fields(kind) if f.name in names),
-    )
-    for kind in (SerialSide, SerialConnection)
-}
-_NAMES: dict[type, frozenset[str]] = {
-    kind: frozenset(f.name for f in fields(kind)) for kind in (SerialSide, SerialConnection)
-}
-
-
-@dataclass(frozen=True)
 class Frozen:
     """A connection between two processes: its form and its descriptors, owned by whoever holds this."""
 
-    serial: SerialConnection
-    client: socket.SocketType
-    server: socket.SocketType | None = None
-    to_server: Pipe | None = None  # holds serial.client.piped bytes
-    to_client: Pipe | None = None
-    ticket: int = -1  # of the worker's parking, to be given back when it is known who has the connection
+    __slots__ = ("_form", "client", "server", "ticket", "to_client", "to_server")
+
+    def __init__(
+        self,
+        form: SerialConnection | str,
+        client: socket.SocketType,
+        server: socket.SocketType | None = None,
+        to_server: Pipe | None = None,
+        to_client: Pipe | None = None,
+        ticket: int = -1,
+    ) -> None:
+        """`to_server` holds serial.client.piped bytes. `ticket` is of the worker's parking, to be given back when it is
+        known who has the connection."""
+        self._form = form
+        self.client = client
+        self.server = server
+        self.to_server = to_server
+        self.to_client = to_client
+        self.ticket = ticket
+
+    @property
+    def serial(self) -> SerialConnection:
+        """Its form, as an object."""
+        form = self._form
+        if isinstance(form, str):
+            form = self._form = SerialConnection.from_dict(json.loads(form))
+        return form
+
+    def text(self) -> str:
+        """Its form, as text."""
+        form = self._form
+        return form if isinstance(form, str) else _to_json(form.as_dict())
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it is one to a server that waits for a request, which nobody misses."""
+        return not isinstance(self._form, str) and self._form.state == State.POOLED
 
     def close(self) -> None:
         """Let go of the descriptors, and of nothing else: others may have the connection."""
@@ -196,11 +100,6 @@ class Frozen:
         self.close()
 
 
-def encode(data: bytes) -> str:
-    """Bytes as SerialSide.kept has them."""
-    return base64.b64encode(data).decode()
-
-
 def _name(sock: socket.SocketType, peer: bool) -> str:
     try:
         name = sock.getpeername() if peer else sock.getsockname()
@@ -216,6 +115,7 @@ def _name(sock: socket.SocketType, peer: bool) -> str:
 def _side(side: Side, now: float, data: bool) -> SerialSide:
     kept = bytes(side.out) if side.out is not None else b""
     return SerialSide(
+        family=int(side.sock.family) if data else 0,
         received=side.received,
         shift=side.shift,
         idle=round(now - side.last, 6),
@@ -272,10 +172,28 @@ def to_serial(conn: Connection, data: bool = True, names: bool = False) -> Seria
     )
 
 
-def freeze(conn: Connection) -> Frozen:
-    """Take a connection out of its worker: nothing of it is read or written any more, its descriptors are yours."""
+def names_of(conn: Connection) -> str:
+    """Those of its frontend, backend and server, as fields of JSON."""
+    names = {"frontend": conn.frontend.name, "backend": conn.backend.name}
+    if conn.target is not None:
+        names["server"] = conn.target.name
+    return _to_json(names)[1:-1]
+
+
+def freeze(conn: Connection, names: str = "") -> Frozen:
+    """Take a connection out of its worker: nothing of it is read or written any more, its descriptors are yours.
+    `names`: its names_of(), if known."""
     worker, client, server = conn.worker, conn.client, conn.server
-    conn.account()
+    if conn.spliced or client.received != conn.accounted_in or (server and server.received != conn.accounted_out):
+        conn.account()
+    if is_plain(conn):
+        assert server is not None
+        text = for_way(conn, names or names_of(conn))
+        client.copied = server.copied = True  # soon: they must leave epoll now
+        ticket = worker.parking.depart(conn, ())
+        conn.leave()
+        del worker.closing[-2:]  # these two
+        return Frozen(text, client.sock, server.sock, ticket=ticket)
     serial = to_serial(conn)
     pipes: list[Pipe | None] = []
     for side in (client, server):
@@ -306,7 +224,11 @@ def freeze_idle(side: HttpSide) -> Frozen:
     worker.epoll.unregister(side.fd)
     worker.handlers[side.fd] = ignore
     serial = SerialConnection(
-        backend=server.backend.name, server=server.name, state=str(State.POOLED), http={"uses": side.uses}
+        backend=server.backend.name,
+        server=server.name,
+        state=str(State.POOLED),
+        http={"uses": side.uses},
+        client=SerialSide(family=int(side.sock.family)),
     )
     if side.shared and serial.http is not None:
         serial.http["shared"] = True
@@ -356,27 +278,22 @@ def _restore(side: Side, form: SerialSide, pipe: Pipe | None, now: float) -> Non
             side.worker.pipes.give(pipe)
 
 
-def resume(
-    worker: Worker,
-    frozen: Frozen,
-    frontends: Proxies | None = None,
-    backends: Proxies | None = None,
-    elapsed: float = 0.0,
-) -> Connection:
+def resume(worker: Worker, frozen: Frozen, places: Places | None = None, elapsed: float = 0.0) -> Connection:
     """Go on with a connection of another worker; its descriptors are ours now.
 
-    `frontends` and `backends` are records of what this configuration may have no more; `elapsed`: seconds since it was
-    frozen, which count for its timeouts. Raises PeerError, having taken nothing, when nothing is known of its frontend
-    or backend, or a pipe is missing.
+    `places` knows what this configuration may have no more, and serves all that are resumed in one turn; `elapsed`:
+    seconds since it was frozen, which count for its timeouts. Raises PeerError, having taken nothing, when nothing is
+    known of its frontend or backend, or a pipe is missing.
     """
     serial, now = frozen.serial, worker.now - elapsed
-    frontend, backend = worker.lanes.find(serial, frontends or {}, backends or {})
-    for form, pipe in ((serial.client, frozen.to_server), (serial.server_side, frozen.to_client)):
-        if form is not None and form.piped and pipe is None:
-            raise PeerError("cannot resume a connection: its pipe is missing")
-    state = State(serial.state)
+    frontend, backend, target = (places or Places(worker.lanes)).of(serial)
+    other = serial.server_side
+    if (serial.client.piped and frozen.to_server is None) or (other and other.piped and frozen.to_client is None):
+        raise PeerError("cannot resume a connection: its pipe is missing")
+    state = STATES[serial.state]
     address: Any = serial.client_address if serial.client_address is not None else ""
-    frozen.client.setblocking(False)
+    if frozen.client.timeout != 0.0:
+        frozen.client.setblocking(False)
     conn = frontend.connection(worker, frontend, frozen.client, address)
     if backend is not frontend.backend:
         conn.backend, conn.route = backend, frontend.route_to(backend)
@@ -393,10 +310,9 @@ def resume(
     conn.shared, conn.counted = serial.shared, serial.counted
     client = conn.client
     _restore(client, serial.client, frozen.to_server, now)
-    if serial.server:
-        conn.target = worker.lanes.server(backend, serial.server, backends or {})
-        if conn.target is not None:
-            conn.target.count(1)
+    if target is not None:
+        conn.target = target
+        target.count(1)
     conn.state = state
     conn.count_in()
     if serial.entered and not frontend.bound:
@@ -405,7 +321,8 @@ def resume(
         backend.touch()
     worker.handlers[client.fd] = client.on_event
     if frozen.server is not None and serial.server_side is not None:
-        frozen.server.setblocking(False)
+        if frozen.server.timeout != 0.0:
+            frozen.server.setblocking(False)
         server = conn.server = conn.server_side(worker, conn, frozen.server, frozen.server.fileno(), now)
         client.peer, server.peer = server, client
         _restore(server, serial.server_side, frozen.to_client, now)

@@ -360,11 +360,14 @@ def take_over(dead: Lab, heir: Lab, cold: bool = False) -> dict[str, Any]:
     return heir.order("resume-parked", [parts[part] for part in PARTS], name=dead.park.name, cold=cold)
 
 
-def migrate(old: Lab, new: Lab, ways: int = 1, between: Callable[[], object] = lambda: None) -> dict[str, Any]:
-    """Have all connections of one move to the other, as at a reload; the report. `between` is called at every turn."""
+def migrate(
+    old: Lab, new: Lab, ways: int = 1, between: Callable[[], object] = lambda: None, together: int = 0
+) -> dict[str, Any]:
+    """Have all connections of one move to the other, as at a reload; the report. `between` is called at every turn.
+    `together`: the ways of all workers."""
     pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(ways)]
     channel.send(new.main, {"do": "adopt"}, [far.fileno() for _, far in pairs])
-    channel.send(old.main, {"do": "migrate"}, [near.fileno() for near, _ in pairs])
+    channel.send(old.main, {"do": "migrate", "ways": together}, [near.fileno() for near, _ in pairs])
     for pair in pairs:
         for sock in pair:
             sock.close()
