@@ -16,7 +16,9 @@ from hitlessd.main.limits import plan
 from hitlessd.model import Config, InetAddress, Server, Timeouts
 from hitlessd.ranking import MANY
 from hitlessd.table import Column
+from hitlessd.worker.connection import Connection
 from hitlessd.worker.pipes import BUDGET, PipePool
+from hitlessd.worker.relay import Side, ignore
 from tests.support.processes import Deadline
 from tests.support.relay import Farm, Lab, gauges, make_config
 
@@ -192,3 +194,20 @@ def test_a_change_of_weights_is_paid_for_as_it_is_used(count: int) -> None:
     once = [turn.choose(b"", lambda _: 0) for _ in range(sum(weights))]
     assert [once.count(position) for position in range(count)] == weights
     assert [turn.choose(b"", lambda _: 0) for _ in range(sum(weights))] == once
+
+
+def test_a_bug_that_comes_after_a_change_of_handlers_ends_its_connection(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(conn: Connection, side: Side) -> None:
+        conn.worker.handlers[side.fd] = ignore
+        raise RuntimeError("a bug")
+
+    with Lab(make_config(farm.servers())) as lab:
+        client, server = lab.pair(farm)
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "at_eof", bug)
+            client.close()
+            lab.until(lambda: not lab.worker.connections, "no connections")
+        assert any("because of a bug" in text for _, text in lab.logged)
+        lab.until(lambda: server.read() == b"" and server.eof, "the end at the server")

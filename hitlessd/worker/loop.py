@@ -267,11 +267,12 @@ class Worker:
         if self.table.epoch != self._epoch:
             self._refresh()
         for fd, events in found:
+            # By its end it may have made another one the handler, or none.
+            handler = handlers[fd]
             try:
-                handlers[fd](events)
+                handler(events)
             except Exception:
-                # If it has another handler by now, that is the same connection's.
-                self.crashed(getattr(handlers[fd], "__self__", None))
+                self.crashed(getattr(handler, "__self__", None))
         if self.ready:
             self.behind = len(found) == _EVENTS
             for _ in range(len(self.ready)):
