@@ -10,7 +10,7 @@ from hitlessd.model import Server, Timeouts
 from hitlessd.ranking import MANY
 from hitlessd.table import PROCESS, Column, RowKey, Table
 from hitlessd.worker.counters import Account, Ledger, Tally
-from tests.support.relay import Farm, Lab, farm, make_config
+from tests.support.relay import Farm, Lab, farm, make_config, make_park
 
 TIMES = Timeouts(connect=30, client=60, server=60)
 #: Longer than a busy worker keeps counters to itself.
@@ -121,3 +121,21 @@ def test_what_exchanges_add_up_to_does_not_depend_on_how_often_it_is_written(eve
     assert table.value(3, Column.LASTSESS) == 1234
     ledger.slot.release()
     table.close()
+
+
+def test_what_is_parked_is_told_together_with_what_there_is() -> None:
+    """Should the worker die then, the difference is how many connections are lost."""
+    with farm() as servers, Lab(make_config([servers.server(0)], timeouts=TIMES), park=make_park()) as lab:
+        pairs = [lab.pair(servers) for _ in range(3)]
+        lab.clock.now += 5.0
+        lab.until(lambda: lab.value("process", Column.PARKED) == 3)
+        lab.pair(servers)
+        lab.settle()
+        lab.worker.lazy = True
+        for peer in itertools.chain(*pairs):
+            peer.close()
+        assert lab.turn() == 6 and len(lab.worker.connections) == 1
+        assert lab.value("process", Column.SCUR) == 4
+        lab.worker.now += 5.0
+        lab.worker.parking.expired()
+        assert (lab.value("process", Column.PARKED), lab.table.unparked(0)) == (1, 0)

@@ -113,6 +113,7 @@ class Parking:
         """Park who has come of age, roll the queue, and give a sign of life."""
         worker = self._worker
         assert self._park
+        worker.write_counters()  # a busy one has kept back who came and went; see tell()
         # None while somebody is on the way, who may come back.
         useful = 2 * (len(self._connections) + len(self._pipes))
         pressed = len(self._retired) > len(self._free_slots) + self._slots - self._next_slot
