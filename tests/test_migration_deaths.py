@@ -87,6 +87,27 @@ def test_a_worker_that_dies_or_stops(place: str, number: signal.Signals, tmp_pat
 
 
 @SIGNALS
+def test_what_a_dead_receiver_has_parked_is_not_taken_back(number: signal.Signals, tmp_path: Path) -> None:
+    """Its heir has it: two processes would serve one connection."""
+    port = free_port()
+    with (
+        Echo() as echo,
+        Daemon(tmp_path, listen(port, server=echo.port), workers=1, more="park-after = 0") as daemon,
+        contextlib.ExitStack() as stack,
+    ):
+        held = [stack.enter_context(Conversation(port)) for _ in range(20)]
+        assert _alive(held) == 20
+        poll_until(lambda: daemon.info()["CurrParked"] == "20", 10, "all are parked")
+        daemon.fault("parking.batch-1", number)
+        result = daemon.reload()
+        assert result.returncode == 0, result.stderr
+        poll_until(lambda: daemon.info()["CumResumed"] == "20", 20, "the heir has them")
+        poll_until(lambda: len(daemon.processes()) == 2, 20, "the old generation has left")
+        assert daemon.info()["CurrConns"] == "20"
+        assert _alive(held) == 20 and _lost(daemon) == 0
+
+
+@SIGNALS
 @pytest.mark.parametrize("place", ["predecessor.migrate", "predecessor.move", "successor.migrate", "successor.move"])
 def test_a_main_process_that_dies_or_stops(place: str, number: signal.Signals, tmp_path: Path) -> None:
     """Without systemd: the other side goes on, with what it has. Who has stopped is given up and killed."""

@@ -80,7 +80,7 @@ class Immigration:
     def _take(self, batch: Batch, connections: list[Frozen]) -> None:
         worker = self._worker
         self._batches += 1
-        taken: list[tuple[int, Connection]] = []
+        taken: dict[Connection, int] = {}
         self._frontends |= batch.frontends
         self._backends |= batch.backends
         places = Places(worker.lanes, self._frontends, self._backends)
@@ -97,13 +97,11 @@ class Immigration:
                 )
                 frozen.reset()
                 continue
-            taken.append((position, conn))
+            taken[conn] = position
         self._strike(f"claim-{self._batches}")
-        worker.welcome([conn for _, conn in taken])
-        worker.parking.admit([conn for _, conn in taken])
-        for position, conn in taken:
-            if conn.slot >= 0:
-                batch.keep(position)
+        worker.welcome(list(taken))
+        # Kept first: the sender must not go on with what our heir has. Who dies in between has lost one.
+        worker.parking.admit(taken, lambda conn: batch.keep(taken[conn]))
         # Nothing of them was read or written: had we died, the sender would go on with those that are not parked.
         batch.count()
         # Before anybody knows: whoever hears of the move may ask at once how many are here.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hitlessd.events import Event
@@ -157,8 +157,8 @@ class Parking:
 
     # -- parking -------------------------------------------------------------------------------------------------------
 
-    def admit(self, connections: Iterable[Connection]) -> None:
-        """Park those of the connections that are fit for it and old enough."""
+    def admit(self, connections: Iterable[Connection], ours: Callable[[Connection], object] | None = None) -> None:
+        """Park those of the connections that are fit for it and old enough; each is `ours` before any heir has it."""
         if not self._running:
             return
         born_before = self._worker.now - self._after
@@ -167,7 +167,7 @@ class Parking:
             for conn in connections
             if conn.slot == UNPARKED and conn.since <= born_before and conn.parkable() and self._fit(conn)
         ]
-        self._park_all(chosen, SlotState.LIVE)
+        self._park_all(chosen, SlotState.LIVE, ours)
 
     def _fit(self, conn: Connection) -> bool:
         """Whether the kernel's counters are what we know of the connection."""
@@ -221,7 +221,12 @@ class Parking:
         conn.slot = _UNFIT
         self.known += 1
 
-    def _park_all(self, connections: Sequence[Connection], state: SlotState) -> int:
+    def _park_all(
+        self,
+        connections: Sequence[Connection],
+        state: SlotState,
+        ours: Callable[[Connection], object] | None = None,
+    ) -> int:
         """Returns how many were parked; the others could not be."""
         done = 0
         batch: list[Connection] = []
@@ -229,7 +234,7 @@ class Parking:
         for conn in connections:
             own = [conn.client.fd] + ([conn.server.fd] if conn.server is not None else [])
             if len(fds) + len(own) > ROOM:
-                done += self._send_connections(batch, fds, state)
+                done += self._send_connections(batch, fds, state, ours)
                 batch, fds = [], []
             if why := self.queue.full(len(fds) + len(own)):
                 self._refused(why)
@@ -240,12 +245,18 @@ class Parking:
                 continue  # there may be room for others
             batch.append(conn)
             fds += own
-        done += self._send_connections(batch, fds, state)
+        done += self._send_connections(batch, fds, state, ours)
         if done and done == len(connections):
             self._complained_of = ""
         return done
 
-    def _send_connections(self, batch: Sequence[Connection], fds: Sequence[int], state: SlotState) -> int:
+    def _send_connections(
+        self,
+        batch: Sequence[Connection],
+        fds: Sequence[int],
+        state: SlotState,
+        ours: Callable[[Connection], object] | None,
+    ) -> int:
         if not batch:
             return 0
         assert self._park
@@ -256,6 +267,8 @@ class Parking:
         if not why:
             # Not before: what is not in the queue is somebody else's still, or dies with us and is counted with those.
             for conn in batch:
+                if ours is not None:
+                    ours(conn)
                 self._park.book.set_state(conn.slot, state)
             self.tell()
             self._batches += 1
