@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -393,3 +394,21 @@ class TestHelpers:
             end(process.pid, 0.05)
             assert process.wait(5) == -signal.SIGKILL
         assert not alive(process.pid)
+
+
+def test_the_backend_survives_a_client_that_resets_behind_its_answer() -> None:
+    class Late(Server):
+        """Its clients are gone when it is about to end their connection."""
+
+        def _write(self, connection: Any, data: bytes | memoryview) -> bool:
+            written = super()._write(connection, data)
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            gone.close()
+            return written
+
+    with BackendThread(Late()) as server:
+        for _ in range(2):
+            gone = ask(server)
+            gone.sendall(request(1, 10))
+            poll_until(lambda: gone.fileno() < 0, 10, "the client is gone")  # noqa: B023
+        poll_until(lambda: server.counters.reset == 2, 10, "both are counted")

@@ -329,8 +329,13 @@ class Server:
             self._drop(connection)
         elif connection.close == wire.CLOSE_SERVER and not connection.end_seen:
             connection.closing = True
-            with self._socket(connection) as sock:
+            sock = self._socket(connection)
+            try:
                 sock.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                # ENOTCONN: reset since we wrote.
+                raise ConnectionResetError(*error.args) from None
+            finally:
                 sock.detach()
 
     # Long flows
