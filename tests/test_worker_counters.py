@@ -9,6 +9,7 @@ import pytest
 from hitlessd.model import Server, Timeouts
 from hitlessd.ranking import MANY
 from hitlessd.table import PROCESS, Column, RowKey, Table
+from hitlessd.worker import changes
 from hitlessd.worker.counters import Account, Ledger, Tally
 from tests.support.relay import Farm, Lab, farm, make_config, make_park
 
@@ -65,6 +66,18 @@ def test_orders_find_all_written() -> None:
         assert lab.turn() == 2 and lab.value("process", Column.SMAX) == 2
         lab.order("clear-maxima", all=False)
         assert lab.value("process", Column.SCUR) == lab.value("process", Column.SMAX) == 0
+
+
+def test_others_see_what_a_new_limit_is_about() -> None:
+    with farm() as servers, Lab(make_config([servers.server(0)], timeouts=TIMES)) as lab:
+        _half_closed(lab, servers, 1)
+        lab.clients[0].send(b"so that it is busy")
+        lab.connect()
+        assert lab.turn() == 2 and len(lab.worker.connections) == 2
+        assert lab.value("s1", Column.SCUR) == 1
+        # Not by an order over the channel, whose turn may write anyway.
+        assert not changes.change(lab.worker, {"kind": "server-maxconn", "proxy": "app", "server": "s1", "value": 1})
+        assert lab.value("s1", Column.SCUR) == 2
 
 
 def test_leastconn_knows_at_once_who_has_fewer() -> None:

@@ -173,6 +173,7 @@ def _delete(worker: Worker, backend: LiveBackend, name: str, _value: Any) -> Non
 
 def _rearrange(worker: Worker, backend: LiveBackend) -> None:
     """A backend's servers are others, or not what they were."""
+    worker.write_counters()  # with a limit, the others decide from now on by what has been kept back
     backend.arrange()
     for frontend in worker.every_frontend():
         if frontend.backend is backend:
