@@ -182,3 +182,18 @@ def test_a_command_line_for_once_is_not_repeated(tmp_path: Path) -> None:
                 assert b"-sf" not in Path(f"/proc/{spare_of(daemon)}/cmdline").read_bytes()
             assert started(daemon)[-1].isdecimal()
             assert "HITLESSD_TAKEOVER" not in daemon.ask("show env")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_who_leaves_takes_it_along_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    """Even if it cannot hear: systemd would have to kill what is left of the unit, and say so in the journal."""
+    port = free_port()
+    with Echo() as echo, Daemon(tmp_path, listen(port, server=echo.port)) as daemon, Conversation(port) as talk:
+        main, spare = daemon.pid, spare_of(daemon)
+        os.kill(spare, signal.SIGSTOP)
+        os.kill(main, number)
+        wait_gone(spare)
+        if number == signal.SIGUSR1:
+            talk.say()  # it drains
+        else:
+            wait_gone(main)

@@ -115,6 +115,12 @@ class Succession:
         if self._spare:
             self._spare.prepare(packages)
 
+    def leave(self) -> None:
+        """No reload will come any more."""
+        if self._spare:
+            self._spare.end()
+            self._spare = None
+
     def again(self) -> None:
         """Somebody who waits for no answer wants one more reload than the running one."""
         self._again = self._reloads.running
