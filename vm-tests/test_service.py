@@ -128,6 +128,10 @@ def test_stop_closes_everything_and_empties_the_store(service: Service) -> None:
     assert service.stored == 0
     assert service.listener() == ""
     assert service.mains() == []
+    # Nor did systemd have to end what was left of it.
+    said = [str(entry.get("MESSAGE")) for entry in service.machine.journal(UNIT)]
+    assert any("stopping" in line for line in said)
+    assert [line for line in said if "Killing process" in line] == []
     service.start()
     assert "generation 1," in service.status
 
