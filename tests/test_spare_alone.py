@@ -129,6 +129,11 @@ main = os.getpid()
     assert _said(before=before, successor="tell(f'{place.spare}')") == "None"
 
 
+def test_it_keeps_nothing_above_a_limit_that_was_lowered() -> None:
+    before = "os.dup2(1, 400); resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))"
+    assert _said(before=before, successor="tell(os.path.lexists('/proc/self/fd/400'))") == "False"
+
+
 def test_no_signal_of_a_main_process_ends_it_before_it_is_one() -> None:
     successor = (
         "[signal.raise_signal(number) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR2)]; tell('it is')"

@@ -11,6 +11,7 @@ its libraries with what they were, and gives up when any has changed: the succes
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import resource
@@ -159,7 +160,7 @@ def fork_spare() -> Place:
         _call(name)
         time.tzset()  # or the successor would go by the time zone of the first start
     except (OSError, PeerError):
-        os._exit(1)  # nobody waits any more, or it is told that we are gone
+        os._exit(1)  # the main process has gone, or will see that we have
     # The signals stay ignored until the main process handles them: one in between must not end a successor.
     return place
 
@@ -241,10 +242,15 @@ def _call(name: str) -> None:
         file.write(name)
 
 
-def _hold_only(fd: int) -> None:
+def _hold_only(line: int) -> None:
     """What systemd has passed is main's."""
-    os.closerange(3, fd)
-    os.closerange(fd + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    # Not os.closerange(): the limit says nothing of what was open before it was lowered, and can be a billion.
+    with os.scandir("/proc/self/fd") as entries:
+        held = [int(entry.name) for entry in entries]
+    for fd in held:
+        if fd > 2 and fd != line:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(fd)
 
 
 def _surroundings() -> tuple[object, ...]:
