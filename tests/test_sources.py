@@ -16,9 +16,9 @@ from tests.support.processes import ROOT, poll_until
 _CHILD = """
 import json, os, sys
 sys.path[:0] = [{root!r}, {directory!r}]
-from hitlessd.main.sources import Sources
+from hitlessd.main.sources import Sources, started
 import plain, {library}
-sources = Sources()
+sources = Sources(started())
 said = [sources.changed()]
 {act}
 said.append(sources.changed())

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -182,3 +183,43 @@ def test_a_command_line_for_once_is_not_repeated(tmp_path: Path) -> None:
                 assert b"-sf" not in Path(f"/proc/{spare_of(daemon)}/cmdline").read_bytes()
             assert started(daemon)[-1].isdecimal()
             assert "HITLESSD_TAKEOVER" not in daemon.ask("show env")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_who_leaves_takes_it_along_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    """Even if it cannot hear: systemd would have to kill what is left of the unit, and say so in the journal."""
+    port = free_port()
+    with Echo() as echo, Daemon(tmp_path, listen(port, server=echo.port)) as daemon, Conversation(port) as talk:
+        main, spare = daemon.pid, spare_of(daemon)
+        os.kill(spare, signal.SIGSTOP)
+        os.kill(main, number)
+        wait_gone(spare)
+        if number == signal.SIGUSR1:
+            talk.say()  # it drains
+        else:
+            wait_gone(main)
+
+
+def test_without_descriptors_a_reload_is_refused_in_words(tmp_path: Path) -> None:
+    port = free_port()
+    with Echo() as echo, Daemon(tmp_path, listen(port, server=echo.port)) as daemon, Conversation(port) as talk:
+        spare = spare_of(daemon)
+        limit = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(daemon.socket))
+            client.sendall(b"prompt\n")
+            client.recv(4096)
+            held = len(os.listdir(f"/proc/{daemon.pid}/fd"))
+            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (held, limit[1]))
+            client.sendall(b"reload\n")
+            answer = b""
+            while b"cannot start the successor: Too many open files" not in answer:
+                piece = client.recv(4096)
+                assert piece, answer
+                answer += piece
+        wait_gone(spare)
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limit)
+        assert daemon.reload().returncode == 0
+        assert daemon.reload().returncode == 0
+        assert started(daemon)[-1].isdecimal()
+        talk.say()

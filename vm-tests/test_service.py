@@ -122,12 +122,17 @@ def test_stop_closes_everything_and_empties_the_store(service: Service) -> None:
         assert service.reload().returncode == 0
     # A generation leaves nothing behind.
     service.machine.wait_until(lambda: service.stored == stored, 10, "the older generation's table has gone")
+    cursor = service.machine.journal_cursor()
     began = time.monotonic()
     service.machine.run("systemctl", "stop", UNIT)
     assert time.monotonic() - began < 30
     assert service.stored == 0
     assert service.listener() == ""
     assert service.mains() == []
+    # Nor did systemd have to end what was left of it.
+    said = [str(entry.get("MESSAGE")) for entry in service.machine.journal(UNIT, cursor)]
+    assert any("stopping" in line for line in said)
+    assert [line for line in said if "Killing process" in line] == []
     service.start()
     assert "generation 1," in service.status
 

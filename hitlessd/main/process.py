@@ -373,6 +373,7 @@ class Main(Facade):
             return
         if not self._succession.abandon("it was told to finish"):
             return  # the successor takes over, and that is what finishes us
+        self._succession.leave()
         self._exit_status = EXIT_REPLACED if self._manager.present else 0
         self._departure.finish()
 
@@ -384,6 +385,7 @@ class Main(Facade):
         if not self._succession.abandon("it is being stopped"):
             self._stop_next = True
             return
+        self._succession.leave()
         self._checks.stop()
         self._departure.stop()
 

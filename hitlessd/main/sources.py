@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-__all__ = ["Sources"]
+__all__ = ["Sources", "started"]
 
 _START_TIME = 19  # of /proc/PID/stat, counted behind the name: in clock ticks since the machine was booted (proc(5))
 _Mark = tuple[int, int, int, int]
@@ -15,8 +15,9 @@ _Mark = tuple[int, int, int, int]
 class Sources:
     """The files of all modules that this process has imported, as they are now."""
 
-    def __init__(self) -> None:
-        self._since = _started()
+    def __init__(self, since: int) -> None:
+        """`since`: when the process began that has read the first of them, as started() says."""
+        self._since = since
         self._marks: dict[str, _Mark | None] = {}
         self._doubtful = ""
         self.note()
@@ -27,7 +28,7 @@ class Sources:
         for file in files:
             if file is not None and file not in self._marks:
                 mark = self._marks[file] = _mark(file)
-                # A file that is younger than we are may not be the one that was read.
+                # A file that is younger than the process may not be the one that was read.
                 if mark is None or mark[3] > self._since:
                     self._doubtful = file
 
@@ -49,7 +50,7 @@ def _mark(file: str) -> _Mark | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
 
 
-def _started() -> int:
+def started() -> int:
     """When this process was, in nanoseconds of the wall clock."""
     with open("/proc/self/stat") as file:
         ticks = int(file.read().rpartition(")")[2].split()[_START_TIME])

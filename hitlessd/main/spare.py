@@ -11,12 +11,15 @@ its libraries with what they were, and gives up when any has changed: the succes
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import resource
 import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 
 from hitlessd import channel, latecomers
@@ -26,7 +29,7 @@ from hitlessd.descriptors import close_all
 from hitlessd.errors import PeerError
 from hitlessd.handover.process import PeerProcess
 from hitlessd.handover.successor import Summons
-from hitlessd.main.sources import Sources
+from hitlessd.main.sources import Sources, started
 from hitlessd.main.spawn import command_line, fork_orphan
 from hitlessd.model import SourceFile
 from hitlessd.systemd import leave_no_trace
@@ -97,8 +100,7 @@ class Spare:
             return successor, ours
         except (OSError, PeerError) as error:
             self.end()
-            why = error.strerror if isinstance(error, OSError) else error
-            raise PeerError("the spare is gone" if isinstance(error, BrokenPipeError) else f"{why}") from None
+            raise PeerError("the spare is gone" if isinstance(error, BrokenPipeError) else _reason(error)) from None
 
     def _next(self) -> PeerProcess:
         poll = select.poll()
@@ -137,6 +139,7 @@ def fork_spare() -> Place:
         return Place(None)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
+        since = started()  # what we have read is older than the spare is
         with open(_COMM) as file:
             name = file.read().strip()
         if pid := _fork():
@@ -152,30 +155,48 @@ def fork_spare() -> Place:
         signal.signal(number, signal.SIG_IGN)
     leave_no_trace(os.environ)  # type: ignore[arg-type]
     Summons.take(os.environ)  # type: ignore[arg-type]  # that was main's
-    place = _wait(theirs, Sources())
-    _call(name)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in _IGNORED - {signal.SIGINT}:
-        signal.signal(number, signal.SIG_DFL)
+    try:
+        place = _wait(theirs, since)
+        _call(name)
+        time.tzset()  # or the successor would go by the time zone of the first start
+    except (OSError, PeerError):
+        os._exit(1)  # the main process has gone, or will see that we have
+    # The signals stay ignored until the main process handles them: one in between must not end a successor.
     return place
 
 
-def _wait(line: socket.socket, sources: Sources) -> Place:
-    """In a spare. Returns when it is to be the successor; its child, the next spare, goes on waiting."""
+def _wait(line: socket.socket, since: int) -> Place:
+    """In a spare. Returns when it is to be the successor; its child, the next spare, goes on waiting.
+
+    `since`: when the process began that has read our files. Raises OSError when the main process has gone, PeerError
+    when there are no descriptors left.
+    """
+    sources = Sources(since)
+    prepared: set[str] = set()
+    spoilt = ""
     while True:
         message, fds = channel.receive_with(line)
         if message is None:
             os._exit(0)
         if "import" in message:
-            prepare(message["import"])
-            sources.note()
+            # Each generation asks for it. Done again by each spare, it would add up in their heirs.
+            if not prepared.issuperset(message["import"]):
+                prepared.update(message["import"])
+                try:
+                    prepare(message["import"])
+                except Exception as error:  # files that are just being replaced may be anything
+                    spoilt = f"it cannot import what it needs: {error}"
+                gc.collect()
+                sources.note()
             continue
         try:
+            if spoilt:
+                raise PeerError(spoilt)
             if changed := sources.changed():
                 raise PeerError(f"{changed} has changed")
             pid = _fork()
         except (OSError, PeerError) as error:
-            channel.send(line, {"reason": str(error)})
+            channel.send(line, {"reason": _reason(error)})
             os._exit(0)
         if not pid:
             close_all(fds)
@@ -184,7 +205,20 @@ def _wait(line: socket.socket, sources: Sources) -> Place:
         line.close()
         stream, ours = fds
         summons = Summons(stream, message["nonce"], message["predecessor"])
-        return Place(Spare(socket.socket(fileno=ours), pid), summons)
+        return Place(_heir(socket.socket(fileno=ours), pid), summons)
+
+
+def _heir(line: socket.socket, pid: int) -> Spare | None:
+    """None if it has ended already."""
+    try:
+        return Spare(line, pid)
+    except (OSError, PeerError):
+        line.close()
+        return None
+
+
+def _reason(error: Exception) -> str:
+    return str((error.strerror if isinstance(error, OSError) else None) or error)
 
 
 def prepare(packages: Sequence[str]) -> None:
@@ -208,21 +242,29 @@ def _call(name: str) -> None:
         file.write(name)
 
 
-def _hold_only(fd: int) -> None:
+def _hold_only(line: int) -> None:
     """What systemd has passed is main's."""
-    os.closerange(3, fd)
-    os.closerange(fd + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    # Not os.closerange(): the limit says nothing of what was open before it was lowered, and can be a billion.
+    with os.scandir("/proc/self/fd") as entries:
+        held = [int(entry.name) for entry in entries]
+    for fd in held:
+        if fd > 2 and fd != line:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(fd)
 
 
 def _surroundings() -> tuple[object, ...]:
     """What a process that is started now inherits, and one that was forked before would not."""
-    limits = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+    numbers = {getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
+    limits = {number: resource.getrlimit(number) for number in numbers}
+    limits[resource.RLIMIT_NOFILE] = (0, limits[resource.RLIMIT_NOFILE][1])  # a main process raises its soft one
     with open("/proc/self/oom_score_adj") as file:
         score = file.read()
     return (
         os.sched_getaffinity(0),
         os.sched_getscheduler(0),
         os.getpriority(os.PRIO_PROCESS, 0),
-        [resource.getrlimit(limit)[1] for limit in limits],
+        os.sched_getparam(0).sched_priority,
+        limits,
         score,
     )

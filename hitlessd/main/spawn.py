@@ -39,20 +39,28 @@ def command_line(original: Sequence[str]) -> list[str]:
 
 def spawn(nonce: str, argv: Sequence[str]) -> tuple[PeerProcess, socket.socket]:
     """Start a successor; returns its process and our end of the stream to it. Raises SystemRefused."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                return _start(theirs, nonce, argv), ours
+            except BaseException:
+                ours.close()
+                raise
+    except (OSError, PeerError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SystemRefused(f"cannot start the successor: {reason}") from None
+
+
+def _start(theirs: socket.socket, nonce: str, argv: Sequence[str]) -> PeerProcess:
     held, gate = os.pipe2(os.O_CLOEXEC)
     try:
         parent = os.getpid()
         if not (pid := fork_orphan()):
             os.close(gate)
             _execute(held, theirs, Summons(theirs.fileno(), nonce, parent), argv)
-        return PeerProcess(pid), ours
-    except (OSError, PeerError) as error:
-        ours.close()
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise SystemRefused(f"cannot start the successor: {reason}") from None
+        return PeerProcess(pid)
     finally:
-        theirs.close()
         os.close(held)
         os.close(gate)  # the successor goes on
 

@@ -89,6 +89,12 @@ class Succession:
         self._manager.reloading()
         if self._office.stopping:
             return self.refused("it is being stopped")
+        if os.getpid() == 1:
+            # It ends when it has drained, and the kernel kills all others of its namespace then (pid_namespaces(7)).
+            return self.refused(
+                "cannot be replaced: this is process 1, with which its container ends; run it under an init"
+                " (docker run --init)"
+            )
         nonce = os.urandom(16).hex()  # the module secrets would add 5 ms of imports
         try:
             process, sock, how = self._start(nonce)
@@ -114,6 +120,12 @@ class Succession:
         """A reload will not have to import these."""
         if self._spare:
             self._spare.prepare(packages)
+
+    def leave(self) -> None:
+        """No reload will come any more."""
+        if self._spare:
+            self._spare.end()
+            self._spare = None
 
     def again(self) -> None:
         """Somebody who waits for no answer wants one more reload than the running one."""
