@@ -116,6 +116,7 @@ def main(arguments: Sequence[str]) -> None:
     works, changes = GROUPS[arguments[0]]
     rounds = int(arguments[1]) if len(arguments) > 1 else 5
     with tempfile.TemporaryDirectory() as text:
+        Path(text).chmod(0o755)  # proxies run as other users
         variants = [change.variant(name, Path(text)) for name, change in changes.items()]
         print(table(compare([Variant(_SHIPPED), *variants], rounds, works), _SHIPPED))
 
