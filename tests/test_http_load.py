@@ -115,8 +115,9 @@ def test_idle_connections_are_kept_through_twenty_reloads(proxy: Front, backend:
     flawless(result)
     if OURS:
         assert (result["started"], result["done"], result["told_to_close"]) == (clients, clients, 0)
-        # So do those to the servers: a reload makes no new ones.
-        assert backend.counters()["connections"] <= clients
+        # So do those to the servers: a reload makes new ones only for those who come at once behind it, and then has
+        # them. Each client's first request has made one.
+        assert backend.counters()["connections"] <= 2 * clients
     assert backend.spotless()["unique"] == result["requests"]
 
 
