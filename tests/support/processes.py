@@ -92,11 +92,15 @@ def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STR
 def free_ports(count: int, host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STREAM) -> list[int]:
     """`count` different ports of `host` that were free a moment ago.
 
-    They are not ephemeral ports, so that no connection that is opened meanwhile takes one.
+    They are not ephemeral ports, so that no connection that is opened meanwhile takes one; and each of the test
+    processes that run side by side has a part of them, so that no other takes one.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     first, span = (10000, low - 10000) if low > 12000 else (1024, 60000)
+    parts = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    span //= parts
+    first += span * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % parts)
     found: list[int] = []
     start = int.from_bytes(os.urandom(4), "little")
     for offset in range(span):
