@@ -186,7 +186,8 @@ class Scale:
     def memory(self) -> Iterator[Section]:
         """What an idle connection takes."""
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        count = 2000 if self._quick else openable(hard)[-1]
+        # All are to be parked, for which there is a third of the descriptors: two a connection, and pipes.
+        count = 2000 if self._quick else min(openable(hard)[-1], hard // 7)
         section = Section("memory of an idle connection", f"{count:,} of them, proportional set size of all processes")
         footprint = Footprint(self._directory, count, self._tell)
         sizes: dict[str, dict[str, float]] = {}
