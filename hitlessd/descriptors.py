@@ -12,7 +12,14 @@ from collections.abc import Iterable, Sequence
 
 from hitlessd.errors import PeerError
 
-__all__ = ["MOST", "ShortOfDescriptors", "close_all", "receive_with_descriptors", "send_with_descriptors"]
+__all__ = [
+    "MOST",
+    "ShortOfDescriptors",
+    "close_all",
+    "open_descriptors",
+    "receive_with_descriptors",
+    "send_with_descriptors",
+]
 
 
 class ShortOfDescriptors(PeerError):
@@ -55,3 +62,9 @@ def close_all(fds: Iterable[int]) -> None:
     """Close each."""
     for fd in fds:
         os.close(fd)
+
+
+def open_descriptors() -> list[int]:
+    """The numbers of this process's descriptors, and that of the listing itself, which is closed by now (proc(5))."""
+    with os.scandir("/proc/self/fd") as entries:
+        return [int(entry.name) for entry in entries]

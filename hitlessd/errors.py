@@ -5,7 +5,7 @@ A message reads "cannot X: why" and is shown to a person as it stands; nothing h
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "HitlessdError", "ListenerRefused", "PeerError", "StateError", "SystemRefused"]
+__all__ = ["ConfigError", "HitlessdError", "ListenerRefused", "PeerError", "StateError", "SystemRefused", "reason_of"]
 
 
 class HitlessdError(Exception):
@@ -34,3 +34,8 @@ class ListenerRefused(SystemRefused):
 
 class StateError(HitlessdError):
     """An event that the transition table does not allow in this state; nothing was changed."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why, for the end of a message: what the system calls it, without number and file name, if it is the system's."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

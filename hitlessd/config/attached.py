@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from hitlessd.errors import reason_of
 from hitlessd.model import SourceFile
 from hitlessd.samples import Mistake
 
@@ -45,8 +46,7 @@ class Attached:
             try:
                 data = read_attachment(path, SIZE_LIMIT)
             except (OSError, ValueError) as error:
-                why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-                raise Mistake("use this file", path, f"one that can be read ({why})") from None
+                raise Mistake("use this file", path, f"one that can be read ({reason_of(error)})") from None
             file = SourceFile(name, data.decode("latin-1"))
         self._used[name] = file
         return file.text.encode("latin-1")

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from hitlessd.errors import ConfigError
+from hitlessd.errors import ConfigError, reason_of
 from hitlessd.model import SourceFile, Where
 
 from .problems import Enough, Problems
@@ -62,14 +62,14 @@ def gather(paths: Sequence[str], problems: Problems) -> tuple[SourceFile, ...]:
         try:
             names = _expand(path)
         except (OSError, ValueError) as error:
-            problems.add(Where(path, 0), f"cannot read: {_why(error)}")
+            problems.add(Where(path, 0), f"cannot read: {reason_of(error)}")
             continue
         for name in names:
             problems.begin(name)
             try:
                 text, identity = _read(name)
             except (OSError, ValueError) as error:
-                problems.add(Where(name, getattr(error, "line", 0)), f"cannot read: {_why(error)}")
+                problems.add(Where(name, getattr(error, "line", 0)), f"cannot read: {reason_of(error)}")
                 continue
             if identity in seen:
                 problems.add(
@@ -134,7 +134,3 @@ def _decode(data: bytes) -> str:
         raise _Unreadable(
             f"found byte 0x{byte:02x} as the line's byte {column}, expected text in UTF-8", line
         ) from None
-
-
-def _why(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 
+from hitlessd.errors import reason_of
+
 __all__ = ["Names", "Resolver", "system_resolver"]
 
 #: From a host name to its numeric addresses, the preferred one first. Raises OSError (socket.gaierror) when there is
@@ -35,7 +37,7 @@ class Names:
             try:
                 addresses = tuple(self._resolver(host))
             except (OSError, UnicodeError) as error:
-                self._failed[host] = (error.strerror if isinstance(error, OSError) else None) or str(error)
+                self._failed[host] = reason_of(error)
             else:
                 if addresses:
                     self.resolved[host] = addresses

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from hitlessd import channel, latecomers
 from hitlessd.config import parse
 from hitlessd.dataclass import compile_all, dataclass
-from hitlessd.descriptors import close_all
-from hitlessd.errors import PeerError
+from hitlessd.descriptors import close_all, open_descriptors
+from hitlessd.errors import PeerError, reason_of
 from hitlessd.handover.process import PeerProcess
 from hitlessd.handover.successor import Summons
 from hitlessd.main.sources import Sources, started
@@ -69,10 +69,6 @@ class Spare:
         self._process = PeerProcess(pid)
         self._surroundings = _surroundings()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def prepare(self, packages: Sequence[str]) -> None:
         """Have it import these packages, now that nobody waits for it."""
         try:
@@ -100,7 +96,7 @@ class Spare:
             return successor, ours
         except (OSError, PeerError) as error:
             self.end()
-            raise PeerError("the spare is gone" if isinstance(error, BrokenPipeError) else _reason(error)) from None
+            raise PeerError("the spare is gone" if isinstance(error, BrokenPipeError) else reason_of(error)) from None
 
     def _next(self) -> PeerProcess:
         poll = select.poll()
@@ -196,7 +192,7 @@ def _wait(line: socket.socket, since: int) -> Place:
                 raise PeerError(f"{changed} has changed")
             pid = _fork()
         except (OSError, PeerError) as error:
-            channel.send(line, {"reason": _reason(error)})
+            channel.send(line, {"reason": reason_of(error)})
             os._exit(0)
         if not pid:
             close_all(fds)
@@ -215,10 +211,6 @@ def _heir(line: socket.socket, pid: int) -> Spare | None:
     except (OSError, PeerError):
         line.close()
         return None
-
-
-def _reason(error: Exception) -> str:
-    return str((error.strerror if isinstance(error, OSError) else None) or error)
 
 
 def prepare(packages: Sequence[str]) -> None:
@@ -245,9 +237,7 @@ def _call(name: str) -> None:
 def _hold_only(line: int) -> None:
     """What systemd has passed is main's."""
     # Not os.closerange(): the limit says nothing of what was open before it was lowered, and can be a billion.
-    with os.scandir("/proc/self/fd") as entries:
-        held = [int(entry.name) for entry in entries]
-    for fd in held:
+    for fd in open_descriptors():
         if fd > 2 and fd != line:
             with contextlib.suppress(OSError):  # the listing's own
                 os.close(fd)

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
-from hitlessd.errors import PeerError, SystemRefused
+from hitlessd.errors import PeerError, SystemRefused, reason_of
 from hitlessd.handover.process import PeerProcess
 from hitlessd.handover.successor import Summons, summon_fails
 from hitlessd.systemd import leave_no_trace
@@ -48,8 +48,7 @@ def spawn(nonce: str, argv: Sequence[str]) -> tuple[PeerProcess, socket.socket]:
                 ours.close()
                 raise
     except (OSError, PeerError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise SystemRefused(f"cannot start the successor: {reason}") from None
+        raise SystemRefused(f"cannot start the successor: {reason_of(error)}") from None
 
 
 def _start(theirs: socket.socket, nonce: str, argv: Sequence[str]) -> PeerProcess:

@@ -16,7 +16,7 @@ from typing import Any
 
 from hitlessd import channel, worker
 from hitlessd.bugs import account
-from hitlessd.descriptors import ShortOfDescriptors, close_all
+from hitlessd.descriptors import ShortOfDescriptors, close_all, open_descriptors
 from hitlessd.errors import PeerError
 from hitlessd.events import Event
 from hitlessd.handover.process import PeerProcess
@@ -482,9 +482,7 @@ def _close_all_but(keep: set[int]) -> None:
 
     Datagram sockets stay: that of the log is among them.
     """
-    with os.scandir("/proc/self/fd") as entries:
-        fds = [int(entry.name) for entry in entries]
-    for fd in fds:
+    for fd in open_descriptors():
         if fd in keep:
             continue
         try:
