@@ -84,7 +84,7 @@ class Main(Facade):
         self._reloads = Reloads(
             self.loop,
             lambda number: self._succession.begin(number),
-            lambda: self._store.keep_reloads(self._reloads.export()),
+            self._reload_ended,
         )
         self._stop_next = False
         self._succeeded = False  # another generation serves
@@ -319,7 +319,11 @@ class Main(Facade):
         )
         if outcome:
             self._reloads.finished(outcome)
-            self._tell_status()
+
+    def _reload_ended(self) -> None:
+        """Called before those who wait for it are answered: what they ask systemd next must be true already."""
+        self._store.keep_reloads(self._reloads.export())
+        self._tell_status()
 
     # --- what goes from generation to generation
 
@@ -364,7 +368,6 @@ class Main(Facade):
             self._retire(False)
             self._visitors.stay()
             self._sessions.listen()
-            self._tell_status()
         if self._stop_next:
             self._stop()
 

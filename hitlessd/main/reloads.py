@@ -28,7 +28,7 @@ _MOST_PHASES = 32
 class Reloads:
     """Numbers reloads over all generations, from 1. `begin(number)` starts one; finished() must follow.
 
-    `changed()` is called when there is something new to be kept for a restart.
+    `changed()` is called when there is something new to be kept and told, before callers are answered.
     """
 
     def __init__(

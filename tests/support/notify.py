@@ -44,6 +44,7 @@ class NotifySocket:
         self._sock.bind(str(self.path))
         self._changed = threading.Condition()
         self._datagrams: list[Datagram] = []
+        self._marked = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
 
     @property
@@ -74,12 +75,22 @@ class NotifySocket:
                     pid = _UCRED.unpack(payload)[0]
             if data == b"END":
                 return
+            if data == b"MARK":
+                self._marked.set()
+                continue
             with self._changed:
                 self._datagrams.append(Datagram(pid, tuple(data.decode().splitlines()), len(fds)))
                 self._changed.notify_all()
             for fd in fds:
                 with contextlib.suppress(OSError):
                     os.close(fd)
+
+    def settle(self) -> None:
+        """Return when all that was sent before this call has been read."""
+        self._marked.clear()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as marker:
+            marker.sendto(b"MARK", str(self.path))
+        assert self._marked.wait(15), "nobody reads the notify socket"
 
     @property
     def datagrams(self) -> list[Datagram]:
