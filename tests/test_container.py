@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 from pathlib import Path
 
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo, exchange
 from tests.support.processes import ROOT, Process, free_port, poll_until, python_module
 from tests.support.visitors import Conversation, listen
+
+
+def _inside(unshare: int) -> int:
+    """The pid, here, of the process that is 1 there."""
+    return int(Path(f"/proc/{unshare}/task/{unshare}/children").read_text())
 
 
 def test_process_1_refuses_to_be_replaced_and_serves_on(tmp_path: Path) -> None:
@@ -20,7 +26,8 @@ def test_process_1_refuses_to_be_replaced_and_serves_on(tmp_path: Path) -> None:
         daemon = Daemon(tmp_path, listen(port, server=echo.port))
         command = python_module("hitlessd", "-f", daemon.file)
         container = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *command]
-        with Process(container, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with Process(container, env=environment, cwd=ROOT) as outer:
 
             def serves() -> bool:
                 with contextlib.suppress(OSError):
@@ -32,6 +39,18 @@ def test_process_1_refuses_to_be_replaced_and_serves_on(tmp_path: Path) -> None:
                 for _ in range(2):
                     done = daemon.reload()
                     assert done.returncode == 1
-                    assert "this is process 1, with which its container ends" in done.stderr + done.stdout
+                    assert "it is process 1, with which its container ends" in done.stderr + done.stdout
+                # From within, as by `docker exec`.
+                inside = ["nsenter", "--pid", "--mount", f"--target={_inside(outer.pid)}", *command]
+                done = subprocess.run(
+                    [*inside, "-x", str(daemon.socket), "-sf", "1"],
+                    env=environment,
+                    cwd=ROOT,
+                    capture_output=True,
+                    text=True,
+                    timeout=15,
+                )
+                assert done.returncode == 1
+                assert "it is process 1, with which its container ends" in done.stderr
                 talk.say()
                 assert exchange(port) == b"hello"

@@ -31,6 +31,9 @@ from hitlessd.table import PROCESS, Column
 
 __all__ = ["Succession"]
 
+#: It ends when it has drained, and the kernel kills all others of its namespace then (pid_namespaces(7)).
+_PROCESS_1 = "it is process 1, with which its container ends; run it under an init (docker run --init)"
+
 
 @dataclass
 class _Passage:
@@ -90,11 +93,7 @@ class Succession:
         if self._office.stopping:
             return self.refused("it is being stopped")
         if os.getpid() == 1:
-            # It ends when it has drained, and the kernel kills all others of its namespace then (pid_namespaces(7)).
-            return self.refused(
-                "cannot be replaced: this is process 1, with which its container ends; run it under an init"
-                " (docker run --init)"
-            )
+            return self.refused(f"cannot be replaced: {_PROCESS_1}")
         nonce = os.urandom(16).hex()  # the module secrets would add 5 ms of imports
         try:
             process, sock, how = self._start(nonce)
@@ -166,7 +165,7 @@ class Succession:
 
     def takeover(self, sock: socket.socket, credentials: Credentials, already: bytes) -> None:
         """Answer `_takeover`: somebody was started by hand to replace us."""
-        problem = ""
+        problem = _PROCESS_1 if os.getpid() == 1 else ""
         if self._manager.present and not self._office.config.global_.external_takeover:
             problem = (
                 "this one is run by systemd, which would revive it beside you: use `systemctl reload`,"
