@@ -461,6 +461,25 @@ def test_half_closed_ones_go_on(death: Death, farm: Farm, from_client: bool, pas
     assert one.eof and one.error is None
 
 
+@pytest.mark.parametrize("from_client", [True, False])
+def test_a_half_closed_one_whose_other_half_ends_at_once_ends_in_order(
+    death: Death, farm: Farm, from_client: bool
+) -> None:
+    """The first FIN is read again; by then, both may have been said, and the other socket be no longer connected."""
+    old, new = death.old, death.new
+    client, server = old.pair(farm)
+    death.age()
+    one, other = (client, server) if from_client else (server, client)
+    one.sock.shutdown(socket.SHUT_WR)
+    old.until(lambda: not other.read() and other.eof, "the end")
+    death.die(resumed=1)
+    other.send(b"an answer")
+    other.close()
+    new.until(lambda: not new.worker.connections, "its end")
+    assert one.read() == b"an answer"
+    assert one.eof and one.error is None
+
+
 def test_one_that_ended_meanwhile_ends(death: Death, farm: Farm) -> None:
     old, new = death.old, death.new
     pairs = [old.pair(farm) for _ in range(2)]
