@@ -67,7 +67,7 @@ class Crowd(Engine):
     def verify(self) -> None:
         """Have all idle connections exchange something. For signal handlers."""
         self._verify = True
-        os.eventfd_write(self._wake, 1)
+        self.wake()
 
     def _interrupted(self, fd: int) -> None:
         if fd == self._wake and self._verify and not self._stops:

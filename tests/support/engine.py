@@ -290,7 +290,12 @@ class Engine:
     def stop(self) -> None:
         """End in order; a second call ends at once. For signal handlers and other threads."""
         self._stops += 1
-        os.eventfd_write(self._wake, 1)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the loop look around; nothing when it is over, as a signal may come at any time."""
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def run(self, until_eof: bool = False) -> dict[str, Any]:
         """Run to the end, or until stop() or the end of standard input, and return the result. Once."""
@@ -306,7 +311,8 @@ class Engine:
         for client in list(self.clients.values()):
             client.sock.close()
         self.epoll.close()
-        os.close(self._wake)
+        wake, self._wake = self._wake, -1
+        os.close(wake)
         if self.cycle >= 0:
             os.close(self.cycle)
         times = os.times()

@@ -145,9 +145,10 @@ class Server:
         return len(self._connections)
 
     def stop(self) -> None:
-        """Make run() return soon."""
+        """Make run() return soon; nothing after close(), as a signal may come at any time."""
         self._stopping = True
-        os.eventfd_write(self._wake, 1)
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """Close everything. Not while run() runs."""
@@ -162,7 +163,8 @@ class Server:
                     os.unlink(name)
         self._listeners.clear()
         self._epoll.close()
-        os.close(self._wake)
+        wake, self._wake = self._wake, -1
+        os.close(wake)
         os.close(self._cycle)
 
     def run(self) -> None:
