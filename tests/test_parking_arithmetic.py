@@ -10,10 +10,12 @@ from hitlessd.parking.arithmetic import Buffers, Fate, Hole, fate, rest
 from hitlessd.parking.counters import CLOSED, Counters
 
 _ESTABLISHED, _FIN_WAIT, _CLOSE_WAIT, _LAST_ACK = 1, 5, 8, 9
+_OVER = -1  # CLOSED, in order
 
 
 def _counters(consumed: int = 0, written: int = 0, state: int = _ESTABLISHED) -> Counters:
-    return Counters(state, consumed, written, state in (_CLOSE_WAIT, _LAST_ACK), state in (_FIN_WAIT, _LAST_ACK), 0.0)
+    ended, shut = state in (_CLOSE_WAIT, _LAST_ACK, _OVER), state in (_FIN_WAIT, _LAST_ACK, _OVER)
+    return Counters(CLOSED if state == _OVER else state, consumed, written, ended, shut, 0.0)
 
 
 class _Relay:
@@ -151,6 +153,11 @@ def test_nothing_may_be_left_behind_an_end_that_was_passed_on() -> None:
         (CLOSED, CLOSED, Fate.ENDING),
         (CLOSED, _ESTABLISHED, Fate.CUT),
         (_FIN_WAIT, CLOSED, Fate.CUT),
+        (_OVER, _CLOSE_WAIT, Fate.GOES_ON),  # the last it said may be still to be passed on
+        (_LAST_ACK, _OVER, Fate.GOES_ON),
+        (_OVER, _ESTABLISHED, Fate.ENDING),
+        (_OVER, CLOSED, Fate.ENDING),
+        (_OVER, _OVER, Fate.ENDING),
     ],
 )
 def test_the_states_of_both_sockets_decide(client: int, server: int, expected: Fate) -> None:

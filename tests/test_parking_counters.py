@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -85,6 +86,30 @@ def test_a_fin_is_no_byte(ends: Ends, read_before: int) -> None:
     other.shutdown(socket.SHUT_WR)
     _soon(one, True, closed=True)
     _soon(other, False, closed=True)
+    # Ended in order, both ways, they have counted both FINs; and what was not yet read is still there.
+    assert counters.read_last(one, True)[1:5] == (0, 10, True, True)
+    assert counters.read_last(other, False)[1:5] == (10, 6, True, True)
+    assert one.recv(100) == b"answer"
+    assert counters.read_last(one, True)[1:5] == (6, 10, True, True)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_reset_is_no_end_in_order(ends: Ends, known: bool) -> None:
+    one, other = ends
+    one.sendall(b"0123456789")
+    assert other.recv(10, socket.MSG_WAITALL)
+    other.sendall(b"answer")
+    assert one.recv(6, socket.MSG_WAITALL)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    one.close()
+    _soon(other, False, closed=True)
+    if known:
+        with pytest.raises(ConnectionResetError):
+            other.recv(1)
+    # There was no FIN, and if nobody can tell any more, the bytes do.
+    found = counters.read_last(other, False)
+    assert found[1:5] == ((9, 5, True, True) if known else (10, 6, False, False))
+    assert found.broken is not known
 
 
 def test_a_fin_behind_a_full_window_counts_once(ends: Ends) -> None:

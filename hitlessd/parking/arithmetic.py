@@ -27,7 +27,7 @@ class Fate(Enum):
 
     GOES_ON = "goes on"
     ENDING = "ending"  # we were about to close it: close it
-    CUT = "cut"  # one side has gone: reset the other
+    CUT = "cut"  # one side was reset: reset the other
 
 
 @dataclass(slots=True)
@@ -41,10 +41,13 @@ class Buffers:
 
 
 def fate(client: Counters, server: Counters) -> Fate:
-    """A relay sends FIN to one side only behind that of the other, unless it closes the connection."""
+    """A relay sends FIN to one side only behind that of the other, unless it closes the connection.
+
+    A side that has ended both ways may still have had something to say, which its peer has not got.
+    """
     if client.closed and server.closed:
         return Fate.ENDING
-    if client.closed or server.closed:
+    if client.broken or server.broken:
         return Fate.CUT
     if (client.shut and not server.ended) or (server.shut and not client.ended):
         return Fate.ENDING

@@ -343,15 +343,20 @@ class Resumption:
             if _fill(to_server) != client.piped or _fill(to_client) != server.piped:
                 raise Hole(_DIED)
             return Fate.GOES_ON, to_server, to_client
-        one, other = counters.read(socks[0], False), counters.read(socks[1], True)
+        one, other = counters.read_last(socks[0], False), counters.read_last(socks[1], True)
         how = fate(one, other)
         if how is not Fate.GOES_ON:
             return how, None, None
         elapsed = self._book.age(slot)
         to_server, to_client = self._pipe(up), self._pipe(down)
         came, went = client.received, server.received
-        ahead_up = self._rest(one, other, up, to_server, client.shift)
-        ahead_down = self._rest(other, one, down, to_client, server.shift)
+        try:
+            ahead_up = self._rest(one, other, up, to_server, client.shift)
+            ahead_down = self._rest(other, one, down, to_client, server.shift)
+        except Hole:
+            if one.closed or other.closed:
+                return Fate.CUT, None, None  # it was reset, and its worker had been told
+            raise
         # Age is counted from when the form was written, idleness from now.
         _complete(client, one, ahead_down, to_server, elapsed)
         _complete(server, other, ahead_up, to_client, elapsed)
