@@ -3,12 +3,11 @@ side hears what the other said, in order, and the end when it said so."""
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from hitlessd import channel
 from hitlessd.model import Config, Timeouts
 from hitlessd.table import PROCESS, Column
+from tests.support.descriptors import no_leak
 from tests.support.relay import Farm, Lab, Peer, gauges, listen, make_config, make_table, migrate
 
 #: What everybody says, each from a place of its own on: bytes that are lost, repeated or swapped do not go unseen.
@@ -128,7 +128,8 @@ class _Generations(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.before = sorted(os.listdir("/proc/self/fd"))
+        self.descriptors = ExitStack()
+        self.descriptors.enter_context(no_leak())
         self.farm = Farm(2)
         self.listener = listen()
         self.every: list[Flow] = []
@@ -324,7 +325,7 @@ class _Generations(RuleBasedStateMachine):
                     each.close()
         self.farm.close()
         self.listener.close()
-        assert sorted(os.listdir("/proc/self/fd")) == self.before
+        self.descriptors.close()
 
     def finish(self) -> None:
         for flow in self.every:

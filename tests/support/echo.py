@@ -18,6 +18,7 @@ class Threaded:
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._serving: set[threading.Thread] = set()
         self.accepted = 0
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
@@ -37,6 +38,10 @@ class Threaded:
             for sock in self._open:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
+            serving = list(self._serving)
+        # Or descriptors would come to be closed while the next test counts its own.
+        for thread in serving:
+            thread.join(5)
 
     def _accept(self) -> None:
         while True:
@@ -44,10 +49,12 @@ class Threaded:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
+            thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
             with self._lock:
                 self.accepted += 1
                 self._open.add(sock)
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+                self._serving.add(thread)
+            thread.start()
 
     def _serve(self, sock: socket.socket) -> None:
         try:
@@ -58,6 +65,7 @@ class Threaded:
         finally:
             with self._lock:
                 self._open.discard(sock)
+                self._serving.discard(threading.current_thread())
 
     def _converse(self, sock: socket.socket) -> None:
         raise NotImplementedError

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TypeVar
@@ -23,6 +23,8 @@ _TERM = signals.SIGTERM  # Process.signal() hides the module
 
 TICKS = os.sysconf("SC_CLK_TCK")
 """Clock ticks a second in /proc/PID/stat."""
+
+_PIPE = 1 << 16  # bytes that a pipe holds (pipe(7))
 
 Address = tuple[str, int] | str | bytes
 """What socket.connect() takes: (host, port), a path, or an abstract name that begins with a NUL byte."""
@@ -184,6 +186,16 @@ def alive(pid: int) -> bool:
         return False
 
 
+def stopped(pids: Iterable[int]) -> list[int]:
+    """Those of the processes that a signal has stopped; some may be gone since they were listed."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if stat_fields(pid)[0] == "T":
+                found.append(pid)
+    return found
+
+
 def descendants(pid: int) -> list[int]:
     """The process and all below it, zombies left out."""
     below: dict[int, list[int]] = {}
@@ -232,33 +244,64 @@ def end(pid: int, deadline: float | Deadline = 5.0, first: signals.Signals = sig
 
 
 class Lines:
-    """Collects the lines of a pipe in a thread: the writer never blocks, readers wait for what they look for."""
+    """Collects the lines of a pipe in a thread: the writer never blocks, readers wait for what they look for.
+
+    Whoever looks finds all that was written before, whether or not the thread has had its turn: what a daemon logs
+    before it answers is there when the answer is.
+    """
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
         self._changed = threading.Condition()
         self._lines: list[str] = []
+        self._rest = b""  # of a line that is not whole
         self._closed = False
+        self._look = select.poll()
+        self._look.register(pipe, select.POLLIN)
         self._thread = threading.Thread(target=self._read, daemon=True, name="lines")
         self._thread.start()
 
     def _read(self) -> None:
-        for raw in self._pipe:
+        poller = select.poll()
+        poller.register(self._pipe, select.POLLIN)
+        while not self._closed:
+            poller.poll()
             with self._changed:
-                self._lines.append(raw.decode(errors="replace").rstrip("\n"))
-                self._changed.notify_all()
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+                self._collect()
         self._pipe.close()
+
+    def _collect(self) -> None:
+        """Take what is in the pipe now. The lock is held."""
+        if self._closed or not self._look.poll(0):
+            return
+        data = os.read(self._pipe.fileno(), _PIPE)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if not data:
+            self._closed = True
+            lines = [self._rest] if self._rest else []
+        self._lines += [line.decode(errors="replace") for line in lines]
+        self._changed.notify_all()
+
+    def let_go(self) -> None:
+        """Return when the pipe is closed, if all writers have closed it; at once if not.
+
+        Or it would come to be closed while the next test counts its descriptors.
+        """
+        with self._changed:
+            while not self._closed and self._look.poll(0):
+                self._collect()
+        if self._closed:
+            self._thread.join(10)
 
     def __iter__(self) -> Iterator[str]:
         """What has come so far."""
         with self._changed:
+            self._collect()
             return iter(list(self._lines))
 
     def __len__(self) -> int:
         with self._changed:
+            self._collect()
             return len(self._lines)
 
     @property
@@ -359,7 +402,10 @@ class Process:
                 self.popen.kill()
         if self.popen.stdin is not None and not self.popen.stdin.closed:
             self.popen.stdin.close()
-        return self.popen.wait()
+        status = self.popen.wait()
+        for lines in (self.stdout, self.stderr):
+            lines.let_go()
+        return status
 
     def __enter__(self) -> "Process":
         return self

@@ -19,6 +19,9 @@ from tests.support.processes import Deadline, end
 
 __all__ = ["Terminal"]
 
+#: Nobody shows these, and a screen ignores them.
+_MARK = b"\0" * 8
+
 
 class Terminal:
     """Runs `command`; the screen is an xterm's of that size."""
@@ -108,8 +111,12 @@ class Terminal:
                 self._read(min(limit.left, 0.1))
         finally:
             os.close(pidfd)
-        while self._read(0):
-            pass
+        # What it wrote last may still be on its way through the kernel; what we write comes behind it.
+        os.write(self.terminal, _MARK)
+        while _MARK not in self.raw:
+            limit.check("all that the program has written")
+            self._read(limit.left)
+        self.raw = self.raw.replace(_MARK, b"")
         self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self._status
 
