@@ -36,7 +36,7 @@ from hitlessd.model import (
 )
 from hitlessd.table import Column, Health, HealthRecord, RowKey, ServerState, Table, row_keys
 from tests.support.descriptors import no_leak
-from tests.support.processes import Deadline, free_port
+from tests.support.processes import Deadline, free_port, poll_until
 from tests.support.sick import OK, SICK, Sick
 
 FAST = Check(inter=0.02, rise=2, fall=3)
@@ -151,6 +151,7 @@ def test_http_checks(answer: bytes | None, more: dict[str, bool], result: Result
         assert record.health == (Health.UP if result.passed else Health.DOWN)
         assert record.counter == (4 if result.passed else 0)
         assert record.duration >= 290 or result is not Result.L7TOUT
+        poll_until(lambda: sick.heard, 10, "the server has heard it")
         assert sick.heard[0] == b"GET /health HTTP/1.0\r\nConnection: close\r\n\r\n"
 
 
@@ -215,7 +216,12 @@ def test_expectations_reach_the_probe() -> None:
 
 
 def test_what_this_machine_lacks_is_not_the_servers_fault() -> None:
-    with no_leak(), Sick() as sick, Bench(backend(server(port=sick.port))) as bench:
+    # Nobody accepts them: another thread's descriptors would make room, or be in want themselves.
+    with (
+        no_leak(),
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        Bench(backend(server(port=listener.getsockname()[1]))) as bench,
+    ):
         bench.until_checked()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         spare = os.dup(0)
@@ -559,11 +565,13 @@ def test_health_switched_off_and_on() -> None:
         off = replace(bench.config.backends[0], servers=(server(port=sick.port, check=None),))
         bench.checks.follow(Config(backends=(off,)))
         bench.standing.forget_health(off, off.servers[0])
+        sick.settle()  # a check may have been on its way
         asked = sick.checks
         assert bench.health().health == Health.UNCHECKED and bench.number(Column.CHKDOWN) == 1
         assert bench.table.usable(bench.row())
         for _ in range(10):
             bench.loop.turn(0.01)
+        sick.settle()
         assert sick.checks == asked
         bench.checks.follow(bench.config)
         assert bench.health().health == Health.UP

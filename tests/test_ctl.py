@@ -92,8 +92,9 @@ def vanish_after(*answers: bytes) -> Callable[[socket.socket], None]:
 
     def handle(sock: socket.socket) -> None:
         line_of(sock)
-        for answer in answers:
-            sock.sendall(answer)
+        with contextlib.suppress(BrokenPipeError):  # who asked may have waited long enough
+            for answer in answers:
+                sock.sendall(answer)
 
     return handle
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hitlessd.datagrams import Datagrams
+from tests.support.processes import free_port
 
 
 def _receiver(family: int, address: object) -> socket.socket:
@@ -27,8 +28,9 @@ def _fill(datagrams: Datagrams) -> None:
 
 
 def test_a_udp_server_that_goes_and_comes_back() -> None:
-    first = _receiver(socket.AF_INET, ("127.0.0.1", 0))
-    address = first.getsockname()
+    # Not one that anybody else is given while nobody has it.
+    address = ("127.0.0.1", free_port(kind=socket.SOCK_DGRAM))
+    first = _receiver(socket.AF_INET, address)
     with contextlib.closing(Datagrams(socket.AF_INET, address)) as datagrams:
         assert not datagrams.send(b"one")
         assert first.recv(100) == b"one"

@@ -146,7 +146,7 @@ def test_a_client_that_never_acknowledges_is_given_up() -> None:
             assert receive(client, 4)[0] == INT.pack(253)
             close_all(receive(client)[1])
             assert client.recv(1) == b""
-            assert told == [False]
+        assert told == [False]
         os.close(file)
 
 

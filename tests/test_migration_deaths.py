@@ -17,7 +17,7 @@ from tests.support.accepting import generations_accepting
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo, exchange
 from tests.support.nobody import nobody
-from tests.support.processes import free_port, poll_until
+from tests.support.processes import free_port, poll_until, stopped
 from tests.support.visitors import Conversation, listen
 
 COUNT = 300  # three batches
@@ -43,11 +43,6 @@ def _lost(daemon: Daemon) -> int:
 
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
-
-
-def _state(pid: int) -> str:
-    """As in proc_pid_stat(5)."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @SIGNALS
@@ -77,7 +72,7 @@ def test_a_worker_that_dies_or_stops(place: str, number: signal.Signals, tmp_pat
         assert (alive == 0) is (place == "immigration.batch-3")
         if place.startswith("immigration") and alive:
             # What the dead one had not claimed is served where it was.
-            assert "stay with the old generation" in daemon.log
+            daemon.wait_log("stay with the old generation")
             assert old in daemon.processes() and "old workers" in daemon.ask("show proc")
         assert generations_accepting(daemon.processes(), port) == {daemon.pid}
         assert exchange(port) == b"hello"
@@ -138,7 +133,7 @@ def test_a_move_that_outlasts_the_handover_loses_nobody(tmp_path: Path) -> None:
     port = free_port()
     with (
         Echo() as echo,
-        Daemon(tmp_path, listen(port, server=echo.port), workers=1, more="reload-timeout = 1s") as daemon,
+        Daemon(tmp_path, listen(port, server=echo.port), workers=1, more="reload-timeout = 2s") as daemon,
         contextlib.ExitStack() as stack,
     ):
         held = [stack.enter_context(Conversation(port)) for _ in range(COUNT)]
@@ -146,8 +141,8 @@ def test_a_move_that_outlasts_the_handover_loses_nobody(tmp_path: Path) -> None:
         daemon.fault("emigration.batch-2", signal.SIGSTOP)
         result = daemon.reload()
         assert result.returncode == 0, result.stderr
-        (stopped,) = (pid for pid in daemon.processes() if _state(pid) == "T")
-        os.kill(stopped, signal.SIGCONT)
+        (sleeper,) = stopped(daemon.processes())
+        os.kill(sleeper, signal.SIGCONT)
         poll_until(lambda: len(daemon.processes()) == 2, 20, "the old generation has left")
         assert _alive(held) == COUNT
         assert _lost(daemon) == 0

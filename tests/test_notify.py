@@ -37,6 +37,7 @@ def test_row_5_the_start_is_announced_once_and_the_stop_too(tmp_path: Path) -> N
         assert notify.statuses[0].startswith("generation 1, 1 listeners, 0 sessions, servers 1/1 up")
         daemon.process.signal(signal.SIGTERM)
         assert daemon.process.wait() == 0
+        notify.settle()
         assert heard(notify, 2) == [(main, ("STOPPING", "STATUS"))]
 
 

@@ -19,7 +19,7 @@ from string import Template
 
 from tests.support.fronts import HAPROXY
 from tests.support.origin import Origin, Seen
-from tests.support.processes import Lines, Process, free_port, poll_until
+from tests.support.processes import DeadlineExpired, Lines, Process, free_port, poll_until
 from tests.support.restartable import Restartable
 
 __all__ = ["Client", "Line", "Pair", "Reply", "Side", "beside", "for_haproxy"]
@@ -226,10 +226,18 @@ class Pair:
         self.agree()
         return reply
 
+    def forget(self) -> None:
+        """What servers have seen so far is of no concern to the next agree()."""
+        ours, theirs = self.ours.origins, self.theirs.origins
+        self._agreed = {name: (len(ours[name].seen), len(theirs[name].seen)) for name in self._agreed}
+
     def agree(self) -> None:
         """Servers of both have seen the same requests since the last time."""
         for name, (start, started) in self._agreed.items():
             ours, theirs = self.ours.origins[name].seen, self.theirs.origins[name].seen
+            # A proxy may have answered before the server has noted what it was asked.
+            with contextlib.suppress(DeadlineExpired):
+                poll_until(lambda: len(ours) - start == len(theirs) - started, 10, "as many requests")  # noqa: B023
             self._agreed[name] = len(ours), len(theirs)
             _same(list(map(_message, ours[start:])), list(map(_message, theirs[started:])))
 
@@ -304,11 +312,9 @@ def _haproxy(directory: Path, text: str, side: Side) -> Iterator[None]:
 
     def serves() -> bool:
         assert process.running, process.stderr.text
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            _, local, _, state = line.split()[:4]
-            if state == "0A" and int(local.partition(":")[2], 16) in side.ports.values():
-                return True
-        return False
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        listening = {int(local.partition(":")[2], 16) for _, local, _, state, *_ in lines if state == "0A"}
+        return listening.issuperset(side.ports.values())
 
     try:
         poll_until(serves, 10, "haproxy serves")

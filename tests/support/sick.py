@@ -7,6 +7,7 @@ import struct
 import threading
 
 from tests.support.echo import Threaded
+from tests.support.processes import Deadline, poll_until
 
 _RESET = struct.pack("ii", 1, 0)
 CHECK = b"/health"  # a request whose first bytes name this is a check
@@ -36,6 +37,15 @@ class Sick(Threaded):
         with self.changed:
             wanted = self.checks + more
             assert self.changed.wait_for(lambda: self.checks >= wanted, deadline), "nobody checks"
+
+    def settle(self, deadline: float = 10.0) -> None:
+        """Return when all who came before this call have been heard and are gone."""
+        limit = Deadline(deadline)
+        # Nobody is accepted before those who came earlier are.
+        with socket.create_connection(("127.0.0.1", self.port), limit.left) as last:
+            last.sendall(b"last")
+            assert last.recv(4) == b"last"
+        poll_until(lambda: not self._open, limit, "all are gone")
 
     def _converse(self, sock: socket.socket) -> None:
         data = sock.recv(65536)
