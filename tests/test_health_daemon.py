@@ -272,6 +272,7 @@ def test_haproxy_says_the_same_of_the_same_servers(tmp_path: Path) -> None:
         Sick(reset=True) as resets,
     ):
         nobody = free_port()
+        # Seldom, and with time to answer: a check that one of the two has lost would be a difference.
         ports = {
             "good": good.port,
             "sick": sick.port,
@@ -281,17 +282,17 @@ def test_haproxy_says_the_same_of_the_same_servers(tmp_path: Path) -> None:
             "resets": resets.port,
             "nobody": nobody,
         }
-        servers = {name: f"127.0.0.1:{port} check inter 300" for name, port in ports.items()}
-        servers["backup"] = f"127.0.0.1:{nobody} check inter 300 backup"
+        servers = {name: f"127.0.0.1:{port} check inter 1s" for name, port in ports.items()}
+        servers["backup"] = f"127.0.0.1:{nobody} check inter 1s backup"
         servers["unchecked"] = f"127.0.0.1:{good.port}"
-        servers["maintained"] = f"127.0.0.1:{good.port} check inter 300 disabled"
-        servers["weightless"] = f"127.0.0.1:{good.port} check inter 300 weight 0"
-        servers["fallen"] = f"127.0.0.1:{nobody} check inter 300 rise 4 fall 5"
+        servers["maintained"] = f"127.0.0.1:{good.port} check inter 1s disabled"
+        servers["weightless"] = f"127.0.0.1:{good.port} check inter 1s weight 0"
+        servers["fallen"] = f"127.0.0.1:{nobody} check inter 1s rise 4 fall 5"
         theirs = ours = ""
         for proxy, lines in PROXIES.items():
-            theirs += f"backend {proxy}\n    timeout check 500ms\n" + "".join(f"    {line}\n" for line in lines)
+            theirs += f"backend {proxy}\n    timeout check 3s\n" + "".join(f"    {line}\n" for line in lines)
             theirs += "".join(f"    server {name} {text}\n" for name, text in servers.items())
-            ours += f"[backend {proxy}]\ntimeout check = 500ms\n{translated(lines)}"
+            ours += f"[backend {proxy}]\ntimeout check = 3s\n{translated(lines)}"
             ours += "".join(f"server {name} = {text}\n" for name, text in servers.items())
         front = f"[frontend f]\nbind = 127.0.0.1:{free_port()}\ndefault_backend = tcp\n"
         with haproxy(tmp_path, theirs) as ask, Daemon(tmp_path, front + ours) as daemon:
@@ -314,7 +315,7 @@ def test_haproxy_says_the_same_of_the_same_servers(tmp_path: Path) -> None:
                     for proxy in PROXIES
                 )
 
-            poll_until(settled, 20, "both have checked all")
+            poll_until(settled, 30, "both have checked all")
             theirs_now, ours_now = picture(ask()), picture(stat(daemon))
             for name in names:
                 if theirs_now[name]["last_chk"] == "?":

@@ -25,9 +25,9 @@ _CONFIG = """\
 defaults
     mode http
     timeout client 5s
-    timeout http-request 100ms
+    timeout http-request 2s
     timeout connect 5s
-    timeout server 100ms
+    timeout server 2s
     retries 0
 frontend f
     bind 127.0.0.1:{port}

@@ -23,7 +23,7 @@ def test_a_browser_loads_everything_while_one_reload_follows_another(tmp_path: P
         Browser(tmp_path, f"http://{proxy.address}/index.html?rounds={ROUNDS}") as browser,
     ):
         backend.wait_report(deadline=30)
-        over, reloads, limit = False, 0, Deadline(60)
+        over, reloads, limit = False, 0, Deadline(180)
         while not over:
             assert browser.process.running, browser.log
             limit.check("the page has loaded all")

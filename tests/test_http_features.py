@@ -304,7 +304,7 @@ def test_queue(tmp_path: Path) -> None:
     text = """
 [listen web]
 bind = $web
-timeout queue = 200ms
+timeout queue = 1s
 server a = $a maxconn 1
 """
     with beside(tmp_path, text) as pair:
@@ -323,7 +323,7 @@ server a = $a maxconn 1
             logs = {log["r"]: log for log in side.logs(4)}
             late = logs["GET /1 HTTP/1.1"]
             assert (late["tsc"], late["ST"], late["s"]) == ("sQ--", "503", "<NOSRV>")
-            assert int(late["Tw"]) >= 200 and int(late["bq"]) + int(late["sq"]) >= 1
+            assert int(late["Tw"]) >= 1000 and int(late["bq"]) + int(late["sq"]) >= 1
             assert logs["GET /2 HTTP/1.1"]["tsc"] == logs["GET /3 HTTP/1.1"]["tsc"] == "----"
 
 
@@ -362,7 +362,7 @@ def _quick(*timeouts: str) -> str:
 
 
 def test_timeouts_of_clients(tmp_path: Path) -> None:
-    defaults = _quick("http-request = 200ms", "http-keep-alive = 100ms", "client = 300ms")
+    defaults = _quick("http-request = 1s", "http-keep-alive = 100ms", "client = 1500ms")
     with beside(tmp_path, PLAIN, defaults=defaults) as pair:
         for side in pair:
             with side.client() as client:
@@ -381,7 +381,7 @@ def test_timeouts_of_clients(tmp_path: Path) -> None:
 
 
 def test_timeout_of_the_server(tmp_path: Path) -> None:
-    with beside(tmp_path, PLAIN, defaults=_quick("server = 200ms")) as pair:
+    with beside(tmp_path, PLAIN, defaults=_quick("server = 1s")) as pair:
         assert pair.ask(get("/hang")).status == 504
         for side in pair:
             reply = side.ask(get("/halt"))

@@ -28,10 +28,10 @@ _DEFAULTS = """[defaults]
 mode = http
 option httplog
 retries = 0
-timeout http-request = 300ms
+timeout http-request = 1s
 timeout connect = 2s
 timeout client = 20s
-timeout server = 300ms
+timeout server = 1s
 """
 _TEXT = """
 [frontend web]

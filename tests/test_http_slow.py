@@ -43,7 +43,7 @@ def test_a_thousand_slow_clients_keep_nobody_from_being_served(mode: str, tmp_pa
 def test_a_head_that_takes_too_long_is_answered_408(tmp_path: Path) -> None:
     with (
         HttpBackend() as backend,
-        front(tmp_path, backend.addresses, [("timeout http-request", "300ms")]) as proxy,
+        front(tmp_path, backend.addresses, [("timeout http-request", "1s")]) as proxy,
     ):
         _, address = parse_address(proxy.address)
         assert isinstance(address, tuple)

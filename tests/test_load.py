@@ -49,7 +49,7 @@ def only(**failures: int) -> dict[str, int]:
 
 def patience(fault: str) -> float:
     """Seconds until a connection has timed out: few where that is what the test is about."""
-    return 0.6 if fault == "stall" else 10.0
+    return 2.0 if fault == "stall" else 10.0
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.support.processes import Process, free_port, poll_until
 from tests.support.restartable import Restartable
 
 #: As many look at the same main, each at its own time. A time-out is as long as an interval at most.
-JOBS, INTERVAL = 12, "2s"
+JOBS, INTERVAL = 12, "5s"
 RELOADS = 20
 
 
@@ -82,7 +82,7 @@ def test_a_prometheus_sees_neither_reloads_nor_a_restart(tmp_path: Path) -> None
             Restartable(tmp_path, body, more=f"metrics bind = 127.0.0.1:{metrics}") as service,
             Prometheus(tmp_path, metrics).running() as prometheus,
         ):
-            poll_until(lambda: prometheus.values("count(up)") == [JOBS], 15, "every job has begun")
+            poll_until(lambda: prometheus.values("count(up)") == [JOBS], 30, "every job has begun")
             for number in range(RELOADS):
                 if number == RELOADS // 2:
                     service.restart()
@@ -91,7 +91,7 @@ def test_a_prometheus_sees_neither_reloads_nor_a_restart(tmp_path: Path) -> None
             newest = service.number("Generation")
             assert newest == RELOADS + 2
             known = f"count(hitlessd_generation == {newest})"
-            poll_until(lambda: prometheus.values(known) == [JOBS], 15, "every job has seen the last generation")
+            poll_until(lambda: prometheus.values(known) == [JOBS], 30, "every job has seen the last generation")
 
             assert prometheus.values("min(min_over_time(up[10m]))") == [1]
             assert sum(prometheus.values("count_over_time(up[10m])")) >= 2 * JOBS

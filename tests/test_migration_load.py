@@ -265,7 +265,7 @@ def test_new_connections_and_old_ones_through_reloads_without_a_pause(tmp_path: 
     ):
         old.wait_ready(_NEVER)
         with Load(f"127.0.0.1:{port}", rate=2500, timeout=_TIMEOUT) as new:
-            limit, reloads = Deadline(2 * _NEVER), 0
+            limit, reloads = Deadline(6 * _NEVER), 0
             while reloads < 12 or new.progress.get("done", 0) < wanted:
                 _reload(daemon)
                 reloads += 1

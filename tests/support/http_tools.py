@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,8 @@ class WrkResult:
 
 
 class Wrk:
-    """wrk, for so many seconds from the beginning of a `with` block on; with `close`, one request a connection."""
+    """wrk, from the beginning of a `with` block on, until finish(), but for so many seconds at most; with `close`, one
+    request a connection."""
 
     def __init__(
         self, directory: Path, address: str, seconds: int, *, clients: int = 32, close: bool = False, size: int = 200
@@ -73,6 +75,10 @@ class Wrk:
     @property
     def running(self) -> bool:
         return self.process.running
+
+    def finish(self) -> None:
+        """Have it end, and tell its result."""
+        self.process.signal(signal.SIGINT)
 
     def result(self) -> WrkResult:
         """When it has ended."""
