@@ -259,19 +259,26 @@ class Main(Facade):
         """Import what the start has left out, here and in the workers."""
         if self._serving.stopping:
             return
-        self._serving.equipment.pool.ask("complete")
+        left = {"main", "workers"}
+
+        def loaded(who: str) -> None:
+            left.discard(who)
+            if not left:
+                self.log("debug", "all modules are loaded")
+
+        self._serving.equipment.pool.ask("complete", lambda _answers: loaded("workers"))
         packages = ["hitlessd.runtime", "hitlessd.config", *latecomers.WORKERS]
         if self._has_visitors():
             packages.append("hitlessd.web")
-        self._go_on_importing(latecomers.imports(tuple(packages)))
+        self._go_on_importing(latecomers.imports(tuple(packages)), lambda: loaded("main"))
         self._succession.prepare(packages)
 
-    def _go_on_importing(self, rest: Iterator[str]) -> None:
+    def _go_on_importing(self, rest: Iterator[str], done: Callable[[], object]) -> None:
         # One a turn: others wait for main, too.
         if next(rest, ""):
-            self.loop.call_soon(lambda: self._go_on_importing(rest))
+            self.loop.call_soon(lambda: self._go_on_importing(rest, done))
         else:
-            self.log("debug", "all modules are loaded")
+            done()
 
     def _has_visitors(self) -> bool:
         """Whether the configuration has metrics or a page, which cost some memory."""
