@@ -17,6 +17,7 @@ from hitlessd.model import InetAddress, Timeouts
 from hitlessd.table import Column
 from hitlessd.worker import relay
 from hitlessd.worker.relay import SCRATCH
+from tests.support.processes import free_port
 from tests.support.relay import Farm, Lab, Peer, gauges, listen, make_config
 
 BIG = random.Random(1).randbytes(6 << 20)
@@ -286,8 +287,8 @@ def test_ipv6(farm: Farm) -> None:
 
 def test_a_server_without_a_port_gets_the_clients() -> None:
     """Port 0: the server is asked at the port that the client connected to."""
-    listener = listen(("127.0.0.2", 0))
-    port = listener.getsockname()[1]
+    port = free_port()
+    listener = listen(("127.0.0.2", port))
     farm = Farm(1, [listen(("127.0.0.1", port))])
     server_config = farm.server(0)
     config = make_config([replace(server_config, address=InetAddress("127.0.0.1", 0))])

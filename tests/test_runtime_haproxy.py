@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hitlessd.model import Level
+from tests.support.processes import free_ports
 from tests.test_runtime_harness import PATIENCE, Harness
 
 CONFIG = """\
@@ -55,14 +56,6 @@ _UNKNOWN = (
 UNKNOWN = frozenset(_UNKNOWN.split())
 SAME = "pxname svname status weight act bck pid iid sid type mode algo addr qlimit uweight -"
 IMPORTANT = "Version Pid Uptime_sec Maxconn CurrConns CumConns SessRate node Stopping Listeners Start_time_sec"
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
 
 
 def ask(path: str, data: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """Deadlines, free ports, addresses and the control of child processes, for tests and benchmarks. Linux only."""
 
 import contextlib
+import itertools
 import os
 import select
 import signal as signals
@@ -15,6 +16,8 @@ from types import TracebackType
 from typing import IO, TypeVar
 
 T = TypeVar("T")
+
+_PORTS = itertools.count(int.from_bytes(os.urandom(4), "little"))  # where free_ports() goes on looking
 
 ROOT = Path(__file__).resolve().parents[2]
 """The directory that contains `tests`."""
@@ -95,7 +98,8 @@ def free_ports(count: int, host: str = "127.0.0.1", kind: socket.SocketKind = so
     """`count` different ports of `host` that were free a moment ago.
 
     They are not ephemeral ports, so that no connection that is opened meanwhile takes one; and each of the test
-    processes that run side by side has a part of them, so that no other takes one.
+    processes that run side by side has a part of them, so that no other takes one. What one call has found the next
+    does not find again, though nobody listens there yet, until all the others have had their turn.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
@@ -104,11 +108,8 @@ def free_ports(count: int, host: str = "127.0.0.1", kind: socket.SocketKind = so
     span //= parts
     first += span * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % parts)
     found: list[int] = []
-    start = int.from_bytes(os.urandom(4), "little")
-    for offset in range(span):
-        port = first + (start + offset * 7919) % span
-        if port in found:
-            continue
+    for place in itertools.islice(_PORTS, span):
+        port = first + place * 7919 % span
         with socket.socket(family, kind) as probe:
             if kind == socket.SOCK_STREAM:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
