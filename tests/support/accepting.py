@@ -20,8 +20,13 @@ def _listening_inodes(port: int) -> set[str]:
     return inodes
 
 
+def listening(port: int) -> bool:
+    """Whether a socket listens on the port, accepted from or not."""
+    return bool(_listening_inodes(port))
+
+
 def accepting(pids: Iterable[int], port: int) -> set[int]:
-    """Those of the processes that wait for connections on the port."""
+    """Those of the processes that wait for connections on the port; the listener may outlast the last of them."""
     inodes = _listening_inodes(port)
     return {pid for pid in pids if _watches(pid, inodes)}
 
