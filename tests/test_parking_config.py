@@ -113,6 +113,7 @@ def test_more_and_fewer_workers(way: str, tmp_path: Path) -> None:
             assert len(service.workers()) == workers
             for pair in pairs:
                 pair.say()
+        service.manager.settle()
         parts = [name for name in service.manager.names if name.startswith("hitlessd.park-")]
         assert len(parts) == 12, parts
 
@@ -155,7 +156,7 @@ def test_the_age_of_a_session_goes_on(way: str, tmp_path: Path) -> None:
     with serving(tmp_path) as (service, servers, port):
         pair = servers.pair(port)
         began = time.monotonic()
-        service.wait(lambda: sessions(service)[0]["age"] == "2s", 10, "an age of 2 s")
+        service.wait(lambda: int(sessions(service)[0]["age"].rstrip("s")) >= 2, 10, "an age of 2 s")
         come_back(service, way, 1)
         age = int(sessions(service)[0]["age"].rstrip("s"))
         assert 2 <= age <= time.monotonic() - began + 1
@@ -170,28 +171,32 @@ def test_timeouts_go_on(way: str, who: str, tmp_path: Path) -> None:
         text = service.daemon.file.read_text()
         service.daemon.write(text.replace(f"timeout {who} = 1m", f"timeout {who} = 2s"))
         assert service.daemon.reload().returncode == 0
-        pair = servers.pair(port)
         began = time.monotonic()
+        pair = servers.pair(port)
         service.wait_number("CurrParked", 1)
         threading.Event().wait(1.2)
+        before = time.monotonic()
         replace(service, way)
+        back = time.monotonic()
         assert ended(pair.client) and ended(pair.server)
-        took = time.monotonic() - began
-        assert 1.9 < took < 2.9, took
+        end = time.monotonic()
+        assert end - began > 1.9
+        # At the right time, or when somebody serves again; whose time began anew would end 2 s after the deaths.
+        assert end < max(before + 2, back + 1), (before - began, back - began, end - began)
 
 
 def test_a_timeout_that_was_over_while_nobody_served(tmp_path: Path) -> None:
     with serving(tmp_path) as (service, servers, port):
         text = service.daemon.file.read_text()
-        service.daemon.write(text.replace("timeout client = 1m", "timeout client = 1s"))
+        service.daemon.write(text.replace("timeout client = 1m", "timeout client = 3s"))
         assert service.daemon.reload().returncode == 0
         pair = servers.pair(port)
         service.wait_number("CurrParked", 1)
         with dead_meanwhile(service):
-            threading.Event().wait(1.5)
+            threading.Event().wait(3.5)
         began = time.monotonic()
         assert ended(pair.client) and ended(pair.server)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 2.0
 
 
 def test_a_file_that_became_invalid_keeps_everybody(tmp_path: Path) -> None:

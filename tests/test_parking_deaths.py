@@ -97,7 +97,7 @@ def test_whoever_parks_dies(number: int, tmp_path: Path) -> None:
     port = free_port()
     with (
         Echo() as echo,
-        Restartable(tmp_path, listen(port, server=echo.port), workers=1, more="park-after = 1s") as service,
+        Restartable(tmp_path, listen(port, server=echo.port), workers=1, more="park-after = 3s") as service,
         contextlib.ExitStack() as stack,
     ):
         service.daemon.fault(f"parking.batch-{number}", signal.SIGKILL)
@@ -323,7 +323,7 @@ def test_a_full_store_costs_what_is_parked_and_nothing_else(tmp_path: Path) -> N
         assert service.daemon.reload().returncode == 0
         conversation.say()
         assert len(service.manager.names) <= 4
-        assert "FileDescriptorStoreMax" in service.log
+        service.wait(lambda: "FileDescriptorStoreMax" in service.log, 10, "it is told")
         service.crash()
         assert exchange(port) == b"hello"
 

@@ -269,6 +269,7 @@ def test_a_young_one_is_closed_by_a_crash_and_survives_a_restart(tmp_path: Path)
             replace(service, way)
             assert ended(young.client) and ended(young.server)
             service.wait_number("CumLost", lost)
+        service.wait(lambda: len(re.findall(r"\blost=(\d+)", service.log)) >= 2, 10, "both are told of")
         assert re.findall(r"\blost=(\d+)", service.log) == ["2", "1"]
         assert exchange_through(servers, port)
 
@@ -322,16 +323,16 @@ def test_stop_closes_all_and_the_next_start_resumes_nothing(tmp_path: Path) -> N
 
 
 def test_park_timeout_closes_what_nobody_resumed_in_time(tmp_path: Path) -> None:
-    with serving(tmp_path, f"{AT_ONCE}\npark-timeout = 3s") as (service, servers, port):
+    with serving(tmp_path, f"{AT_ONCE}\npark-timeout = 6s") as (service, servers, port):
         pair = servers.pair(port)
         come_back(service, "crash", 1)
         pair.say()
         service.kill()
-        assert not threading.Event().wait(4)  # nobody serves
+        assert not threading.Event().wait(7)  # nobody serves
         service.start()
         assert (ended(pair.client), ended(pair.server)) == ("reset", "reset")
         service.wait_number("CumLost", 1)
-        assert "park-timeout" in service.log
+        service.wait(lambda: "park-timeout" in service.log, 10, "the reason")
         assert exchange_through(servers, port)
 
 
