@@ -16,6 +16,7 @@ from tests.support.processes import free_ports, poll_until
 CONNECTIONS = 25_000
 RATE = 2_500
 RELOADS = 40
+OPEN = 1_500  # at a time: a machine that is too slow for the rate gets fewer, instead of a backlog that overflows
 
 
 def _plain(daemon: Daemon, first: int, second: int, ports: list[int]) -> list[str | None]:
@@ -52,7 +53,7 @@ def test_no_connection_fails_while_one_reload_follows_another(
     with (
         Backend(["127.0.0.1:0"] * 3) as backend,
         Daemon(tmp_path, _body(first, backend.ports)) as daemon,
-        Load(f"127.0.0.1:{first}", rate=RATE) as load,
+        Load(f"127.0.0.1:{first}", rate=RATE, max_open=OPEN) as load,
     ):
         versions = kind(daemon, first, second, backend.ports)
         completed = refused = turn = 0
@@ -71,7 +72,7 @@ def test_no_connection_fails_while_one_reload_follows_another(
         assert outcome["failed"] == 0, outcome["errors"]
         assert outcome["done"] >= CONNECTIONS
         assert int(info["Generation"]) == completed + 1
-        assert int(info["CumConns"]) == outcome["done"]
+        poll_until(lambda: int(daemon.info()["CumConns"]) == outcome["done"], 10, "each has been counted, once")
         counters = backend.counters()
         assert [counters[name] for name in ("corrupt", "reset", "short")] == [0, 0, 0]
         poll_until(lambda: generations_accepting(daemon.processes(), first) == {daemon.pid}, 10, "one generation")

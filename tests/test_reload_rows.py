@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 
 from hitlessd.handover.getsocks import take
-from tests.support.accepting import accepting
+from tests.support.accepting import accepting, listening
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo, exchange
 from tests.support.notify import NotifySocket
@@ -74,9 +74,18 @@ def asleep(daemon: Daemon) -> int:
     )
 
 
-def wait_descriptors(pid: int, count: int) -> None:
-    """Wait until a process has so many open: each client of the runtime API is one."""
-    poll_until(lambda: len(os.listdir(f"/proc/{pid}/fd")) == count, 10, f"{count} descriptors")
+def sockets_of(pid: int) -> int:
+    """How many it has open: each client of the runtime API is one. Files come and go while it imports."""
+    count = 0
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            count += os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:")
+    return count
+
+
+def wait_processes(daemon: Daemon, count: int) -> None:
+    """Who has refused, or could not be executed, says so before it ends."""
+    poll_until(lambda: len(daemon.processes()) == count, 10, f"{count} processes")
 
 
 def start_ctl(daemon: Daemon) -> Process:
@@ -145,7 +154,7 @@ def test_row_3_a_successor_without_the_nonce_is_refused_and_changes_nothing(tmp_
             assert daemon.pid == before
             conversation.say()
             assert exchange(port) == b"hello"
-            assert len(daemon.processes()) == 2
+            wait_processes(daemon, 2)
             interpreter.symlink_to(sys.executable)
             assert daemon.reload().returncode == 0
 
@@ -179,7 +188,7 @@ def test_row_7_a_bad_configuration_fails_the_reload_with_file_line_and_reason(tm
         assert (daemon.pid, generation(daemon)) == (before, 1)
         conversation.say()
         visitors.more()
-        assert len(daemon.processes()) == 2
+        wait_processes(daemon, 2)
 
 
 def test_row_8_failed_reloads_do_not_block_the_next(tmp_path: Path) -> None:
@@ -489,6 +498,8 @@ def test_row_15_connections_in_the_backlog_of_a_listener_that_goes_are_served(tm
             assert daemon.reload().returncode == 0
             for client in clients:
                 client.finish()
+        # Each of the old workers accepts until nobody waits, then closes it.
+        poll_until(lambda: not listening(leaving), 10, "nobody has the listener any more")
         with pytest.raises(ConnectionRefusedError):
             Conversation(leaving)
 
@@ -505,12 +516,12 @@ def test_row_18_reloads_coalesce(tmp_path: Path) -> None:
             early = stack.enter_context(start_ctl(daemon))
             successor = asleep(daemon)
             # These come when the running reload has read its configuration.
-            idle = len(os.listdir(f"/proc/{main}/fd"))
+            idle = sockets_of(main)
             late = []
             for number in range(4):
                 daemon.write(daemon.text(listen(first, *added[: number + 1], server=echo.port)))
                 late.append(stack.enter_context(start_ctl(daemon)))
-                wait_descriptors(main, idle + number + 1)
+                poll_until(lambda n=idle + number + 1: sockets_of(main) == n, 10, "another client")  # type: ignore[misc]
             os.kill(successor, signal.SIGCONT)
             assert [each.wait(30) for each in (early, *late)] == [0] * 5
         assert all(exchange(port) == b"hello" for port in (first, *added))

@@ -17,6 +17,7 @@ import json, os, resource, signal, sys, time
 sys.path.insert(0, {root!r})
 from hitlessd.errors import PeerError
 from hitlessd.main import spare
+spare._PATIENCE = 20.0
 def tell(said):
     print(json.dumps(said), flush=True)
     os._exit(0)

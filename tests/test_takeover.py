@@ -92,10 +92,15 @@ def test_under_a_service_manager_it_has_to_be_allowed(tmp_path: Path) -> None:
     ):
         refused = Daemon(tmp_path, listen(port, server=echo.port), workers=1, name="new")
         refused.start("-x", str(old.socket))
-        assert refused.process.wait() == 1
-        assert "use `systemctl reload`, or set `external-takeover = on`" in refused.log
+        status, said = finished(refused)
+        assert status == 1
+        assert "use `systemctl reload`, or set `external-takeover = on`" in said
         old.write(old.text(listen(port, server=echo.port)).replace("[defaults]", "external-takeover = on\n[defaults]"))
+        first = old.pid
         assert old.reload().returncode == 0
+        # It says BARRIER=1, too, before it ends.
+        wait_gone(first)
+        notify.settle()
         main, start = old.pid, len(notify.datagrams)
         with Daemon(tmp_path, listen(port, server=echo.port), workers=1, name="new", arguments=("-x", str(old.socket))):
             wait_gone(main)
@@ -323,8 +328,8 @@ def test_a_predecessor_that_lies_about_listeners_does_not_get_its_way(tmp_path: 
         ("hello all ready leave", "the successor went away when it was to accept"),
         ("hello all ready accepting leave", "the successor went away when it was to take over"),
         ("hello all refuse wait", "the peer does not want to"),
-        ("hello all stall", "the successor did not answer within 1 s while it prepared"),
-        ("hello all ready accepting stall", "the successor did not answer within 1 s when it was to take over"),
+        ("hello all stall", "the successor did not answer within 3 s while it prepared"),
+        ("hello all ready accepting stall", "the successor did not answer within 3 s when it was to take over"),
     ],
 )
 def test_a_successor_that_misbehaves_changes_nothing(
@@ -369,7 +374,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, 
     directory = tmp_path_factory.mktemp("serving")
     with (
         Echo() as echo,
-        Daemon(directory, listen(port, server=echo.port), workers=1, more="reload-timeout = 1s") as daemon,
+        Daemon(directory, listen(port, server=echo.port), workers=1, more="reload-timeout = 3s") as daemon,
         Conversation(port) as held,
     ):
         held.say()
@@ -406,7 +411,7 @@ def test_only_one_takes_over_at_a_time(tmp_path: Path) -> None:
             first.stdout.wait(lambda line: line == "stalls")
             with Process(python_module("tests.support.peer", daemon.socket, "hello"), cwd=ROOT) as second:
                 second.wait(20)
-                assert next(iter(second.stdout)) == "cannot take over: it is being reloaded or stopped; try again"
+                assert second.stdout.join()[0] == "cannot take over: it is being reloaded or stopped; try again"
             # A reload that is asked for meanwhile waits, and is done when the other has gone.
             os.kill(daemon.pid, signal.SIGHUP)
             daemon.ask("show version")

@@ -327,7 +327,9 @@ def test_a_successor_that_dies_amid_the_handover(tmp_path: Path) -> None:
 def test_main_has_no_descriptor_left(tmp_path: Path) -> None:
     """It costs that client its answer, and nobody else anything."""
     port = free_port()
-    with Restartable(tmp_path, page(port)) as service:
+    with Restartable(tmp_path, page(port), more="log = stderr debug") as service:
+        # Until then main opens files now and then, whose numbers would seem to be taken.
+        service.daemon.wait_log("all modules are loaded")
         workers = service.workers()
         limits = resource.prlimit(service.pid, resource.RLIMIT_NOFILE)
         most = max(int(name) for name in os.listdir(f"/proc/{service.pid}/fd")) + 1
