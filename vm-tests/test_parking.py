@@ -113,7 +113,8 @@ def test_twelve_restarts_break_nobody_and_refuse_nobody(service: Service, record
     service.start()
     with Crowd(machine, idle=700, pingpong=300, bulk=32) as crowd:
         wait_parked(service, crowd.size)
-        with Load(machine, RATE, port=YOUNG) as load:
+        # At once no more than the machine's limit on descriptors lets park, should they pile up on a busy one.
+        with Load(machine, RATE, "--max-open 1000", port=YOUNG) as load:
             machine.wait_until(lambda: service.connections() > crowd.size + RATE, 30, "the load runs")
             cursor, before, took = machine.journal_cursor(), cpu_of_pid_1(machine), []
             for count in range(1, RESTARTS + 1):
