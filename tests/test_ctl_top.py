@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -134,10 +134,14 @@ def test_keys() -> None:
 
 @contextlib.contextmanager
 def shown(
-    tmp_path: Path, answers: dict[str, str] | None = None, columns: int = 80, lines: int = 24
+    tmp_path: Path,
+    answers: dict[str, str] | None = None,
+    columns: int = 80,
+    lines: int = 24,
+    within: Sequence[str] = (),
 ) -> Iterator[tuple[Terminal, Answering]]:
     given = {"show info": _INFO, "show stat": SOME, **(answers or {})}
-    command = python_module("hitlessd.ctl", "-s", tmp_path / "s", "top")
+    command = [*within, *map(str, python_module("hitlessd.ctl", "-s", tmp_path / "s", "top"))]
     with answering(tmp_path / "s", given) as api, Terminal(command, columns=columns, lines=lines) as terminal:
         terminal.shows("q quit")
         yield terminal, api
@@ -208,15 +212,18 @@ def test_a_signal_gives_the_terminal_back(number: signal.Signals, tmp_path: Path
 
 
 def test_stopped_and_continued(tmp_path: Path) -> None:
-    with shown(tmp_path) as (terminal, api):
+    # A job of a shell, without which nobody would continue it: the kernel stops no orphans (setpgid(2)).
+    shell = ("bash", "-mc", '"$@"; echo "the shell again"; read -r; fg', "bash")
+    with shown(tmp_path, within=shell) as (terminal, api):
         api.answers["show stat"] = "nonsense"  # closes without what was asked for
         api.answers["show info"] = _INFO.replace("Generation: 7", "Generation: 8")
         terminal.shows("generation 8")
         api.answers["show stat"] = SOME
         terminal.shows("5 of 5 rows")
         terminal.press("\x1a")  # ^Z
-        terminal.until(lambda _text: b"\x1b[?1049l" in terminal.raw, "the terminal is given back while we are stopped")
-        os.kill(terminal.pid, signal.SIGCONT)
+        terminal.until(lambda _text: b"the shell again" in terminal.raw, "it has stopped")
+        assert b"\x1b[?1049l" in terminal.raw.partition(b"the shell again")[0], "the terminal is given back"
+        terminal.press("\n")
         terminal.until(lambda _text: terminal.raw.count(b"\x1b[?1049h") == 2, "the screen comes back")
         terminal.press("q")
         assert terminal.ended() == 0 and is_restored(terminal)
