@@ -1,12 +1,15 @@
-"""Random traffic and random deaths, by hypothesis: whoever is connected never learns that a worker has died."""
+"""Random traffic and random deaths, by hypothesis: nobody who is connected ever learns that a worker has died, be it
+alone or amid a reload."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import socket
 import struct
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,9 +19,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hitlessd import channel
 from hitlessd.model import Config, Timeouts
-from hitlessd.worker import connection, relay
-from tests.support.relay import Lab, Peer, make_config, make_park, make_table, take_over
+from hitlessd.parking.park import Park
+from hitlessd.worker import connection, emigration, relay
+from tests.support.processes import Deadline
+from tests.support.relay import Lab, Peer, make_config, make_park, make_table, migrate, take_over
 from tests.support.relay import farm as open_farm
 
 BLOCK = random.Random(8).randbytes(1 << 20)
@@ -34,15 +40,38 @@ class Executioner:
 
     def __init__(self) -> None:
         self.left = 0  # half calls
+        self._armed = False
         self._patches = pytest.MonkeyPatch()
-        for module, name in ((relay, "_recv_into"), (relay, "_send"), (connection, "_shutdown"), (os, "splice")):
-            self._patches.setattr(module, name, self._between(getattr(module, name)))
+        for place, name in (
+            (relay, "_recv_into"),
+            (relay, "_send"),
+            (connection, "_shutdown"),
+            (os, "splice"),
+            (channel, "send"),
+            (channel, "receive_with"),
+            (Park, "send"),
+        ):
+            self._patches.setattr(place, name, self._between(getattr(place, name)))
+        # Few connections are to make several batches.
+        self._patches.setattr(emigration, "ROOM", 8)
 
     def close(self) -> None:
         self._patches.undo()
 
+    def turn(self, lab: Lab) -> bool:
+        """Whether the worker outlives it."""
+        self._armed = True
+        try:
+            lab.turn()
+        except Killed:
+            self.left = 0
+            return False
+        finally:
+            self._armed = False
+        return True
+
     def _strike(self) -> None:
-        if self.left:
+        if self.left and self._armed:
             self.left -= 1
             if not self.left:
                 raise Killed
@@ -105,6 +134,7 @@ class Line:
         self._stack = stack
         self._config = config
         self._labs = [stack.enter_context(Lab(config, park=make_park("1-0")))]
+        self._count = 1
         self.lost: dict[str, int] = {}
 
     @property
@@ -112,22 +142,71 @@ class Line:
         return self._labs[-1]
 
     def die(self) -> None:
-        dead, number = self.lab, len(self._labs) + 1
-        table = make_table(self._config, generation=number)
-        self._stack.callback(table.close)
-        heir = Lab(self._config, table=table, accept=False, park=make_park(f"{number}-0", generation=number))
-        self._stack.enter_context(heir)
-        heir.clock.now = dead.clock.now + 3000.0
+        """The worker, between two turns or in the middle of one."""
+        dead, heir = self.lab, self._make(3000.0)
         dead.die()
+        self._take_over(dead, heir, cold=True)
         self._labs.append(heir)
-        report = take_over(dead, heir, cold=True)
+
+    def move(self, executioner: Executioner, between: Callable[[], None]) -> bool:
+        """All connections go to a successor, unless one of both is killed, who has an heir then, and they go on from
+        there. Whether some may be lost: those that were on their way when the sender died."""
+        old, new = self.lab, self._make(0.0)
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with near, far:
+            channel.send(new.main, {"do": "adopt"}, [far.fileno()])
+            channel.send(old.main, {"do": "migrate", "ways": 1}, [near.fileno()])
+        dead: Lab | None = None
+        report: dict[str, Any] | None = None
+        limit = Deadline(20)
+        while (report is None and dead is not old) or (new.worker.arrivals and dead is not new):
+            limit.check("the move")
+            for lab in (old, new):
+                if lab is not dead and not executioner.turn(lab):
+                    dead = lab
+                    dead.die()
+            between()
+            with contextlib.suppress(BlockingIOError):
+                answer = channel.receive(old.main) or {}
+                report = answer if answer.get("did") == "migrate" else None
+        executioner.left = 0
+        if dead is None:
+            assert report and (report["kept"], report["lost"]) == ({}, 0)
+            self._labs.append(new)
+            return False
+        heir = self._make(0.0)
+        self._take_over(dead, heir, cold=False)
+        source, target = (old, heir) if dead is new else (heir, new)
+        mine, theirs = ({conn.number for conn in lab.worker.connections} for lab in (source, target))
+        assert not mine & theirs, "two serve the same connection"
+        migrate(source, target)
+        self._labs.append(target)
+        return dead is old
+
+    def _make(self, later: float) -> Lab:
+        self._count += 1
+        table = make_table(self._config, generation=self._count)
+        self._stack.callback(table.close)
+        made = Lab(self._config, table=table, accept=False, park=make_park(f"{self._count}-0", generation=self._count))
+        self._stack.enter_context(made)
+        made.clock.now = self.lab.clock.now + later
+        made.turn()
+        return made
+
+    def _take_over(self, dead: Lab, heir: Lab, cold: bool) -> None:
+        report = take_over(dead, heir, cold)
         for why, count in report["lost"].items():
             self.lost[why] = self.lost.get(why, 0) + count
+        # As main drops it; the book is still the Lab's.
+        assert dead.park
+        dead.park.writer.close()
+        dead.park.reader.close()
 
 
 @contextlib.contextmanager
 def scene(flows: int) -> Iterator[tuple[Line, list[Flow], Executioner]]:
-    with open_farm(1) as farm, ExitStack() as stack:
+    with open_farm(1) as farm, ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # who is killed closes nothing
         line = Line(stack, make_config(farm.servers(), timeouts=Timeouts(connect=5, client=86400, server=86400)))
         made = [Flow(*line.lab.pair(farm)) for _ in range(flows)]
         for _ in range(2):
@@ -137,21 +216,40 @@ def scene(flows: int) -> Iterator[tuple[Line, list[Flow], Executioner]]:
         yield line, made, executioner
 
 
-steps = st.lists(
-    st.tuples(
-        st.sampled_from(
-            ["small", "middle", "big", "read", "turn", "turn", "fin", "fin", "close", "reset", "die", "kill", "kill"]
-        ),
-        st.integers(0, 11),
-        st.sampled_from(["client", "server"]),
-    ),
-    min_size=5,
-    max_size=40,
-)
+def traffic(*more: str) -> st.SearchStrategy[list[tuple[str, int, str]]]:
+    kinds = ["small", "middle", "big", "read", "turn", "turn", "fin", "fin", "close", "reset", *more]
+    step = st.tuples(st.sampled_from(kinds), st.integers(0, 11), st.sampled_from(["client", "server"]))
+    return st.lists(step, min_size=5, max_size=40)
+
+
+def finish(line: Line, flows: list[Flow], may_lose: bool) -> None:
+    """Have everybody say FIN and hear the rest; nobody has missed anything."""
+    for _ in range(600):
+        for flow in flows:
+            for name in ("client", "server"):
+                flow.act("fin", name)
+                flow.act("read", name)
+        line.lab.turn()
+        if not line.lab.worker.connections:
+            break
+    assert not line.lab.worker.connections
+    assert line.lost == {}
+    for flow in flows:
+        for name, other in (("client", "server"), ("server", "client")):
+            peer = flow.side(name)
+            if peer.sock.fileno() >= 0:
+                peer.read()
+            if flow.left or may_lose:
+                # Somebody has gone with bytes on their way: a reset may cut them off, but nothing is altered.
+                assert flow.sent[other].startswith(peer.got)
+                continue
+            assert peer.error is None
+            assert peer.got == flow.sent[other]
+            assert peer.eof or peer.sock.fileno() < 0
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(flows=st.integers(1, 3), script=steps)
+@given(flows=st.integers(1, 3), script=traffic("die", "kill", "kill"))
 def test_nobody_learns_of_deaths(flows: int, script: list[tuple[str, int, str]]) -> None:
     with scene(flows) as (line, made, executioner):
         for what, number, name in script:
@@ -161,31 +259,32 @@ def test_nobody_learns_of_deaths(flows: int, script: list[tuple[str, int, str]])
                 line.die()
             elif what == "kill":
                 executioner.left = number + 1
-                try:
-                    line.lab.turn()
-                except Killed:
+                if not executioner.turn(line.lab):
                     line.die()
                 executioner.left = 0
             else:
                 made[number % flows].act(what, name)
-        for _ in range(600):
-            for flow in made:
-                for name in ("client", "server"):
-                    flow.act("fin", name)
-                    flow.act("read", name)
-            line.lab.turn()
-            if not line.lab.worker.connections:
-                break
-        assert not line.lab.worker.connections
-        assert line.lost == {}
-        for flow in made:
-            for name, other in (("client", "server"), ("server", "client")):
-                peer = flow.side(name)
-                peer.sock.fileno() < 0 or peer.read()
-                if flow.left:
-                    # Somebody has gone with bytes on their way: a reset may cut them off, but nothing is altered.
-                    assert flow.sent[other].startswith(peer.got)
-                    continue
-                assert peer.error is None
-                assert peer.got == flow.sent[other]
-                assert peer.eof or peer.sock.fileno() < 0
+        finish(line, made, may_lose=False)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(flows=st.integers(1, 9), killed=st.integers(0, 60), script=traffic("move"))
+def test_nobody_learns_of_deaths_amid_a_reload(flows: int, killed: int, script: list[tuple[str, int, str]]) -> None:
+    with scene(flows) as (line, made, executioner):
+        steps = iter(script)
+        may_lose = False
+
+        def between() -> None:
+            for what, number, name in itertools.islice(steps, 2):
+                if what not in ("turn", "move"):
+                    made[number % flows].act(what, name)
+
+        for what, number, name in steps:
+            if what == "turn":
+                line.lab.turn()
+            elif what == "move":
+                executioner.left = killed
+                may_lose |= line.move(executioner, between)
+            else:
+                made[number % flows].act(what, name)
+        finish(line, made, may_lose)

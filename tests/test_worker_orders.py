@@ -370,11 +370,15 @@ def test_a_listener_closed_in_one_worker_is_no_ghost_there() -> None:
                 worker.order("accept")
             for _ in range(20):
                 assert exchange(port) == b"hello"
-            # A connection that keeps the old generation alive while it does not accept any more.
-            held = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(4)]
-            for sock in held:
-                sock.sendall(b"x")
-                assert sock.recv(1) == b"x"
+            # Connections that keep each of the old generation alive while it does not accept any more.
+            held = []
+            for worker in old:
+                worker.order("pause")
+                held += [socket.create_connection(("127.0.0.1", port), 10) for _ in range(2)]
+                for sock in held[-2:]:
+                    sock.sendall(b"x")
+                    assert sock.recv(1) == b"x"
+                worker.order("accept")
             for worker in new:
                 worker.order("accept")
             for worker in old:

@@ -80,7 +80,8 @@ class Orders:
         return True
 
     def answer(self, order: dict[str, Any], **more: Any) -> None:
-        """Tell main that the order is carried out."""
+        """Tell main that the order is carried out, and what came of it: the table has it already."""
+        self._worker.write_counters()
         told = {"did": order.get("do"), **more}
         if "r" in order:
             told["r"] = order["r"]
@@ -162,7 +163,6 @@ class Orders:
     def _park_all(self, order: dict[str, Any]) -> NoReturn:
         """Serve nobody any more, and end; whoever comes after us goes on with all that are here."""
         parked, lost = self._worker.parking.freeze()
-        self._worker.write_counters()
         self.answer(order, parked=parked, lost=lost)
         os._exit(0)
 

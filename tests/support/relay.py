@@ -325,6 +325,14 @@ class Lab:
     def die(self) -> None:
         """As after SIGKILL: its descriptors are closed, and only what is parked goes on. Nothing of it may be used."""
         worker = self.worker
+        # Ways of a move, too, are held by who handles their events.
+        for handler in worker.handlers.values():
+            for owner in (getattr(handler, "__self__", None), *(getattr(handler, "__defaults__", None) or ())):
+                for sock in (getattr(owner, "sock", None), getattr(owner, "_sock", None)):
+                    if isinstance(sock, socket.SocketType):
+                        sock.close()
+        for sock in (*worker.closing, self._channel):
+            sock.close()
         for conn in worker.connections:
             for side in (conn.client, conn.server):
                 if side is not None:
