@@ -4,6 +4,7 @@ alone or amid a reload."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import random
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hitlessd import channel
+from hitlessd.descriptors import close_all
 from hitlessd.model import Config, Timeouts
 from hitlessd.parking.park import Park
 from hitlessd.worker import connection, emigration, relay
@@ -63,12 +65,13 @@ class Executioner:
         self._armed = True
         try:
             lab.turn()
+            return True
         except Killed:
-            self.left = 0
-            return False
+            pass
         finally:
             self._armed = False
-        return True
+        self.left = 0
+        return False
 
     def _strike(self) -> None:
         if self.left and self._armed:
@@ -79,10 +82,17 @@ class Executioner:
     def _between(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **options: Any) -> Any:
             self._strike()
+            result: Any = None
             try:
-                return call(*args, **options)
+                result = call(*args, **options)
+                return result
             finally:
-                self._strike()
+                try:
+                    self._strike()
+                except Killed:
+                    if isinstance(result, tuple):
+                        close_all(result[1])  # descriptors that have just come
+                    raise
 
         return called
 
@@ -144,7 +154,7 @@ class Line:
     def die(self) -> None:
         """The worker, between two turns or in the middle of one."""
         dead, heir = self.lab, self._make(3000.0)
-        dead.die()
+        self._bury(dead)
         self._take_over(dead, heir, cold=True)
         self._labs.append(heir)
 
@@ -164,11 +174,12 @@ class Line:
             for lab in (old, new):
                 if lab is not dead and not executioner.turn(lab):
                     dead = lab
-                    dead.die()
+                    self._bury(dead)
             between()
             with contextlib.suppress(BlockingIOError):
-                answer = channel.receive(old.main) or {}
-                report = answer if answer.get("did") == "migrate" else None
+                answer = channel.receive(old.main)
+                if answer and answer["did"] == "migrate":
+                    report = answer
         executioner.left = 0
         if dead is None:
             assert report and (report["kept"], report["lost"]) == ({}, 0)
@@ -182,6 +193,11 @@ class Line:
         migrate(source, target)
         self._labs.append(target)
         return dead is old
+
+    @staticmethod
+    def _bury(dead: Lab) -> None:
+        dead.die()
+        gc.collect()  # the kernel would close what was in its hands
 
     def _make(self, later: float) -> Lab:
         self._count += 1
@@ -203,10 +219,19 @@ class Line:
         dead.park.reader.close()
 
 
+@pytest.fixture(autouse=True)
+def who_is_killed_closes_nothing() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.freeze()  # the collector is to look for nothing older
+        yield
+        gc.collect()
+        gc.unfreeze()
+
+
 @contextlib.contextmanager
 def scene(flows: int) -> Iterator[tuple[Line, list[Flow], Executioner]]:
-    with open_farm(1) as farm, ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # who is killed closes nothing
+    with open_farm(1) as farm, ExitStack() as stack:
         line = Line(stack, make_config(farm.servers(), timeouts=Timeouts(connect=5, client=86400, server=86400)))
         made = [Flow(*line.lab.pair(farm)) for _ in range(flows)]
         for _ in range(2):

@@ -331,6 +331,7 @@ class Lab:
                 for sock in (getattr(owner, "sock", None), getattr(owner, "_sock", None)):
                     if isinstance(sock, socket.SocketType):
                         sock.close()
+        worker.handlers.clear()
         for sock in (*worker.closing, self._channel):
             sock.close()
         for conn in worker.connections:
