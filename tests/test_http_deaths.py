@@ -126,6 +126,9 @@ def test_idle_connections_outlive_workers_and_main(tmp_path: Path) -> None:
             for index, visitor in enumerate(every):
                 visitor.ask(index, index % 2 * 1000)
             service.wait_number("CurrParked", IDLE)
+            # To a worker an exchange is not over when the client has its answer, but a few instructions later. By the
+            # turn in which it answers us, it is.
+            assert service.daemon.ask("show sess")
 
         all_ask()
         for death in deaths(service):
