@@ -6,7 +6,6 @@ import http.client
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,6 +15,7 @@ from hitlessd.changes import Change, Item
 from hitlessd.model import StatsPage
 from hitlessd.web.message import Feed, Grant, Reply, Request, Waiting
 from hitlessd.web.page import access, responder
+from tests.support.accepting import listening
 from tests.support.fronts import HAPROXY
 from tests.support.processes import Process, free_port, poll_until
 from tests.support.showcase import control_of, showcase_control
@@ -227,8 +227,7 @@ def haproxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
         def serves() -> bool:
             assert process.running, process.stderr.text
-            state = Path("/proc/net/tcp").read_text()
-            return f":{port:04X} 00000000:0000 0A" in state
+            return listening(port)
 
         poll_until(serves, 10, "haproxy serves")
         yield port

@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 
 from hitlessd.handover.getsocks import take
-from tests.support.accepting import accepting, listening
+from tests.support.accepting import accepting, listening, listening_sockets
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo, exchange
 from tests.support.notify import NotifySocket
@@ -41,8 +41,6 @@ from tests.support.processes import (
     wait_gone,
 )
 from tests.support.visitors import Conversation, Visitors, listen
-
-_LISTEN = "0A"
 
 
 class Started(Daemon):
@@ -90,16 +88,6 @@ def wait_processes(daemon: Daemon, count: int) -> None:
 
 def start_ctl(daemon: Daemon) -> Process:
     return Process(python_module("hitlessd.ctl", "-s", daemon.socket, "reload"), cwd=ROOT)
-
-
-def sockets(daemon: Daemon) -> dict[int, str]:
-    """The inodes of the listening TCP sockets, by port."""
-    found = {}
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[3] == _LISTEN:
-            found[int(fields[1].rpartition(":")[2], 16)] = fields[9]
-    return found
 
 
 @contextlib.contextmanager
@@ -244,7 +232,7 @@ def test_row_9_a_slow_reload_is_waited_for(tmp_path: Path) -> None:
 def test_row_10_any_number_of_listeners_passes(count: int, tmp_path: Path) -> None:
     ports = free_ports(count)
     with Echo() as echo, Daemon(tmp_path, listen(*ports, server=echo.port), workers=1) as daemon:
-        before = {port: inode for port, inode in sockets(daemon).items() if port in set(ports)}
+        before = {port: inode for port, inode in listening_sockets().items() if port in set(ports)}
         assert len(before) == count
         with Conversation(ports[-1]) as conversation:
             conversation.say()
@@ -253,7 +241,7 @@ def test_row_10_any_number_of_listeners_passes(count: int, tmp_path: Path) -> No
                 assert result.returncode == 0, result.stderr
                 assert f"listeners: {count} taken, 0 bound, 0 closed" in result.stdout
             conversation.finish()
-        after = sockets(daemon)
+        after = listening_sockets()
         assert {port: after.get(port) for port in ports} == before
         for port in {ports[0], ports[-1], *random.Random(count).choices(ports, k=10)}:
             assert exchange(port) == b"hello"
@@ -269,14 +257,14 @@ def test_row_11_a_limit_that_is_too_low_is_refused_before_anything_moves(tmp_pat
         daemon.write(small)
         with daemon, Visitors(port), Conversation(port) as conversation:
             conversation.say()
-            inodes = sockets(daemon)[port]
+            inodes = listening_sockets()[port]
             daemon.write(daemon.text(listen(port, added, server=echo.port)))
             result = daemon.reload()
             assert result.returncode == 1
             assert "cannot serve maxconn 2000" in result.stderr
             assert "the limit on open files is 2000; raise it (LimitNOFILE= in the unit)" in result.stderr
-            assert sockets(daemon)[port] == inodes
-            assert added not in sockets(daemon)
+            assert listening_sockets()[port] == inodes
+            assert added not in listening_sockets()
             conversation.say()
             assert generation(daemon) == 1
             daemon.write(small)

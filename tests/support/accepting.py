@@ -10,24 +10,28 @@ from pathlib import Path
 _LISTEN = "0A"
 
 
-def _listening_inodes(port: int) -> set[str]:
-    inodes = set()
+def listening_sockets() -> dict[int, set[str]]:
+    """The inodes of the TCP sockets that listen, by port."""
+    found: dict[int, set[str]] = {}
     for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
-                inodes.add(fields[9])
-    return inodes
+        with open(f"/proc/net/{table}") as lines:
+            next(lines)
+            for line in lines:
+                fields = line.split()
+                if fields[3] != _LISTEN:
+                    break  # these come first, and of others there may be tens of thousands
+                found.setdefault(int(fields[1].rpartition(":")[2], 16), set()).add(fields[9])
+    return found
 
 
 def listening(port: int) -> bool:
     """Whether a socket listens on the port, accepted from or not."""
-    return bool(_listening_inodes(port))
+    return port in listening_sockets()
 
 
 def accepting(pids: Iterable[int], port: int) -> set[int]:
     """Those of the processes that wait for connections on the port; the listener may outlast the last of them."""
-    inodes = _listening_inodes(port)
+    inodes = listening_sockets().get(port, set())
     return {pid for pid in pids if _watches(pid, inodes)}
 
 

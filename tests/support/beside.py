@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
+from tests.support.accepting import listening_sockets
 from tests.support.fronts import HAPROXY
 from tests.support.origin import Origin, Seen
 from tests.support.processes import DeadlineExpired, Lines, Process, free_port, poll_until
@@ -312,12 +313,10 @@ def _haproxy(directory: Path, text: str, side: Side) -> Iterator[None]:
 
     def serves() -> bool:
         assert process.running, process.stderr.text
-        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        listening = {int(local.partition(":")[2], 16) for _, local, _, state, *_ in lines if state == "0A"}
-        return listening.issuperset(side.ports.values())
+        return listening_sockets().keys() >= set(side.ports.values())
 
     try:
-        poll_until(serves, 10, "haproxy serves")
+        poll_until(serves, 20, f"haproxy serves {side.ports}")
         yield
     finally:
         process.stop()
