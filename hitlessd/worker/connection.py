@@ -505,9 +505,6 @@ class Connection:
         if peer.eof and not side.blocked:
             self.close()
             return
-        if peer.shut:
-            # A process that died had passed the end on, and it was read again: the peer may have gone since.
-            return
         try:
             _shutdown(peer.sock, _SHUT_WR)
         except OSError as error:

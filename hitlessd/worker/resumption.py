@@ -358,8 +358,8 @@ class Resumption:
                 return Fate.CUT, None, None  # it was reset, and its worker had been told
             raise
         # Age is counted from when the form was written, idleness from now.
-        _complete(client, one, ahead_down, to_server, elapsed)
-        _complete(server, other, ahead_up, to_client, elapsed)
+        _complete(client, one, other.shut, ahead_down, to_server, elapsed)
+        _complete(server, other, one.shut, ahead_up, to_client, elapsed)
         serial.counted = serial.http is None
         if serial.http is not None:
             try:
@@ -418,11 +418,13 @@ def _fill(pipe: Pipe | None) -> int:
     return pipe.fill if pipe is not None else 0
 
 
-def _complete(side: SerialSide, known: counters.Counters, ahead: bytes, pipe: Pipe | None, elapsed: float) -> None:
-    """What the kernel knows better than the form. A FIN that has come is read again."""
+def _complete(
+    side: SerialSide, known: counters.Counters, passed_on: bool, ahead: bytes, pipe: Pipe | None, elapsed: float
+) -> None:
+    """What the kernel knows better than the form. A FIN that has come, and was not `passed_on`, is read again."""
     side.received = known.consumed
     side.idle = known.idle - elapsed
-    side.eof = False
+    side.eof = passed_on
     side.shut = known.shut
     side.kept = encode(ahead)
     side.piped = _fill(pipe)
