@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hitlessd.dataclass import dataclass
-from hitlessd.errors import SystemRefused
+from hitlessd.errors import SystemRefused, reason_of
 from hitlessd.model import Bind, InetAddress, SystemdAddress, UnixAddress
 
 __all__ = ["Identity", "Listener", "Wanted", "assign", "close_unwanted", "identify", "open_listener", "own_path"]
@@ -313,7 +313,7 @@ def _explain(error: OSError, bind: Bind) -> str:
         case errno.ENODEV:
             return f"there is no interface {bind.interface}"
         case _:
-            return error.strerror or str(error)
+            return reason_of(error)
 
 
 def _open_inet(bind: Bind, address: InetAddress, held: Sequence[Listener]) -> Listener:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from hitlessd.descriptors import receive_with_descriptors
-from hitlessd.errors import PeerError
+from hitlessd.errors import PeerError, reason_of
 from hitlessd.loop import READ, WRITE, Loop
 
 __all__ = ["BATCH", "Giver", "take"]
@@ -122,7 +122,7 @@ def take(sock: socket.socket, timeout: float) -> list[int]:
         raise PeerError(f"cannot take listeners over: no answer within {timeout:g} s") from None
     except OSError as error:
         _close_all(fds)
-        raise PeerError(f"cannot take listeners over: {error.strerror or error}") from None
+        raise PeerError(f"cannot take listeners over: {reason_of(error)}") from None
     except PeerError:
         _close_all(fds)
         raise

@@ -11,7 +11,7 @@ from typing import Any
 
 from hitlessd.dataclass import dataclass, field
 from hitlessd.descriptors import close_all
-from hitlessd.errors import PeerError, SystemRefused
+from hitlessd.errors import PeerError, SystemRefused, reason_of
 from hitlessd.events import Event
 from hitlessd.handover.getsocks import take
 from hitlessd.handover.process import PeerProcess
@@ -218,7 +218,7 @@ def connect(loop: Loop, path: str, timeout: float) -> Successor | None:
             raise TakeoverRefused(text)
         return None
     except OSError as error:
-        raise PeerError(f"cannot take over from {path}: {error.strerror or error}") from None
+        raise PeerError(f"cannot take over from {path}: {reason_of(error)}") from None
     finally:
         sock.close()
 
@@ -240,7 +240,7 @@ def _connect(path: str, timeout: float) -> socket.socket:
     except OSError as error:
         sock.close()
         why = {ConnectionRefusedError: "nobody listens there", FileNotFoundError: "there is no such socket"}
-        raise PeerError(f"cannot take over from {path}: {why.get(type(error), error.strerror or error)}") from None
+        raise PeerError(f"cannot take over from {path}: {why.get(type(error), reason_of(error))}") from None
     except PeerError:
         sock.close()
         raise

@@ -14,7 +14,9 @@ import time
 from contextlib import ExitStack
 from typing import NamedTuple
 
-__all__ = ["CLOSED", "Counters", "is_tcp", "read", "self_test"]
+from hitlessd.errors import reason_of
+
+__all__ = ["CLOSED", "Counters", "is_tcp", "read", "read_last", "self_test"]
 
 _SIZE = 136  # of struct tcp_info as far as it is read here
 _STATE = 0  # tcpi_state
@@ -128,4 +130,4 @@ def self_test(patience: float = 2.0) -> str:
                 if time.monotonic() > deadline:
                     return f"this kernel's TCP counters do not add up {found}"
         except OSError as error:
-            return f"this kernel's TCP counters cannot be tried on the loopback interface: {error.strerror or error}"
+            return f"this kernel's TCP counters cannot be tried on the loopback interface: {reason_of(error)}"
