@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo, exchange
-from tests.support.processes import ROOT, free_port, free_ports, poll_until, python_module, stopped
+from tests.support.processes import ROOT, free_port, free_ports, poll_until, python_module
 from tests.support.restartable import Restartable
 from tests.support.visitors import Conversation, Visitors, conversations, listen
 
@@ -153,7 +153,7 @@ def test_what_is_changed_while_a_reload_runs_is_not_lost(tmp_path: Path) -> None
         daemon.fault("successor.accept", signal.SIGSTOP)
         command = python_module("hitlessd.ctl", "-s", daemon.socket, "reload")
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as reload:
-            sleeper = asleep(daemon)
+            sleeper = daemon.asleep()
             answers(daemon, *changes("l", new.port)[1:5], "set weight l/a 10", "add server l/y 127.0.0.1:1 weight 9")
             answers(daemon, "add server l/z 127.0.0.1:1")
             answers(daemon, "disable frontend m", "set server l/c state drain", "set server l/d state maint")
@@ -174,7 +174,7 @@ def test_what_is_changed_while_a_reload_runs_is_not_lost(tmp_path: Path) -> None
         # So it is where the successor does not succeed.
         daemon.fault("successor.accept", signal.SIGSTOP)
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as reload:
-            sleeper = asleep(daemon)
+            sleeper = daemon.asleep()
             answers(daemon, "disable frontend m")
             with socket.create_connection(("127.0.0.1", other), 10) as client:  # waits, and is refused in the end
                 os.kill(sleeper, signal.SIGKILL)
@@ -207,7 +207,7 @@ def test_what_was_said_of_a_servers_health_goes_where_it_goes(tmp_path: Path) ->
         daemon.fault("successor.accept", signal.SIGSTOP)
         command = python_module("hitlessd.ctl", "-s", daemon.socket, "reload")
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as reload:
-            sleeper = asleep(daemon)
+            sleeper = daemon.asleep()
             for server in "tsc":
                 answers(daemon, f"set server l/{server} addr 127.0.0.1 port 3")
             answers(daemon, "set server l/t health stopping", "add server l/n 127.0.0.1:1", "enable server l/n")
@@ -217,11 +217,6 @@ def test_what_was_said_of_a_servers_health_goes_where_it_goes(tmp_path: Path) ->
             os.kill(sleeper, signal.SIGCONT)
             assert reload.wait(20) == 0
         assert states() == wanted
-
-
-def asleep(daemon: Daemon) -> int:
-    """The process that has stopped itself, as soon as it has."""
-    return poll_until(lambda: next(iter(stopped(daemon.processes())), 0), 15, "it sleeps")
 
 
 def test_a_frontend_on_a_unix_path_lets_its_clients_wait(tmp_path: Path) -> None:

@@ -9,13 +9,8 @@ from pathlib import Path
 
 from tests.support.daemon import Daemon
 from tests.support.echo import Echo, exchange
-from tests.support.processes import ROOT, Process, free_port, poll_until, python_module
+from tests.support.processes import ROOT, Process, descendants, free_port, poll_until, python_module
 from tests.support.visitors import Conversation, listen
-
-
-def _inside(unshare: int) -> int:
-    """The pid, here, of the process that is 1 there."""
-    return int(Path(f"/proc/{unshare}/task/{unshare}/children").read_text())
 
 
 def test_process_1_refuses_to_be_replaced_and_serves_on(tmp_path: Path) -> None:
@@ -41,7 +36,7 @@ def test_process_1_refuses_to_be_replaced_and_serves_on(tmp_path: Path) -> None:
                     assert done.returncode == 1
                     assert "it is process 1, with which its container ends" in done.stderr + done.stdout
                 # From within, as by `docker exec`.
-                inside = ["nsenter", "--pid", "--mount", f"--target={_inside(outer.pid)}", *command]
+                inside = ["nsenter", "--pid", "--mount", f"--target={descendants(outer.pid)[1]}", *command]
                 done = subprocess.run(
                     [*inside, "-x", str(daemon.socket), "-sf", "1"],
                     env=environment,

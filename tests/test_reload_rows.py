@@ -37,7 +37,6 @@ from tests.support.processes import (
     free_ports,
     poll_until,
     python_module,
-    stat_fields,
     wait_gone,
 )
 from tests.support.visitors import Conversation, Visitors, listen
@@ -62,14 +61,6 @@ class Started(Daemon):
 
 def generation(daemon: Daemon) -> int:
     return int(daemon.info()["Generation"])
-
-
-def asleep(daemon: Daemon) -> int:
-    """The pid of the successor that a fault has put to sleep."""
-    poll_until(lambda: not daemon.faults.exists(), 15, "the fault strikes")
-    return poll_until(
-        lambda: next((pid for pid in daemon.processes() if stat_fields(pid)[0] == "T"), 0), 15, "a stopped process"
-    )
 
 
 def sockets_of(pid: int) -> int:
@@ -216,7 +207,7 @@ def test_row_9_a_slow_reload_is_waited_for(tmp_path: Path) -> None:
     ):
         daemon.fault("successor.offer", signal.SIGSTOP)
         with start_ctl(daemon) as caller:
-            successor = asleep(daemon)
+            successor = daemon.asleep()
             visitors.more(200)
             assert caller.running
             assert generation(daemon) == 1
@@ -502,7 +493,7 @@ def test_row_18_reloads_coalesce(tmp_path: Path) -> None:
         daemon.fault("successor.offer", signal.SIGSTOP)
         with contextlib.ExitStack() as stack:
             early = stack.enter_context(start_ctl(daemon))
-            successor = asleep(daemon)
+            successor = daemon.asleep()
             # These come when the running reload has read its configuration.
             idle = sockets_of(main)
             late = []

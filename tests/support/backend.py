@@ -127,7 +127,6 @@ class Backend:
             process, self._process = self._process, None
             status = process.stop(deadline)
             lines = process.stdout.join()
-            process.stderr.join()
             if status != 0:
                 raise RuntimeError(f"the backend ended with {status}: {process.stderr.text}")
             self.stats = json.loads(lines[-1])

@@ -22,6 +22,7 @@ from tests.support.processes import (
     end,
     poll_until,
     python_module,
+    stopped,
 )
 
 _MARK = "HITLESSD_TEST_RUN"
@@ -228,3 +229,8 @@ class Daemon:
         temporary = self.faults.with_suffix(".new")
         temporary.write_text(f"{where} {number.name}\n")
         temporary.rename(self.faults)
+
+    def asleep(self) -> int:
+        """The process that a fault has stopped, as soon as it has."""
+        poll_until(lambda: not self.faults.exists(), 15, "the fault strikes")
+        return poll_until(lambda: next(iter(stopped(self.processes())), 0), 15, "a stopped process")
