@@ -53,9 +53,9 @@ def test_a_crowd_passes_through_kills_and_reloads(tmp_path: Path) -> None:
             def all_are_parked() -> bool:
                 return service.number("CurrParked") + 3 * len(crowd.lost) >= 3 * 78
 
-            for number in range(6):
+            for number in (1, 2, 4, 5, 0, 3):
                 # Whose worker dies in the midst of a handover stays with the old generation (docs/migration.md), which
-                # has nobody who would outlive main: so main dies in other rounds.
+                # has nobody who would outlive main: so main dies in other rounds, and before these.
                 amid = number % 3 == 0
                 if not amid:
                     service.wait(lambda: len(service.workers()) == 2, 20, "two workers")
